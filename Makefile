@@ -1,0 +1,54 @@
+# `make figures` and `make test` are all that a newcomer needs: each sets up .venv by itself, and reuses it for as long
+# as the pins in requirements.txt stay the same.
+#
+#   make figures ARGS="--only fig5,table3 --pair sdxl-dmd"     make test ARGS="tests/test_trace.py"
+
+PYTHON ?= python3
+PY := .venv/bin/python
+PIP := $(PY) -m pip --quiet --disable-pip-version-check
+STAMP := .venv/.pins-$(shell cksum < requirements.txt | tr ' ' '-')
+STAGES := drawings vae clip schedule base dmd cards
+
+.PHONY: setup figures full test models lint clean
+
+setup: $(STAMP)
+
+# A .venv whose interpreter is gone (Python was upgraded, a cache was restored elsewhere) is made anew.
+ifneq ($(shell $(PY) -c 'print("works")' 2> /dev/null),works)
+.PHONY: $(STAMP)
+endif
+
+# The old stamp goes before the install begins, so that a failed one is tried again by the next make; and the old dtviz,
+# whose pins would be at odds with the new ones. setuptools is pinned like the rest: without build isolation nothing
+# unpinned is fetched.
+$(STAMP):
+	@rm -f .venv/.pins-*
+	@$(PY) -m pip --version > /dev/null 2>&1 || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dtviz needs Python 3.11 or later, this is " + sys.version.split()[0] + ": set PYTHON=")' \
+	  && $(PYTHON) -m venv --clear .venv; }
+	@echo "Installing the packages of requirements.txt into .venv (minutes, once)"
+	@$(PIP) uninstall --yes dtviz 2> /dev/null
+	@$(PIP) install --requirement requirements.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+figures: $(STAMP)
+	$(PY) -m dtviz figures $(ARGS)
+
+full: $(STAMP)
+	$(PY) -m dtviz figures --profile full $(ARGS)
+
+test: $(STAMP)
+	$(PY) -m pytest $(ARGS)
+
+models: $(STAMP)
+	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py $(ARGS); done
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+# Leaves .venv, the result store and the figures.
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

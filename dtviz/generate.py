@@ -1,0 +1,324 @@
+"""One sampler for the base, its student, and the hybrids of both (Algorithm 1 of the paper).
+
+    trace = dtviz.generate(pair, "dog face", method="hybrid", k=1, seeds=range(8))
+    trace.steps_run     # {"base": 1, "distilled": 3}
+
+The pair's own diffusers pipeline runs, untouched but for two hooks on its instances: a `_Relay` stands in for the
+scheduler and hands over from one scheduler to the other, and `_switch` sends each denoiser call to the model whose
+turn it is, with its own guidance.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import platform
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+
+from .capture import Recorder
+from .pairs import HANDOVERS, Pair
+from .schedule import move, rule
+from .schedule import predict_x0 as predict
+from .schedule import sigma as sigma_at
+from .trace import Trace
+
+METHODS = ("base", "distilled", "hybrid", "skip")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a plan: who denoises, on which scheduler, and where the sample is handed over, if it is."""
+
+    role: str
+    scheduler: Any
+    timestep: torch.Tensor
+    to: Any = None
+    to_timestep: torch.Tensor | None = None
+
+
+class _Relay:
+    """Stands in for the pipeline's scheduler: runs a plan's steps, records them, hands the sample over."""
+
+    order = 1
+
+    def __init__(self, plan: list[Step], recorder: Recorder, *, samples: int) -> None:
+        self.plan, self.recorder, self.samples, self.index = plan, recorder, samples, 0
+        self.config = plan[0].scheduler.config
+        self.timesteps = torch.stack([step.timestep for step in plan])
+
+    @property
+    def role(self) -> str:
+        return self.plan[self.index].role
+
+    @property
+    def init_noise_sigma(self):
+        """Noise enters at the first step that really runs, so it is scaled for that one."""
+        first = self.plan[0]
+        if rule(first.scheduler).variance_preserving:
+            return first.scheduler.init_noise_sigma
+        if first.timestep == first.scheduler.timesteps[0]:
+            return first.scheduler.init_noise_sigma
+        return (sigma_at(first.scheduler, first.timestep) ** 2 + 1) ** 0.5
+
+    def set_timesteps(self, num_inference_steps: int, device=None) -> None:
+        self.timesteps = self.timesteps.to(device)
+
+    def scale_model_input(self, sample: torch.Tensor, timestep) -> torch.Tensor:
+        now = self.plan[self.index]
+        return now.scheduler.scale_model_input(sample, now.timestep)
+
+    def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True) -> tuple:
+        now = self.plan[self.index]
+        timestep = now.timestep  # in its own scheduler's type: a plan may mix integers and floats
+        self.recorder.before(now.scheduler, model_output, timestep, sample)
+        if now.to is None:
+            seeded = "generator" in inspect.signature(now.scheduler.step).parameters
+            noise = {"generator": generator} if seeded else {}
+            output = now.scheduler.step(model_output, timestep, sample, **noise, return_dict=False)
+        else:
+            x0 = predict(now.scheduler, model_output, timestep, sample)
+            level, target = sigma_at(now.scheduler, timestep), sigma_at(now.to, now.to_timestep)
+            x = move(sample, x0, scheduler=now.scheduler, sigma=level, to=now.to, to_sigma=target)
+            output = (x.to(sample.dtype),)
+        self.recorder.after(output)
+        self.index += 1
+        return output
+
+
+def generate(
+    pair: Pair,
+    prompt: str,
+    *,
+    method: str = "distilled",
+    seeds: Iterable[int] = range(4),
+    k: int = 1,
+    steps: int | None = None,
+    base_steps: int | None = None,
+    guidance: float | None = None,
+    base_guidance: float | None = None,
+    handover: str | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    x_t: bool = False,
+) -> Trace:
+    """Sample one prompt and record the predicted x̂0 of every step.
+
+    Args:
+        pair: the base and its student.
+        prompt: the text, not empty.
+        method: "base"; "distilled"; "hybrid", the base for the student's first `k` steps; "skip", the student without
+            its first `k` steps, noise scaled for the first step that runs.
+        seeds: one sample a seed; a sample depends on its seed alone, not on its batch.
+        k: leading student steps given to the base (hybrid) or left out (skip), 1 to steps - 1; unused otherwise.
+        steps, base_steps: steps of the student's and of the base's schedule; None takes the pair's.
+        guidance, base_guidance: guidance scale of the student's and of the base's steps; None takes the pair's, and a
+            hybrid's base steps then run without guidance, as published. 0 and 1 both mean the conditional model.
+        handover: "distilled-scheduler" runs the base's `k` steps on the student's scheduler (the published way);
+            "matched-sigma" runs the base on its own scheduler, `base_steps` long, down to the noise level at which the
+            student's step `k` starts. None takes the pair's.
+        batch_size: samples denoised together; None takes the pair's.
+        device: moves the pair there first.
+        x_t: keep the noisy latents before each step as well.
+
+    Returns:
+        The `Trace` of all seeds, with `steps_run` and `provenance["nfe"]`, denoiser evaluations a sample, as they ran.
+
+    Raises:
+        ValueError: an argument is out of range; the message names it and what is allowed.
+        NotImplementedError: a scheduler has no x̂0 rule.
+    """
+    seeds = _check(pair, prompt, method, seeds, handover)
+    steps, base_steps = steps or pair.steps, base_steps or pair.base_steps
+    if method in ("hybrid", "skip") and not 1 <= k < steps:
+        raise ValueError(f"k={k} is out of range: a {method} of {steps} student steps takes k from 1 to {steps - 1}")
+    settings = {
+        "pair": pair.name,
+        "method": method,
+        "k": k if method in ("hybrid", "skip") else None,
+        "steps": steps,
+        "base_steps": base_steps,
+        "guidance": pair.guidance if guidance is None else guidance,
+        "base_guidance": _base_guidance(pair, method, base_guidance),
+        "handover": (handover or pair.handover) if method == "hybrid" else None,
+    }
+    if device is not None:
+        pair.pipeline.to(device)
+        if isinstance(pair.distilled, torch.nn.Module):
+            pair.distilled.to(device)
+    size = batch_size or pair.batch_size
+    parts = [_run(pair, prompt, seeds[i : i + size], settings, x_t) for i in range(0, len(seeds), size)]
+    return Trace.join(parts)
+
+
+def _check(pair: Pair, prompt: str, method: str, seeds: Iterable[int], handover: str | None) -> tuple[int, ...]:
+    if not isinstance(pair, Pair):
+        raise ValueError(f"pair is a {type(pair).__name__}: give what dtviz.load(name) or dtviz.Pair(...) returns")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(f"prompt={prompt!r} must be a text that is not empty; call generate once for each prompt")
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is not one of {', '.join(METHODS)}")
+    if handover is not None and handover not in HANDOVERS:
+        raise ValueError(f"handover={handover!r} is not one of {', '.join(HANDOVERS)}")
+    chosen = tuple(int(seed) for seed in seeds)
+    if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
+        raise ValueError(f"seeds={chosen} must be one or more different integers, none negative")
+    return chosen
+
+
+def _base_guidance(pair: Pair, method: str, asked: float | None) -> float:
+    if asked is not None:
+        return asked
+    return 0.0 if method == "hybrid" else pair.base_guidance
+
+
+def _fresh(scheduler):
+    """A scheduler of the same settings without another run's history."""
+    return type(scheduler).from_config(scheduler.config)
+
+
+def plan(pair: Pair, *, method: str, steps: int, base_steps: int, k: int | None, handover: str | None, device) -> list[Step]:
+    """The steps that `generate` runs, on fresh schedulers.
+
+    Raises:
+        ValueError: a matched hand-over lies above the base's first noise level, so that no base step would run.
+    """
+    if method == "base":
+        scheduler = _fresh(pair.base_scheduler)
+        scheduler.set_timesteps(base_steps, device=device)
+        return [Step("base", scheduler, t) for t in scheduler.timesteps]
+
+    student = _fresh(pair.distilled_scheduler)
+    if pair.timesteps is not None and steps == pair.steps:
+        if "original_inference_steps" in student.config:  # LCM's own grid would warn about any other timesteps
+            student.register_to_config(original_inference_steps=student.config.num_train_timesteps)
+        student.set_timesteps(timesteps=list(pair.timesteps), device=device)
+    else:
+        student.set_timesteps(steps, device=device)
+    whole = [Step("distilled", student, t) for t in student.timesteps]
+    if method == "distilled":
+        return whole
+    if method == "skip":
+        if hasattr(student, "set_begin_index"):
+            student.set_begin_index(k)
+        return whole[k:]
+    if handover == "distilled-scheduler":
+        return [Step("base", student, t) for t in student.timesteps[:k]] + whole[k:]
+
+    if hasattr(student, "set_begin_index"):
+        student.set_begin_index(k)
+    target = sigma_at(student, whole[k].timestep) * (1 + 1e-3)  # two schedulers' roundings of one level are one level
+    base = _fresh(pair.base_scheduler)
+    base.set_timesteps(base_steps, device=device)
+    above = [t for i, t in enumerate(base.timesteps) if _level(base, i, t) > target]
+    if not above:
+        raise ValueError(
+            f"base_steps={base_steps} starts at sigma {_level(base, 0, base.timesteps[0]):.3g}, below the hand-over's "
+            f"{target:.3g}: no base step would run; give a larger k or other base steps"
+        )
+    leading = [Step("base", base, t) for t in above[:-1]]
+    return [*leading, Step("base", base, above[-1], to=student, to_timestep=whole[k].timestep), *whole[k:]]
+
+
+def _level(scheduler, index: int, timestep) -> float:
+    """Sigma of a scheduler's `index`-th step without starting the run."""
+    return float(scheduler.sigmas[index]) if hasattr(scheduler, "sigmas") else sigma_at(scheduler, timestep)
+
+
+def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, Any], x_t: bool) -> Trace:
+    pipe, recorder = pair.pipeline, Recorder(x_t=x_t)
+    names = ("method", "steps", "base_steps", "k", "handover")
+    relay = _Relay(plan(pair, **{n: settings[n] for n in names}, device=pipe.device), recorder, samples=len(seeds))
+    scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
+    roles = Counter(step.role for step in relay.plan)
+    guided = any(scales[role] > 1 and not _embeds_guidance(pair, role) for role in roles)
+    evaluations: Counter[str] = Counter()
+
+    scheduler, pipe.scheduler = pipe.scheduler, relay
+    try:
+        with _switch(pair, relay, scales, evaluations):
+            pipe(
+                prompt=[prompt] * len(seeds),
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                num_inference_steps=len(relay.plan),
+                guidance_scale=2.0 if guided else 0.0,  # only says whether the pipeline doubles its batch
+                output_type="latent",
+            )
+    finally:
+        pipe.scheduler = scheduler
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
+    return Trace(
+        **recorder.fields(),
+        seeds=seeds,
+        prompt=prompt,
+        steps_run=dict(roles),
+        provenance=settings | {"nfe": dict(evaluations), "fingerprint": pair.fingerprint, "versions": versions},
+    )
+
+
+def _embeds_guidance(pair: Pair, role: str) -> bool:
+    """Whether this denoiser takes its guidance scale as an input (LCM) instead of two evaluations."""
+    module = pair.distilled if role == "distilled" and not isinstance(pair.distilled, str) else pair.base
+    return getattr(module.config, "time_cond_proj_dim", None) is not None
+
+
+@contextmanager
+def _switch(pair: Pair, relay: _Relay, scales: dict[str, float], evaluations: Counter[str]) -> Iterator[None]:
+    """Route the base denoiser instance's calls to whoever's turn it is; restored on every way out.
+
+    Guidance is applied here, each role with its own scale. A pipeline that doubles its batch for guidance receives
+    the same guided output in both halves, which its own formula u + g (c - u) then leaves as it is.
+    """
+    base, forward = pair.base, pair.base.forward
+    one_network = isinstance(pair.distilled, str)
+
+    @functools.wraps(forward)
+    def switching_forward(sample, *args, **kwargs):
+        role, n = relay.role, sample.shape[0]
+        scale, embedded = scales[role], _embeds_guidance(pair, role)
+        doubled = n == 2 * relay.samples
+        if embedded:
+            dim = (pair.base if role == "base" or one_network else pair.distilled).config.time_cond_proj_dim
+            strength = torch.full((relay.samples,), scale - 1.0)
+            kwargs["timestep_cond"] = pair.pipeline.get_guidance_scale_embedding(strength, embedding_dim=dim).to(sample)
+        if one_network:
+            base.set_adapter(pair.distilled) if role == "distilled" else base.disable_adapters()
+            if role == "distilled":
+                base.enable_adapters()
+        call = forward if role == "base" or one_network else pair.distilled
+        twice = doubled and scale > 1 and not embedded
+        if doubled and not twice:
+            sample, args, kwargs = _conditional_half((sample, args, kwargs), n)
+        result = call(sample, *args, **kwargs)
+        output = result[0]
+        if twice:
+            unconditional, conditional = output.chunk(2)
+            output = unconditional + scale * (conditional - unconditional)
+        evaluations[role] += 2 if twice else 1
+        output = torch.cat([output, output]) if doubled else output
+        return (output,) if isinstance(result, tuple) else type(result)(sample=output)
+
+    base.forward = switching_forward
+    try:
+        yield
+    finally:
+        del base.forward
+        if one_network:
+            base.enable_adapters()
+
+
+def _conditional_half(tree: Any, n: int) -> Any:
+    """The second half of every tensor whose first dimension is the doubled batch: diffusers puts the prompt there."""
+    if isinstance(tree, torch.Tensor):
+        return tree[n // 2 :] if tree.ndim and tree.shape[0] == n else tree
+    if isinstance(tree, dict):
+        return {key: _conditional_half(value, n) for key, value in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_conditional_half(value, n) for value in tree)
+    return tree

@@ -1,0 +1,278 @@
+"""Base and student pairs: what they are, whether this machine has them, and how they are loaded.
+
+    pair = dtviz.load("emoji-dmd")      # shipped with dtviz
+    pair = dtviz.load("sdxl-dmd")       # from the model hub or its local cache
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import socket
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# torch, diffusers and pandas are imported where they are used: a wrong name is refused before they are loaded
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+HANDOVERS = ("distilled-scheduler", "matched-sigma")
+
+
+class Unavailable(OSError):
+    """A known pair whose weights are neither on this machine nor within reach."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base model and the few-step student distilled from it.
+
+    Attributes:
+        pipeline: a diffusers text-to-image pipeline that holds the base denoiser (`unet` or `transformer`).
+        distilled: the student: a denoiser module, or the name of an adapter loaded on the base denoiser.
+        base_scheduler, distilled_scheduler: each denoiser's scheduler; None takes the pipeline's own.
+        name: for figures and files.
+        steps, base_steps: default numbers of steps of the student and of the base.
+        timesteps: the student's trained timesteps, used when it runs `steps` steps; None leaves it to its scheduler.
+        guidance, base_guidance: default guidance scales; 0 and 1 both mean the conditional model without guidance.
+        handover: how a hybrid goes from base to student, see `generate`.
+        batch_size: samples generated together.
+        fingerprint: changes whenever the weights do; "" for a pair made by hand, whose results are not stored.
+    """
+
+    pipeline: Any
+    distilled: torch.nn.Module | str
+    base_scheduler: Any = None
+    distilled_scheduler: Any = None
+    name: str = "custom"
+    steps: int = 4
+    base_steps: int = 50
+    timesteps: tuple[int, ...] | None = None
+    guidance: float = 0.0
+    base_guidance: float = 5.0
+    handover: str = "distilled-scheduler"
+    batch_size: int = 8
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        import torch
+
+        for role in ("base_scheduler", "distilled_scheduler"):
+            if getattr(self, role) is None:
+                object.__setattr__(self, role, self.pipeline.scheduler)
+        if self.handover not in HANDOVERS:
+            raise ValueError(f"handover={self.handover!r} is not one of {', '.join(HANDOVERS)}")
+        for name in ("steps", "base_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if isinstance(self.distilled, str):
+            adapters = list(getattr(self.base, "peft_config", {}))
+            if self.distilled not in adapters:
+                raise ValueError(f"distilled={self.distilled!r} is not an adapter of the base denoiser, which has {adapters}")
+        elif not isinstance(self.distilled, torch.nn.Module):
+            raise ValueError(f"distilled is a {type(self.distilled).__name__}: give a denoiser module or an adapter's name")
+        elif self.distilled.config.in_channels != self.base.config.in_channels:
+            channels = self.distilled.config.in_channels, self.base.config.in_channels
+            raise ValueError("distilled takes {} latent channels, the base {}: not a pair".format(*channels))
+
+    @property
+    def denoiser_name(self) -> str:
+        """The pipeline's attribute that holds the denoiser."""
+        return "unet" if getattr(self.pipeline, "unet", None) is not None else "transformer"
+
+    @property
+    def base(self) -> torch.nn.Module:
+        """The base denoiser."""
+        return getattr(self.pipeline, self.denoiser_name)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A pair known by name: where it comes from and the settings it was trained for."""
+
+    base: str
+    student: str
+    scheduler: str
+    licence: str
+    size: str
+    file: str = ""
+    scheduler_settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether dtviz ships it."""
+        return "/" not in self.base
+
+
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+TRAINED = (999, 749, 499, 249)  # DMD2's generator steps
+_TRAILING = {"timestep_spacing": "trailing"}
+_SDXL = {"base_steps": 50, "base_guidance": 5.0, "batch_size": 1}
+
+# Sources: each student's model card. DMD2: LCM scheduler at its trained timesteps, no guidance. LCM: LCM scheduler,
+# guidance embedded in the network, 8. Turbo: Euler ancestral, trailing. Lightning: Euler, trailing.
+SPECS: dict[str, Spec] = {
+    "emoji-dmd": Spec(
+        "emoji-base", "emoji-dmd", "LCMScheduler", "MIT (weights); drawings Apache-2.0, MIT, CC-BY-4.0", "38 MiB",
+        settings={"timesteps": TRAINED, "base_steps": 20, "base_guidance": 3.0, "batch_size": 50},
+    ),
+    "sdxl-dmd": Spec(
+        SDXL, "tianweiy/DMD2", "LCMScheduler", "OpenRAIL++ (base), CC-BY-NC-4.0 (student)", "12 GB",
+        file="dmd2_sdxl_4step_unet_fp16.safetensors", settings=_SDXL | {"timesteps": TRAINED},
+    ),
+    "sdxl-lcm": Spec(
+        SDXL, "latent-consistency/lcm-sdxl", "LCMScheduler", "OpenRAIL++", "12 GB", settings=_SDXL | {"guidance": 8.0}
+    ),
+    "sdxl-turbo": Spec(
+        SDXL, "stabilityai/sdxl-turbo", "EulerAncestralDiscreteScheduler",
+        "OpenRAIL++ (base), Stability AI Community (student)", "12 GB", file="unet", scheduler_settings=_TRAILING, settings=_SDXL,
+    ),
+    "sdxl-lightning": Spec(
+        SDXL, "ByteDance/SDXL-Lightning", "EulerDiscreteScheduler", "OpenRAIL++", "12 GB",
+        file="sdxl_lightning_4step_unet.safetensors", scheduler_settings=_TRAILING, settings=_SDXL,
+    ),
+}  # fmt: skip
+
+
+def models() -> Path:
+    """The folder of the embedded models: `$DTVIZ_MODELS`, or `data/models` beside the package."""
+    return Path(os.environ.get("DTVIZ_MODELS") or Path(__file__).resolve().parents[1] / "data" / "models")
+
+
+def missing(name: str) -> str:
+    """What a pair lacks on this machine, "" when it can be loaded offline; no network is touched."""
+    spec = _spec(name)
+    if spec.embedded:
+        wanted = [models() / spec.base / "model_index.json", models() / spec.student / "unet" / "config.json"]
+        return ", ".join(str(path) for path in wanted if not path.exists())
+    from huggingface_hub import try_to_load_from_cache
+
+    student = spec.file if spec.file.endswith(".safetensors") else f"{spec.file}/config.json".lstrip("/")
+    wanted = {spec.base: "model_index.json", spec.student: student}
+    gone = [repo for repo, file in wanted.items() if not Path(repo).is_dir() and not isinstance(try_to_load_from_cache(repo, file), str)]
+    return ", ".join(gone)
+
+
+def check(name: str) -> None:
+    """Refuse a pair that `load` could not load, before any slow work.
+
+    Raises:
+        ValueError: no pair has this name.
+        Unavailable: its weights are not here and the hub cannot be reached (asked for two seconds at most).
+    """
+    gone = missing(name)
+    if not gone:
+        return
+    if _spec(name).embedded:
+        raise Unavailable(f"pair {name!r} lacks {gone}: restore it from the repository, or run `make models`")
+    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True") or not _hub_answers():
+        raise Unavailable(
+            f"pair {name!r} is not on this machine (missing: {gone}) and the model hub is out of reach. "
+            f"Download it where there is a network (`hf download {gone.split(', ')[0]}`), set HF_HOME to that cache, "
+            f"or use an embedded pair: {', '.join(n for n, s in SPECS.items() if s.embedded)}"
+        )
+
+
+def load(name: str, *, device: str | None = None, dtype: torch.dtype | None = None) -> Pair:
+    """The pair of this name, ready for `generate`.
+
+    Args:
+        name: one of `dtviz.pairs()`.
+        device: torch device; None takes CUDA when there is one.
+        dtype: None takes float32 on a CPU and for embedded pairs, float16 for hub pairs on a GPU.
+
+    Raises:
+        ValueError: no pair has this name.
+        Unavailable: its weights are not on this machine and the hub is out of reach.
+    """
+    check(name)
+    import diffusers
+    import torch
+
+    spec = _spec(name)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.float16 if device.startswith("cuda") and not spec.embedded else torch.float32)
+    root = str(models() / spec.base) if spec.embedded else spec.base
+    options = {"torch_dtype": dtype, "use_safetensors": True}
+    if not spec.embedded and dtype == torch.float16:
+        options["variant"] = "fp16"
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    student = _load_student(spec, pipeline.unet, dtype).to(device)
+    scheduler = getattr(diffusers, spec.scheduler).from_config(pipeline.scheduler.config, **spec.scheduler_settings)
+    return Pair(
+        pipeline,
+        student.eval().requires_grad_(False),
+        distilled_scheduler=scheduler,
+        name=name,
+        fingerprint=_fingerprint(spec),
+        **spec.settings,
+    )
+
+
+def table() -> pd.DataFrame:
+    """Every pair known by name: student, base, licence, size, and whether this machine has it."""
+    import pandas as pd
+
+    rows = [
+        {
+            "pair": name,
+            "base": spec.base,
+            "student": spec.student,
+            "licence": spec.licence,
+            "size": spec.size,
+            "available": not missing(name),
+        }
+        for name, spec in SPECS.items()
+    ]
+    return pd.DataFrame(rows).set_index("pair")
+
+
+def _spec(name: str) -> Spec:
+    if name not in SPECS:
+        near = difflib.get_close_matches(str(name), SPECS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"pair {name!r} is not known, there are {', '.join(SPECS)}{hint}")
+    return SPECS[name]
+
+
+def _load_student(spec: Spec, base: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    kind = type(base)
+    if spec.embedded:
+        return kind.from_pretrained(models() / spec.student / "unet", torch_dtype=dtype)
+    if not spec.file.endswith(".safetensors"):
+        return kind.from_pretrained(spec.student, subfolder=spec.file or None, torch_dtype=dtype, use_safetensors=True)
+    from huggingface_hub import hf_hub_download
+    from safetensors.torch import load_file
+
+    local = Path(spec.student) / spec.file
+    path = local if local.is_file() else hf_hub_download(spec.student, spec.file)
+    student = kind.from_config(base.config).to(dtype)
+    student.load_state_dict(load_file(path))
+    return student
+
+
+def _hub_answers(host: str = "huggingface.co", seconds: float = 2.0) -> bool:
+    try:
+        socket.create_connection((host, 443), timeout=seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+@cache
+def _digest(path: Path, changed: float) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _fingerprint(spec: Spec) -> str:
+    """Of the embedded weights' bytes; hub weights are named by repository and file."""
+    if not spec.embedded:
+        return f"{spec.base}+{spec.student}/{spec.file}"
+    files = sorted(f for folder in (spec.base, spec.student) for f in (models() / folder).rglob("*.safetensors"))
+    return hashlib.sha256("".join(_digest(f, f.stat().st_mtime) for f in files).encode()).hexdigest()[:16]

@@ -1,0 +1,71 @@
+"""Tiny random models in diffusers' own classes, built offline."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import dtviz
+
+torch.set_num_threads(1)
+
+
+def tiny_unet(seed: int) -> UNet2DConditionModel:
+    """A random two-level denoiser on 4-channel 8x8 latents."""
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    ).eval()
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """A byte tokenizer: every letter is a token."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=16)
+
+
+@pytest.fixture
+def pipe() -> StableDiffusionPipeline:
+    """A tiny random Stable Diffusion pipeline with a DDIM scheduler."""
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=CLIPTextModel(text).eval(),
+        tokenizer=tokenizer,
+        unet=tiny_unet(1),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, timestep_spacing="trailing", steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def pair(pipe: StableDiffusionPipeline) -> dtviz.Pair:
+    """A base and a student with other random weights, DMD2's scheduler and timesteps."""
+    student = LCMScheduler.from_config(pipe.scheduler.config)
+    return dtviz.Pair(
+        pipe, tiny_unet(2), distilled_scheduler=student, timesteps=(999, 749, 499, 249), base_steps=8, base_guidance=3.0, batch_size=2
+    )

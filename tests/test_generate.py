@@ -1,0 +1,171 @@
+"""Samples against a plain reference loop written out here, seeds against batches, and what is refused."""
+
+import diffusers
+import pytest
+import torch
+
+import dtviz
+
+TIMES = (999, 749, 499, 249)
+
+
+def reference(pair, seed: int, roles: list[str], base_guidance: float, times=TIMES, start=None, generator=None) -> torch.Tensor:
+    """LCM sampling of one seed, written out: x̂0, then fresh noise to the next timestep."""
+    pipe = pair.pipeline
+    generator = generator or torch.Generator().manual_seed(seed)
+    text, empty = pipe.encode_prompt(["a dog"], "cpu", 1, True)
+    alphas = pipe.scheduler.alphas_cumprod
+    x = torch.randn(1, 4, 8, 8, generator=generator) if start is None else start
+    for i, (t, role) in enumerate(zip(times, roles, strict=True)):
+        with torch.no_grad():
+            if role == "distilled":
+                noise = pair.distilled(x, t, text).sample
+            else:
+                noise = pair.base(x, t, text).sample
+                if base_guidance > 1:
+                    unguided = pair.base(x, t, empty).sample
+                    noise = unguided + base_guidance * (noise - unguided)
+        x0 = (x - (1 - alphas[t]).sqrt() * noise) / alphas[t].sqrt()
+        scaled = (t * 10) ** 2 + 0.25  # the consistency model's boundary, LCM equation 9, sigma_data 0.5, scaling 10
+        x = x0 * t * 10 / scaled**0.5 + x * 0.25 / scaled
+        if i + 1 < len(times):
+            after = alphas[times[i + 1]]
+            x = after.sqrt() * x + (1 - after).sqrt() * torch.randn(x.shape, generator=generator)
+    return x
+
+
+# Sigma is 14.6 at the first step: rounding of 1e-6 in the network grows by it, and again through the network after it.
+CLOSE = {"atol": 5e-3, "rtol": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "roles"),
+    [
+        ("distilled", {}, ["distilled"] * 4),
+        ("hybrid", {"k": 1}, ["base"] + ["distilled"] * 3),
+        ("hybrid", {"k": 3}, ["base"] * 3 + ["distilled"]),
+        ("hybrid", {"k": 2, "base_guidance": 4.0}, ["base"] * 2 + ["distilled"] * 2),
+    ],
+)
+def test_equals_the_reference_loop(pair, method, options, roles):
+    trace = dtviz.generate(pair, "a dog", method=method, seeds=[5, 11], **options)
+    for row, seed in enumerate(trace.seeds):
+        expected = reference(pair, seed, roles, options.get("base_guidance", 0.0))
+        torch.testing.assert_close(trace.final[row : row + 1], expected, **CLOSE)
+
+
+def test_skip_is_the_student_without_its_first_steps(pair):
+    trace = dtviz.generate(pair, "a dog", method="skip", k=1, seeds=[5])
+    torch.testing.assert_close(trace.final, reference(pair, 5, ["distilled"] * 3, 0.0, times=TIMES[1:]), **CLOSE)
+    assert trace.timesteps.tolist() == [749, 499, 249]
+
+
+def test_matched_sigma_equals_base_ddim_then_student(pair):
+    """The base on its own 8-step DDIM grid (999, 874, 749, ...) down to the student's 499, then the student."""
+    trace = dtviz.generate(pair, "a dog", method="hybrid", k=2, handover="matched-sigma", seeds=[5])
+    assert trace.timesteps.tolist() == [999, 874, 749, 624, 499, 249]
+    assert trace.steps_run == {"base": 4, "distilled": 2}
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(1, 4, 8, 8, generator=generator)
+    alphas, text = pair.pipeline.scheduler.alphas_cumprod, pair.pipeline.encode_prompt(["a dog"], "cpu", 1, False)[0]
+    for t, after in zip([999, 874, 749, 624], [874, 749, 624, 499], strict=True):
+        with torch.no_grad():
+            noise = pair.base(x, t, text).sample
+        x0 = (x - (1 - alphas[t]).sqrt() * noise) / alphas[t].sqrt()
+        x = alphas[after].sqrt() * x0 + (1 - alphas[after]).sqrt() * noise
+    expected = reference(pair, 5, ["distilled"] * 2, 0.0, times=TIMES[2:], start=x, generator=generator)
+    torch.testing.assert_close(trace.final, expected, **CLOSE)
+
+
+def test_base_equals_the_plain_pipeline(pair):
+    trace = dtviz.generate(pair, "a dog", method="base", seeds=[7])
+    plain = pair.pipeline(
+        "a dog", generator=torch.Generator().manual_seed(7), num_inference_steps=8, guidance_scale=3.0, output_type="latent"
+    )
+    torch.testing.assert_close(trace.final, plain.images, **CLOSE)
+    assert trace.provenance["nfe"] == {"base": 16}  # guidance costs two evaluations a step
+
+
+@pytest.mark.parametrize("options", [{"method": "base"}, {"method": "distilled"}, {"method": "hybrid"}, {"method": "skip"}])
+def test_a_sample_does_not_depend_on_its_batch(pair, options):
+    whole = dtviz.generate(pair, "a dog", seeds=range(5), batch_size=5, **options)
+    alone = dtviz.generate(pair, "a dog", seeds=[3], batch_size=1, **options)
+    uneven = dtviz.generate(pair, "a dog", seeds=[4, 3, 0], batch_size=2, **options)
+    torch.testing.assert_close(whole.final[3:4], alone.final, **CLOSE)
+    torch.testing.assert_close(whole.final[[4, 3, 0]], uneven.final, **CLOSE)
+
+
+def test_same_seed_same_noise_for_every_method(pair):
+    first = [dtviz.generate(pair, "a dog", method=m, seeds=[2], x_t=True).x_t[0] for m in ("base", "distilled", "hybrid", "skip")]
+    assert all(torch.equal(first[0], other) for other in first[1:])
+
+
+@pytest.mark.parametrize("kind", ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
+def test_euler_students(pair, kind):
+    """Skipping with an Euler student starts from noise scaled for the first step that runs."""
+    student = getattr(diffusers, kind).from_config(pair.pipeline.scheduler.config, timestep_spacing="trailing")
+    euler = dtviz.Pair(pair.pipeline, pair.distilled, distilled_scheduler=student, base_steps=8)
+    skipped = dtviz.generate(euler, "a dog", method="skip", seeds=range(2), x_t=True)
+    sigma = float(skipped.sigmas[0])
+    assert 4 < sigma < 4.2
+    noise = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2)])
+    torch.testing.assert_close(skipped.x_t[0], noise * (sigma**2 + 1) ** 0.5)
+    matched = dtviz.generate(euler, "a dog", method="hybrid", handover="matched-sigma", k=1, seeds=range(2))
+    assert matched.steps_run == {"base": 2, "distilled": 3}
+    assert torch.isfinite(matched.final).all()
+
+
+def test_adapter_student_shares_one_network(pipe):
+    """The student as an adapter: switched off for the base's steps, it gives the base's own samples."""
+    peft = pytest.importorskip("peft")
+    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), adapter_name="fast")
+    scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
+    lora = dtviz.Pair(pipe, "fast", distilled_scheduler=scheduler, base_steps=4)
+    base = dtviz.generate(lora, "a dog", method="base", seeds=[0])
+    fast = dtviz.generate(lora, "a dog", method="distilled", seeds=[0])
+    hybrid = dtviz.generate(lora, "a dog", method="hybrid", seeds=[0])
+    pipe.unet.disable_adapters()
+    plain = pipe("a dog", generator=torch.Generator().manual_seed(0), num_inference_steps=4, guidance_scale=5.0, output_type="latent")
+    torch.testing.assert_close(base.final, plain.images, **CLOSE)
+    assert (hybrid.x0[0] - fast.x0[0]).abs().max() > 1e-3
+    assert hybrid.steps_run == {"base": 1, "distilled": 3}
+
+
+def test_everything_is_put_back(pair, monkeypatch):
+    scheduler = pair.pipeline.scheduler
+    monkeypatch.setattr(pair.distilled, "forward", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        dtviz.generate(pair, "a dog", seeds=[0])
+    assert pair.pipeline.scheduler is scheduler
+    assert "forward" not in vars(pair.base)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"method": "hybrid", "k": 4}, "k=4 is out of range.*1 to 3"),
+        ({"method": "skip", "k": 0}, "k=0 is out of range"),
+        ({"method": "fast"}, "method='fast' is not one of base, distilled"),
+        ({"prompt": " "}, "prompt=' '"),
+        ({"prompt": ["a", "b"]}, "call generate once for each prompt"),
+        ({"seeds": []}, r"seeds=\(\)"),
+        ({"seeds": [1, 1]}, "different integers"),
+        ({"handover": "euler"}, "matched-sigma"),
+    ],
+)
+def test_bad_input_is_refused(pair, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        dtviz.generate(**({"pair": pair, "prompt": "a dog"} | arguments))
+
+
+def test_a_matched_handover_without_base_steps_is_refused(pair):
+    low = dtviz.Pair(
+        pair.pipeline,
+        pair.distilled,
+        base_scheduler=diffusers.DDIMScheduler.from_config(pair.pipeline.scheduler.config, timestep_spacing="leading"),
+        distilled_scheduler=pair.distilled_scheduler,
+        timesteps=TIMES,
+        base_steps=2,  # 501 and 1, both below the student's 749
+    )
+    with pytest.raises(ValueError, match="no base step would run"):
+        dtviz.generate(low, "a dog", method="hybrid", handover="matched-sigma", seeds=[0])
