@@ -7,7 +7,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 STAMP := .venv/.pins-$(shell cksum < requirements.txt | tr ' ' '-')
-STAGES := drawings vae clip schedule base dmd cards
+STAGES := drawings vae clip base dmd commitment evaluate cards
 
 .PHONY: setup figures full test models lint clean
 

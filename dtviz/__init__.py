@@ -1,8 +1,8 @@
 """dtviz: see what a diffusion model plans, why its distilled student loses diversity, and how to get it back.
 
-    pair = dtviz.load("emoji-dmd")
-    trace = dtviz.generate(pair, "dog face", method="hybrid", seeds=range(8))
-    images = dtviz.decode(trace, pair)
+pair = dtviz.load("emoji-dmd")
+trace = dtviz.generate(pair, "dog face", method="hybrid", seeds=range(8))
+images = dtviz.decode(trace, pair)
 """
 
 import sys

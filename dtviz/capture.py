@@ -1,8 +1,8 @@
 """Record the predicted x̂0 of every step of a diffusers pipeline, changing nothing else.
 
-    with dtviz.capture(pipe) as trace:
-        pipe("a dog", num_inference_steps=30)
-    trace.x0.shape      # (step, sample, channel, height, width)
+with dtviz.capture(pipe) as trace:
+    pipe("a dog", num_inference_steps=30)
+trace.x0.shape      # (step, sample, channel, height, width)
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Recorder:
     def restart(self) -> None:
         """Called when a scheduler is given new timesteps: a second run in one recording is a mistake."""
         if self.x0:
-            raise RuntimeError("one capture holds one run of the pipeline: open a new `with dtviz.capture(...)` for the next")
+            raise RuntimeError(
+                "one capture holds one run of the pipeline: open a new `with dtviz.capture(...)` for the next"
+            )
 
     @contextmanager
     def watch(self, scheduler) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """Latents to images.
 
-    images = dtviz.decode(trace, pair)              # the x̂0 of every step: (step, sample, 3, height, width)
-    finals = dtviz.decode(trace, pair, what="final")
+images = dtviz.decode(trace, pair)              # the x̂0 of every step: (step, sample, 3, height, width)
+finals = dtviz.decode(trace, pair, what="final")
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def decode_latents(latents: torch.Tensor, pair: Any, *, batch_size: int = 64) ->
     if upcast:  # SDXL's VAE overflows in half precision
         vae.to(torch.float32)
     images = [
-        vae.decode(batch.to(vae.device, vae.dtype) / vae.config.scaling_factor + shift, return_dict=False)[0].float().cpu()
+        vae.decode(batch.to(vae.device, vae.dtype) / vae.config.scaling_factor + shift, return_dict=False)[0]
+        .float()
+        .cpu()
         for batch in latents.split(batch_size)
     ]
     if upcast:

@@ -1,7 +1,7 @@
 """The real drawings that the embedded models were trained on: the known modes of every prompt.
 
-    real = dtviz.drawings.load()
-    real.of("dog face").artists     # ("noto", "noto-v1", ...)
+real = dtviz.drawings.load()
+real.of("dog face").artists     # ("noto", "noto-v1", ...)
 """
 
 from __future__ import annotations

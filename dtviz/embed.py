@@ -96,7 +96,10 @@ class Embedder:
         not depend on the batch it was in (to float tolerance). TypeError, ValueError: other types, shapes or ranges.
         """
         with torch.inference_mode():
-            parts = [self._model.encode(part.to(self.device, torch.float32)) for part in _checked(images).split(self.batch_size)]
+            parts = [
+                self._model.encode(part.to(self.device, torch.float32))
+                for part in _checked(images).split(self.batch_size)
+            ]
             return self._unit(torch.cat(parts))
 
     def text(self, prompts: Sequence[str]) -> np.ndarray:
@@ -109,7 +112,9 @@ class Embedder:
         if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"prompts={prompts!r}: must be a list of at least one string (is it a bare string?)")
         with torch.inference_mode():
-            parts = [self._model.text(prompts[i : i + self.batch_size]) for i in range(0, len(prompts), self.batch_size)]
+            parts = [
+                self._model.text(prompts[i : i + self.batch_size]) for i in range(0, len(prompts), self.batch_size)
+            ]
             return self._unit(torch.cat(parts))
 
     def _unit(self, features: torch.Tensor) -> np.ndarray:
@@ -161,7 +166,9 @@ def embedder(
             f"Available now: {', '.join(here) or 'none'}."
         )
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with torch.random.fork_rng(devices=[]):  # layers are initialised before their weights are read: spare the caller's seed
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # layers are initialised before their weights are read: spare the caller's seed
         model = spec.build(device)
     return Embedder(spec=spec, model=model, device=device, batch_size=batch_size)
 
@@ -192,7 +199,9 @@ def _spec(name: str, cache_dir: str | Path | None) -> _Spec:
     if family == "dreamsim":
         return _dreamsim_spec(detail, cache_dir)
     if cache_dir is not None:
-        raise ValueError(f"cache_dir={str(cache_dir)!r}: {name!r} has no cache; leave it out (dreamsim and clip: take one)")
+        raise ValueError(
+            f"cache_dir={str(cache_dir)!r}: {name!r} has no cache; leave it out (dreamsim and clip: take one)"
+        )
     if name == "emoji-clip":
         models = Path(os.environ.get("DTVIZ_MODELS") or Path(__file__).resolve().parents[1] / "data" / "models")
         return _Spec(
@@ -234,7 +243,9 @@ def _clip_spec(place: str, cache_dir: str | Path | None) -> _Spec:
         folder = Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{place.replace('/', '--')}"
         with contextlib.suppress(LocalEntryNotFoundError, HFValidationError):  # then the files below are missing
             folder = Path(snapshot_download(place, cache_dir=cache_dir, local_files_only=True))
-    weights = next((file for file in ("model.safetensors", "pytorch_model.bin") if (folder / file).exists()), "model.safetensors")
+    weights = next(
+        (file for file in ("model.safetensors", "pytorch_model.bin") if (folder / file).exists()), "model.safetensors"
+    )
     return _Spec(
         name=f"clip:{place}", title=f"CLIP cosine ({place})", licence="see the model's card", source=place,
         build=partial(_build_clip, folder), folder=folder, packages=("transformers",),
@@ -252,7 +263,9 @@ def _build_efficientnet(weights: Path, device: torch.device) -> _Model:
     model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # 1.7x on a CPU
 
     def encode(images: torch.Tensor) -> torch.Tensor:
-        images = (_resize(images, 160, "bilinear") * 255 - 127) / 128  # as the TensorFlow original: MEAN_RGB, STDDEV_RGB
+        images = (
+            _resize(images, 160, "bilinear") * 255 - 127
+        ) / 128  # as the TensorFlow original: MEAN_RGB, STDDEV_RGB
         return model.extract_features(images.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
 
     return _Model(encode, 1280)
@@ -275,9 +288,13 @@ def _build_dreamsim(folder: Path, kind: str, device: torch.device) -> _Model:
         torch.hub.load = load_local
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # "Using cached ..."
-                model, _ = dreamsim(device=str(device), cache_dir=str(folder), normalize_embeds=True, dreamsim_type=kind)
+                model, _ = dreamsim(
+                    device=str(device), cache_dir=str(folder), normalize_embeds=True, dreamsim_type=kind
+                )
         except UserWarning as warning:
-            raise ValueError(f"{folder}: {warning} (are the weights of type {kind!r} from another release?)") from warning
+            raise ValueError(
+                f"{folder}: {warning} (are the weights of type {kind!r} from another release?)"
+            ) from warning
         finally:
             torch.hub.load = hub_load
             torch.hub.set_dir(hub_dir)
@@ -338,7 +355,9 @@ def _checked(images: torch.Tensor | np.ndarray) -> torch.Tensor:
             "(one image needs images[None]; channels come second)"
         )
     if not bool(torch.isfinite(images).all()):
-        raise ValueError("images holds values that are not finite: did the denoiser or the VAE overflow in half precision?")
+        raise ValueError(
+            "images holds values that are not finite: did the denoiser or the VAE overflow in half precision?"
+        )
     low, high = float(images.min()), float(images.max())
     if low < -1e-4 or high > 1 + 1e-4:  # room for the rounding of a half-precision decoder
         likely = "0..255: divide by 255" if high > 2 else "[-1, 1]: use images / 2 + 0.5"

@@ -183,7 +183,9 @@ def _fresh(scheduler):
     return type(scheduler).from_config(scheduler.config)
 
 
-def plan(pair: Pair, *, method: str, steps: int, base_steps: int, k: int | None, handover: str | None, device) -> list[Step]:
+def plan(
+    pair: Pair, *, method: str, steps: int, base_steps: int, k: int | None, handover: str | None, device
+) -> list[Step]:
     """The steps that `generate` runs, on fresh schedulers.
 
     Raises:

@@ -1,7 +1,7 @@
 """Base and student pairs: what they are, whether this machine has them, and how they are loaded.
 
-    pair = dtviz.load("emoji-dmd")      # shipped with dtviz
-    pair = dtviz.load("sdxl-dmd")       # from the model hub or its local cache
+pair = dtviz.load("emoji-dmd")      # shipped with dtviz
+pair = dtviz.load("sdxl-dmd")       # from the model hub or its local cache
 """
 
 from __future__ import annotations
@@ -72,9 +72,13 @@ class Pair:
         if isinstance(self.distilled, str):
             adapters = list(getattr(self.base, "peft_config", {}))
             if self.distilled not in adapters:
-                raise ValueError(f"distilled={self.distilled!r} is not an adapter of the base denoiser, which has {adapters}")
+                raise ValueError(
+                    f"distilled={self.distilled!r} is not an adapter of the base denoiser, which has {adapters}"
+                )
         elif not isinstance(self.distilled, torch.nn.Module):
-            raise ValueError(f"distilled is a {type(self.distilled).__name__}: give a denoiser module or an adapter's name")
+            raise ValueError(
+                f"distilled is a {type(self.distilled).__name__}: give a denoiser module or an adapter's name"
+            )
         elif self.distilled.config.in_channels != self.base.config.in_channels:
             channels = self.distilled.config.in_channels, self.base.config.in_channels
             raise ValueError("distilled takes {} latent channels, the base {}: not a pair".format(*channels))
@@ -119,7 +123,7 @@ _SDXL = {"base_steps": 50, "base_guidance": 5.0, "batch_size": 1}
 SPECS: dict[str, Spec] = {
     "emoji-dmd": Spec(
         "emoji-base", "emoji-dmd", "LCMScheduler", "MIT (weights); drawings Apache-2.0, MIT, CC-BY-4.0", "38 MiB",
-        settings={"timesteps": TRAINED, "base_steps": 20, "base_guidance": 3.0, "batch_size": 50},
+        settings={"timesteps": TRAINED, "base_steps": 20, "base_guidance": 3.0, "batch_size": 10},
     ),
     "sdxl-dmd": Spec(
         SDXL, "tianweiy/DMD2", "LCMScheduler", "OpenRAIL++ (base), CC-BY-NC-4.0 (student)", "12 GB",
@@ -154,7 +158,11 @@ def missing(name: str) -> str:
 
     student = spec.file if spec.file.endswith(".safetensors") else f"{spec.file}/config.json".lstrip("/")
     wanted = {spec.base: "model_index.json", spec.student: student}
-    gone = [repo for repo, file in wanted.items() if not Path(repo).is_dir() and not isinstance(try_to_load_from_cache(repo, file), str)]
+    gone = [
+        repo
+        for repo, file in wanted.items()
+        if not Path(repo).is_dir() and not isinstance(try_to_load_from_cache(repo, file), str)
+    ]
     return ", ".join(gone)
 
 
@@ -198,7 +206,7 @@ def load(name: str, *, device: str | None = None, dtype: torch.dtype | None = No
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float16 if device.startswith("cuda") and not spec.embedded else torch.float32)
     root = str(models() / spec.base) if spec.embedded else spec.base
-    options = {"torch_dtype": dtype, "use_safetensors": True}
+    options = {"dtype": dtype, "use_safetensors": True}
     if not spec.embedded and dtype == torch.float16:
         options["variant"] = "fp16"
     pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options).to(device)
@@ -244,9 +252,9 @@ def _spec(name: str) -> Spec:
 def _load_student(spec: Spec, base: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     kind = type(base)
     if spec.embedded:
-        return kind.from_pretrained(models() / spec.student / "unet", torch_dtype=dtype)
+        return kind.from_pretrained(models() / spec.student / "unet", dtype=dtype)
     if not spec.file.endswith(".safetensors"):
-        return kind.from_pretrained(spec.student, subfolder=spec.file or None, torch_dtype=dtype, use_safetensors=True)
+        return kind.from_pretrained(spec.student, subfolder=spec.file or None, dtype=dtype, use_safetensors=True)
     from huggingface_hub import hf_hub_download
     from safetensors.torch import load_file
 

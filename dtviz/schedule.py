@@ -104,7 +104,9 @@ def predict_x0(scheduler, model_output: torch.Tensor, timestep, sample: torch.Te
     if output.shape[1] == 2 * x_t.shape[1] and str(scheduler.config.get("variance_type", "")).startswith("learned"):
         output = output[:, : x_t.shape[1]]
     if output.shape != x_t.shape:
-        raise ValueError(f"model_output has shape {tuple(model_output.shape)}, sample {tuple(sample.shape)}: they must agree")
+        raise ValueError(
+            f"model_output has shape {tuple(model_output.shape)}, sample {tuple(sample.shape)}: they must agree"
+        )
 
     scale = (1 + level**2).sqrt()
     if preserving:

@@ -1,7 +1,7 @@
 """The stages joined, with every result kept: what the notebooks call.
 
-    study = Study.open("emoji-dmd", seeds=range(30))
-    study.features("dog face", "hybrid")        # (30, d), generated, decoded and embedded once, then read from disk
+study = Study.open("emoji-dmd", seeds=range(30))
+study.features("dog face", "hybrid")        # (30, d), generated, decoded and embedded once, then read from disk
 """
 
 from __future__ import annotations
@@ -62,7 +62,13 @@ class Study:
 
     @classmethod
     def open(
-        cls, pair: str | Pair, *, seeds: Iterable[int], embedder_name: str = "", store: Store | None = None, **settings: Any
+        cls,
+        pair: str | Pair,
+        *,
+        seeds: Iterable[int],
+        embedder_name: str = "",
+        store: Store | None = None,
+        **settings: Any,
     ) -> Study:
         """Load the pair and the embedder, by default the one that suits the pair.
 
@@ -81,7 +87,7 @@ class Study:
         """The run of all seeds, generated in blocks of the pair's batch size and kept."""
         blocks = [self._block(prompt, method, block, x_t, settings) for block in self._blocks()]
         whole = Trace.join(blocks)
-        label = " ".join([method, *(str(value) for value in settings.values())])
+        label = " ".join([method, *(f"{name}={value}" for name, value in settings.items())])
         self.steps_run[label] = whole.steps_run
         return whole.select([whole.seeds.index(seed) for seed in self.seeds])
 
@@ -115,7 +121,10 @@ class Study:
 
     def describe(self, *, prompts: int, profile: str) -> str:
         """One line for below a figure: pair, what ran, how much of it, and how it was measured."""
-        runs = "; ".join(f"{name}: {' + '.join(f'{n} {role}' for role, n in ran.items())} steps" for name, ran in self.steps_run.items())
+        runs = "; ".join(
+            f"{name}: {' + '.join(f'{n} {role}' for role, n in ran.items())} steps"
+            for name, ran in self.steps_run.items()
+        )
         prompted = f"{prompts} prompts x " if prompts > 1 else ""
         return (
             f"{self.pair.name}, {prompted}{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''} ({profile} profile). "
@@ -144,7 +153,9 @@ class Study:
         options = {"method": method, "x_t": x_t} | self.settings | settings
         if not self.pair.fingerprint:  # made by hand: nothing says when its weights change
             return generate(self.pair, prompt, seeds=seeds, **options)
-        defaults = {name: getattr(self.pair, name) for name in ("steps", "base_steps", "guidance", "base_guidance", "handover")}
+        defaults = {
+            name: getattr(self.pair, name) for name in ("steps", "base_steps", "guidance", "base_guidance", "handover")
+        }
         facts = defaults | options | {"prompt": prompt, "seeds": list(seeds), "weights": self.pair.fingerprint}
         facts |= {"timesteps": self.pair.timesteps, "format": FORMAT}
 
@@ -159,7 +170,13 @@ class Study:
 
 
 def save_figure(
-    figure, folder: str | Path, name: str, *, provenance: dict[str, Any], table: pd.DataFrame | None = None, units: dict[str, str] | None = None
+    figure,
+    folder: str | Path,
+    name: str,
+    *,
+    provenance: dict[str, Any],
+    table: pd.DataFrame | None = None,
+    units: dict[str, str] | None = None,
 ) -> list[Path]:
     """Write `name`.png, .pdf, .json (provenance) and, with a table and its units, .csv into `folder`; the paths written."""
     folder = Path(folder)

@@ -1,7 +1,7 @@
 """What one generation planned and made: the predicted x̂0 of every step, its noise levels, its seeds.
 
-    trace.save("dog.trace")
-    trace = dtviz.Trace.load("dog.trace")
+trace.save("dog.trace")
+trace = dtviz.Trace.load("dog.trace")
 """
 
 from __future__ import annotations
@@ -52,13 +52,17 @@ class Trace:
         steps, samples = self.x0.shape[:2]
         for name, length in (("sigmas", steps), ("timesteps", steps), ("final", samples)):
             if len(getattr(self, name)) != length:
-                raise ValueError(f"{name} has length {len(getattr(self, name))}, x0 of shape {tuple(self.x0.shape)} needs {length}")
+                raise ValueError(
+                    f"{name} has length {len(getattr(self, name))}, x0 of shape {tuple(self.x0.shape)} needs {length}"
+                )
         if self.seeds is not None and len(self.seeds) != samples:
             raise ValueError(f"seeds has {len(self.seeds)} entries for {samples} samples")
 
     def __getattr__(self, name: str) -> Any:
         if name in {f.name for f in fields(Trace)}:
-            raise AttributeError(f"trace.{name} is not there yet: it is filled in when the `with dtviz.capture(...)` block ends")
+            raise AttributeError(
+                f"trace.{name} is not there yet: it is filled in when the `with dtviz.capture(...)` block ends"
+            )
         raise AttributeError(f"'Trace' has no attribute '{name}'")
 
     def select(self, samples: slice | list[int]) -> Trace:

@@ -53,7 +53,14 @@ def pipe() -> StableDiffusionPipeline:
         text_encoder=CLIPTextModel(text).eval(),
         tokenizer=tokenizer,
         unet=tiny_unet(1),
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, timestep_spacing="trailing", steps_offset=1),
+        scheduler=DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            timestep_spacing="trailing",
+            steps_offset=1,
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -67,5 +74,11 @@ def pair(pipe: StableDiffusionPipeline) -> dtviz.Pair:
     """A base and a student with other random weights, DMD2's scheduler and timesteps."""
     student = LCMScheduler.from_config(pipe.scheduler.config)
     return dtviz.Pair(
-        pipe, tiny_unet(2), distilled_scheduler=student, timesteps=(999, 749, 499, 249), base_steps=8, base_guidance=3.0, batch_size=2
+        pipe,
+        tiny_unet(2),
+        distilled_scheduler=student,
+        timesteps=(999, 749, 499, 249),
+        base_steps=8,
+        base_guidance=3.0,
+        batch_size=2,
     )

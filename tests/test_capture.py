@@ -4,7 +4,14 @@ import torch
 
 import dtviz
 
-SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "LCMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "DPMSolverMultistepScheduler")
+SCHEDULERS = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "LCMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+)
 
 
 def run(pipe, **options) -> torch.Tensor:

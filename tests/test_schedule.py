@@ -82,7 +82,9 @@ def test_half_precision_is_computed_in_float32():
     assert torch.equal(ours, dtviz.predict_x0(scheduler, output.float(), 999, x_t.float()))
 
 
-@pytest.mark.parametrize(("source", "target"), [("DDIMScheduler", "EulerDiscreteScheduler"), ("EulerDiscreteScheduler", "LCMScheduler")])
+@pytest.mark.parametrize(
+    ("source", "target"), [("DDIMScheduler", "EulerDiscreteScheduler"), ("EulerDiscreteScheduler", "LCMScheduler")]
+)
 def test_move_keeps_signal_and_noise(source, target):
     """Handing over known x0 and noise gives exactly their mixture at the new level and in the new scale."""
     source, target = getattr(diffusers, source)(**SDXL), getattr(diffusers, target)(**SDXL)

@@ -99,7 +99,9 @@ def loss(unet: UNet2DConditionModel, x0: torch.Tensor, text: torch.Tensor, alpha
 
 def publish(unet: UNet2DConditionModel, data: Conditioning) -> StableDiffusionPipeline:
     """Assemble and save the whole pipeline."""
-    scheduler = DDIMScheduler(trained_betas=betas(), clip_sample=False, set_alpha_to_one=True, steps_offset=1, timestep_spacing="trailing")
+    scheduler = DDIMScheduler(
+        trained_betas=betas(), clip_sample=False, set_alpha_to_one=True, steps_offset=1, timestep_spacing="trailing"
+    )
     unet = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
     unet.set_default_attn_processor()
     pipe = StableDiffusionPipeline(
@@ -149,10 +151,19 @@ def main() -> None:
     prompts = [caption(name) for name in concepts()[::6]]
     generator = torch.Generator(DEVICE).manual_seed(0)
     images = [
-        pipe(prompt, num_images_per_prompt=8, guidance_scale=3.0, num_inference_steps=20, generator=generator, output_type="pt")
+        pipe(
+            prompt,
+            num_images_per_prompt=8,
+            guidance_scale=3.0,
+            num_inference_steps=20,
+            generator=generator,
+            output_type="pt",
+        )
         for prompt in prompts
     ]
-    contact_sheet(2 * torch.cat([torch.as_tensor(out.images) for out in images]) - 1, 16, checkpoint.path.with_suffix(".png"))
+    contact_sheet(
+        2 * torch.cat([torch.as_tensor(out.images) for out in images]) - 1, 16, checkpoint.path.with_suffix(".png")
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ MEAN = STD = [0.5, 0.5, 0.5]
 def learn_tokenizer(captions: list[str]) -> CLIPTokenizer:
     """CLIP's lower-case BPE with word ends, its vocabulary learnt from the captions."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=EOS))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=1200,
         special_tokens=[BOS, EOS],

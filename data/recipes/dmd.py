@@ -63,7 +63,9 @@ def student_input(student: Denoiser, text: torch.Tensor, steps: int) -> tuple[to
     return x_t, times[steps]
 
 
-def matching_loss(x0: torch.Tensor, text: torch.Tensor, empty: torch.Tensor, teacher: Denoiser, fake: Denoiser, guidance: float):
+def matching_loss(
+    x0: torch.Tensor, text: torch.Tensor, empty: torch.Tensor, teacher: Denoiser, fake: Denoiser, guidance: float
+):
     """DMD's loss: its gradient in x0 is the normalised difference of the fake and the guided teacher's x0."""
     t = torch.randint(20, 981, (len(x0),), device=DEVICE)
     with torch.no_grad():

@@ -27,9 +27,7 @@ HELD_OUT_CONCEPTS = 60  # whole concepts, outside concepts.txt, that no model se
 ARTISTS = ("noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "fxemoji", "twemoji", "emojione")
 
 # Flags, keycaps, skin tones, clocks, buttons and letters are variants or signs, not things that artists draw freely.
-DROP = re.compile(
-    r"skin|-(dark|light|medium)(-|$)|flag|keycap|clock$|oclock|thirty|button|regional|^u[0-9a-f]{4}|^.$"
-)
+DROP = re.compile(r"skin|-(dark|light|medium)(-|$)|flag|keycap|clock$|oclock|thirty|button|regional|^u[0-9a-f]{4}|^.$")
 
 # FxEmoji names its drawings its own way; most agree with the other sets once hyphens are dropped, these do not.
 FX_NAMES = {
@@ -128,7 +126,9 @@ def main() -> None:
     groups = {name: group for name, group in merge_names(sets).items() if len(group) >= 4}
     few = [name for name in concepts() if len(groups.get(name, {})) < 5]
     if few:
-        raise SystemExit(f"drawn by fewer than five artists: {', '.join(f'{n} {list(groups.get(n, {}))}' for n in few)}")
+        raise SystemExit(
+            f"drawn by fewer than five artists: {', '.join(f'{n} {list(groups.get(n, {}))}' for n in few)}"
+        )
 
     images, concept, artist = [], [], []
     for name, group in tqdm(sorted(groups.items()), desc="render"):

@@ -35,8 +35,8 @@ def loss(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """L1 + MSE + edges of the reconstruction from a sampled latent, and a small KL."""
     posterior = vae.encode(images).latent_dist
     output = vae.decode(posterior.sample()).sample.float()
-    pixels = 0.5 * F.l1_loss(output, images) + 3 * F.mse_loss(output, images)
-    return pixels + 0.3 * F.l1_loss(edges(output), edges(images)) + 1e-6 * posterior.kl().mean()
+    pixels = 0.2 * F.l1_loss(output, images) + 4 * F.mse_loss(output, images)
+    return pixels + 0.1 * F.l1_loss(edges(output), edges(images)) + 1e-6 * posterior.kl().mean()
 
 
 def fold_normalisation(vae: AutoencoderKL, images: torch.Tensor) -> None:
@@ -62,12 +62,12 @@ def psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
 
 
 def main() -> None:
-    args = arguments(steps=2400, batch=24, lr=1.5e-3)
+    args = arguments(steps=2400, batch=8, lr=1e-3)
     data = drawings()
     seen, unseen = as_images(data["images"][~data["held_out"]]), as_images(data["images"][data["held_out"]])
     vae = build().to(DEVICE, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    checkpoint = Checkpoint("vae", every=100, vae=vae, optimizer=optimizer)
+    checkpoint = Checkpoint("vae", every=400, vae=vae, optimizer=optimizer)
     for step in range(checkpoint.resume(), args.steps):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * cosine(step, args.steps)
@@ -80,7 +80,7 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         checkpoint.save(step + 1, last=step + 1 == args.steps)
-        if step % 50 == 0:
+        if step % 200 == 0:
             print(step, f"loss {value.item():.4f}", flush=True)
 
     vae.eval()

@@ -1,0 +1,60 @@
+"""Every notebook, by nbval, at small settings and on the shipped models; and what a notebook has to look like."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from papermill.parameterize import parameterize_notebook
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+SMALL = {"n_seeds": 3, "n_prompts": 2}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_form(path):
+    """Title and claim first, typed parameters with help, no function or class, no output kept."""
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.cells[0].cell_type == "markdown"
+    assert notebook.cells[0].source.startswith("# ")
+    assert "paper's claim" in notebook.cells[0].source
+    parameters = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert len(parameters) == 1
+    for line in parameters[0].source.splitlines():
+        assert ": " in line.split("=")[0], line
+        assert "  # " in line, line
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(line.startswith(("def ", "class ")) for cell in code for line in cell.source.splitlines())
+    assert not any(cell.outputs for cell in code)
+
+
+def test_all_run_under_nbval(tmp_path):
+    out = tmp_path / "figures"
+    for path in NOTEBOOKS:
+        notebook = nbformat.read(path, as_version=4)
+        names = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+        values = {name: value for name, value in SMALL.items() if f"{name}:" in names} | {"out": str(out)}
+        nbformat.write(parameterize_notebook(notebook, values), tmp_path / path.name)
+    environment = os.environ | {"DTVIZ_STORE": str(tmp_path / "store"), "OMP_NUM_THREADS": "2"}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "--nbval-cell-timeout=300",
+        "-c",
+        os.devnull,
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    pictures = {"fig4_dt_grid", "fig5_similarity_to_final", "fig6_diversity_grid", "table3_sample_diversity"}
+    for name in pictures:
+        for kind in ("png", "pdf", "json"):
+            assert (out / f"{name}.{kind}").stat().st_size > 100
+    assert (out / "table3_sample_diversity.csv").read_text().startswith("prompt,method,value [1 - cosine]")

@@ -1,0 +1,150 @@
+import json
+import socket
+import time
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+import dtviz
+from dtviz import pairs as table
+from dtviz.pairs import SPECS, Spec, check, load
+
+from .conftest import tiny_tokenizer
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No hub, nothing in its cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+
+
+def test_every_pair_is_listed():
+    listed = table()
+    assert list(listed.index) == list(SPECS)
+    assert {"base", "student", "licence", "size", "available"} <= set(listed.columns)
+
+
+def test_unknown_pair_gets_a_hint():
+    with pytest.raises(ValueError, match=r"pair 'emoji-dmb' is not known.*did you mean 'emoji-dmd'"):
+        load("emoji-dmb")
+
+
+def test_hub_pair_without_network_is_refused_fast(offline):
+    start = time.monotonic()
+    with pytest.raises(dtviz.Unavailable, match=r"sdxl-dmd.*model hub is out of reach.*emoji-dmd"):
+        load("sdxl-dmd")
+    assert time.monotonic() - start < 5
+
+
+def test_embedded_pair_without_its_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("DTVIZ_MODELS", str(tmp_path))
+    with pytest.raises(dtviz.Unavailable, match="make models"):
+        check("emoji-dmd")
+
+
+def test_the_shipped_pair(tmp_path):
+    """The real models: loaded by diffusers' own class, small enough, safetensors only, with their cards."""
+    pair = load("emoji-dmd", device="cpu")
+    assert type(pair.pipeline).__name__ == "StableDiffusionPipeline"
+    folder = Path(__file__).parents[1] / "data" / "models"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 64 * 2**20
+    assert max(path.stat().st_size for path in files) <= 16 * 2**20
+    assert not {path.suffix for path in files} & {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+    for name in ("emoji-base", "emoji-dmd", "emoji-clip"):
+        card = (folder / name / "README.md").read_text()
+        assert "licen" in card.lower()
+    trace = dtviz.generate(pair, "red heart", seeds=[0])
+    image = dtviz.decode(trace, pair, final=True)[0]
+    assert image.shape == (3, 64, 64)
+    red, green, blue = image[:, 24:40, 24:40].mean((1, 2))
+    assert red > green + 0.2  # the middle of a red heart is red, whoever draws it
+    assert red > blue + 0.2
+
+
+def tiny_sdxl(folder: Path) -> torch.nn.Module:
+    """A random SDXL pipeline of the published layout in `folder`; returns its UNet."""
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=len(tiny_tokenizer()), hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1, projection_dim=32, hidden_act="gelu",
+    )  # fmt: skip
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=(2, 4),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+        transformer_layers_per_block=(1, 1), projection_class_embeddings_input_dim=80, cross_attention_dim=64,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(32, 64),
+        sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=tiny_tokenizer(),
+        tokenizer_2=tiny_tokenizer(),
+        unet=unet,
+        scheduler=diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1),
+    ).save_pretrained(folder)
+    return unet
+
+
+@pytest.mark.parametrize("name", ["sdxl-dmd", "sdxl-lcm", "sdxl-turbo", "sdxl-lightning"])
+def test_hub_pairs_at_tiny_size(name, tmp_path, monkeypatch):
+    """The hub pairs' loading code on random weights in each repository's published layout, then every method."""
+    spec = SPECS[name]
+    base, student = tmp_path / "org" / "base", tmp_path / "org" / "student"
+    unet = tiny_sdxl(base)
+    if spec.file.endswith(".safetensors"):
+        student.mkdir()
+        save_file(unet.state_dict(), student / spec.file)
+    else:
+        other = unet
+        if name == "sdxl-lcm":
+            other = diffusers.UNet2DConditionModel.from_config({**unet.config, "time_cond_proj_dim": 16})
+        other.save_pretrained(student / spec.file)
+    local = Spec(**{**vars(spec), "base": str(base), "student": str(student)})
+    monkeypatch.setitem(SPECS, name, local)
+    pair = load(name, device="cpu")
+    assert type(pair.distilled_scheduler).__name__ == spec.scheduler
+    for method in ("base", "distilled", "hybrid", "skip"):
+        trace = dtviz.generate(pair, "dog", method=method, base_steps=3, seeds=[0, 1], batch_size=2)
+        assert torch.isfinite(trace.final).all()
+    matched = dtviz.generate(pair, "dog", method="hybrid", handover="matched-sigma", base_steps=10, seeds=[0])
+    assert matched.steps_run["distilled"] == 3
+    assert json.dumps(matched.facts())
+
+
+def test_a_pair_must_fit(pipe):
+    with pytest.raises(ValueError, match="not an adapter"):
+        dtviz.Pair(pipe, "lightning")
+    with pytest.raises(ValueError, match="give a denoiser module"):
+        dtviz.Pair(pipe, 3)
+    with pytest.raises(ValueError, match="not a pair"):
+        dtviz.Pair(
+            pipe,
+            diffusers.UNet2DConditionModel(
+                in_channels=8,
+                sample_size=8,
+                block_out_channels=(32,),
+                down_block_types=("DownBlock2D",),
+                up_block_types=("UpBlock2D",),
+            ),
+        )
+    with pytest.raises(ValueError, match="handover='late'"):
+        dtviz.Pair(pipe, pipe.unet, handover="late")

@@ -1,0 +1,107 @@
+"""The joined stages on a tiny random pair and a tiny embedder: kept, shared, never made twice."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+import dtviz
+from dtviz import drawings, study
+from dtviz.store import Store
+from dtviz.study import EMOJI_PROMPTS, PAPER_PROMPTS, Study, save_figure
+
+
+@dataclass
+class Pixels:
+    """An embedder with a closed form: the normalised pixels."""
+
+    fingerprint: str = "pixels"
+    title: str = "pixel"
+    calls: int = 0
+
+    def __call__(self, images) -> np.ndarray:
+        self.calls += 1
+        flat = np.asarray(images, dtype=np.float32).reshape(len(images), -1)
+        return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def tiny(pair, tmp_path) -> Study:
+    return Study(replace(pair, fingerprint="tiny"), Pixels(), (0, 1, 2), Store(tmp_path))
+
+
+def test_features_are_of_the_decoded_images(tiny):
+    trace = dtviz.generate(tiny.pair, "a dog", method="hybrid", seeds=range(3))
+    expected = Pixels()(dtviz.decode(trace, tiny.pair, final=True))
+    np.testing.assert_allclose(tiny.features("a dog", "hybrid"), expected, atol=1e-4)
+    steps = tiny.features("a dog", "hybrid", steps=True)
+    assert steps.shape == (4, 3, expected.shape[1])
+    np.testing.assert_allclose(steps[1], Pixels()(dtviz.decode(trace, tiny.pair)[1]), atol=1e-4)
+
+
+def test_nothing_is_made_twice(tiny, monkeypatch):
+    first = tiny.features("a dog", "distilled")
+    monkeypatch.setattr(study, "generate", None)  # whoever calls it again fails
+    calls = tiny.embed.calls
+    assert np.array_equal(tiny.features("a dog", "distilled"), first)
+    fewer = replace(tiny, seeds=(1,))
+    assert torch.equal(fewer.trace("a dog", "distilled").final, tiny.trace("a dog", "distilled").final[1:2])
+    assert tiny.embed.calls == calls
+
+
+def test_other_weights_or_settings_are_another_result(tiny):
+    plain = tiny.trace("a dog", "base")
+    assert not torch.equal(plain.final, tiny.trace("a dog", "base", base_guidance=5.0).final)
+    other = replace(tiny, pair=replace(tiny.pair, fingerprint="other"))
+    assert tiny.store.root == other.store.root
+    files = len(list(tiny.store.root.rglob("*.safetensors")))
+    other.trace("a dog", "base")
+    assert len(list(tiny.store.root.rglob("*.safetensors"))) == files + len(other._blocks())
+
+
+def test_blocks_are_aligned(tiny):
+    """Whoever asks for seeds 1 and 4 in blocks of two gets the blocks that everyone else gets."""
+    assert replace(tiny, seeds=(4, 1))._blocks() == [(0, 1), (4, 5)]
+    assert replace(tiny, seeds=(4, 1)).trace("a dog", "distilled").seeds == (4, 1)
+
+
+def test_a_pair_made_by_hand_is_not_stored(pair, tmp_path):
+    by_hand = Study(pair, Pixels(), (0,), Store(tmp_path))
+    by_hand.trace("a dog", "distilled")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_prompts_and_provenance(tiny):
+    assert tiny.prompts == PAPER_PROMPTS
+    assert replace(tiny, pair=replace(tiny.pair, name="emoji-x")).prompts == EMOJI_PROMPTS
+    tiny.trace("a dog", "hybrid", k=2)
+    told = tiny.provenance(figure="x")
+    assert told["steps_run"] == {"hybrid k=2": {"base": 2, "distilled": 2}}
+    assert "2 base + 2 distilled steps" in tiny.describe(prompts=1, profile="quick")
+
+
+def test_every_prompt_was_drawn_by_five_artists():
+    real = drawings.load()
+    assert len(EMOJI_PROMPTS) == len(set(EMOJI_PROMPTS)) >= 30
+    for prompt in EMOJI_PROMPTS:
+        assert len(set(real.of(prompt).artists)) >= 5, prompt
+    with pytest.raises(ValueError, match="'unicorn rocket' is none of"):
+        real.of("unicorn rocket")
+
+
+def test_artists_are_those_of_the_nearest_drawings(tiny):
+    """A real drawing is nearest to itself."""
+    real = drawings.load().of("dog face")
+    assert tuple(tiny.artists("dog face", tiny.embed(real.images))) == real.artists
+
+
+def test_save_figure(tmp_path):
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    paths = save_figure(
+        Figure(), tmp_path, "x", provenance={"a": 1}, table=pd.DataFrame({"v": [1.5]}), units={"v": "s"}
+    )
+    assert [path.suffix for path in paths] == [".png", ".pdf", ".json", ".csv"]
+    assert all(path.stat().st_size for path in paths)
