@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -85,24 +85,16 @@ class Study:
 
     def trace(self, prompt: str, method: str, *, x_t: bool = False, **settings: Any) -> Trace:
         """The run of all seeds, generated in blocks of the pair's batch size and kept."""
-        blocks = [self._block(prompt, method, block, x_t, settings) for block in self._blocks()]
-        whole = Trace.join(blocks)
-        label = " ".join([method, *(f"{name}={value}" for name, value in settings.items())])
-        self.steps_run[label] = whole.steps_run
-        return whole.select([whole.seeds.index(seed) for seed in self.seeds])
+        blocks = [self._block(prompt, method, block, settings | {"x_t": x_t}) for block in self._blocks()]
+        return Trace.join(blocks).select(self._rows())
 
     def features(self, prompt: str, method: str, *, steps: bool = False, **settings: Any) -> np.ndarray:
         """Features of the final images, (seed, d), or with `steps` of every step's x̂0, (step, seed, d)."""
-        trace = self.trace(prompt, method, **settings)
-        facts = {"trace": trace.facts(), "embedder": self.embed.fingerprint, "of": "x0" if steps else "final"}
-
-        def make() -> dict[str, np.ndarray]:
-            latents = trace.x0.flatten(0, 1) if steps else trace.final
-            parts = [self.embed(decode_latents(part, self.pair)) for part in latents.split(256)]
-            return {"features": np.concatenate(parts)}
-
-        features = self.store.fetch("features", facts, make)["features"]
-        return features.reshape(*trace.x0.shape[:2], -1) if steps else features
+        of = "x0" if steps else "final"
+        blocks = [
+            self._block_features(prompt, method, block, settings | {"x_t": False}, of) for block in self._blocks()
+        ]
+        return np.concatenate(blocks, axis=-2)[..., self._rows(), :]
 
     def images(self, prompt: str, method: str, *, what: str = "final", **settings: Any) -> np.ndarray:
         """Images float32 in [0, 1] of the final latents, or of "x0" or "x_t" at every step."""
@@ -149,24 +141,62 @@ class Study:
         size = self.pair.batch_size
         return [tuple(range(start, start + size)) for start in sorted({seed - seed % size for seed in self.seeds})]
 
-    def _block(self, prompt: str, method: str, seeds: tuple[int, ...], x_t: bool, settings: dict[str, Any]) -> Trace:
-        options = {"method": method, "x_t": x_t} | self.settings | settings
-        if not self.pair.fingerprint:  # made by hand: nothing says when its weights change
-            return generate(self.pair, prompt, seeds=seeds, **options)
-        defaults = {
-            name: getattr(self.pair, name) for name in ("steps", "base_steps", "guidance", "base_guidance", "handover")
+    def _rows(self) -> list[int]:
+        """Where our seeds are among those of the blocks."""
+        made = [seed for block in self._blocks() for seed in block]
+        return [made.index(seed) for seed in self.seeds]
+
+    def _facts(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> dict[str, Any]:
+        """All that decides what a block is: the name of its result in the store."""
+        defaults = ("steps", "base_steps", "guidance", "base_guidance", "handover", "timesteps")
+        facts = {name: getattr(self.pair, name) for name in defaults} | self.settings | settings
+        return facts | {
+            "method": method,
+            "prompt": prompt,
+            "seeds": list(seeds),
+            "weights": self.pair.fingerprint,
+            "format": FORMAT,
         }
-        facts = defaults | options | {"prompt": prompt, "seeds": list(seeds), "weights": self.pair.fingerprint}
-        facts |= {"timesteps": self.pair.timesteps, "format": FORMAT}
 
-        def make() -> dict[str, torch.Tensor]:
-            trace = generate(self.pair, prompt, seeds=seeds, **options)
-            packed = np.frombuffer(json.dumps(trace.facts()).encode(), dtype=np.uint8).copy()
-            return trace.arrays() | {"facts": packed}
+    def _block(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> Trace:
+        def make() -> dict[str, Any]:
+            trace = generate(self.pair, prompt, method=method, seeds=seeds, **self.settings, **settings)
+            return trace.arrays() | {"facts": _pack(trace.facts())}
 
-        arrays = dict(self.store.fetch("trace", facts, make))
-        told = json.loads(bytes(arrays.pop("facts")))
-        return Trace.build({name: torch.from_numpy(array) for name, array in arrays.items()}, told)
+        arrays = dict(self._keep("trace", self._facts(prompt, method, seeds, settings), make))
+        told = self._note(method, settings, arrays.pop("facts"))
+        return Trace.build({name: torch.as_tensor(array) for name, array in arrays.items()}, told)
+
+    def _block_features(
+        self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any], of: str
+    ) -> np.ndarray:
+        def make() -> dict[str, Any]:
+            trace = self._block(prompt, method, seeds, settings)
+            latents = getattr(trace, of)
+            parts = [self.embed(decode_latents(part, self.pair)) for part in latents.flatten(0, -4).split(256)]
+            features = np.concatenate(parts).reshape(*latents.shape[:-3], -1)
+            return {"features": features, "facts": _pack(trace.facts())}
+
+        facts = self._facts(prompt, method, seeds, settings) | {"embedder": self.embed.fingerprint, "of": of}
+        arrays = self._keep("features", facts, make)
+        self._note(method, settings, arrays["facts"])
+        return arrays["features"]
+
+    def _keep(self, kind: str, facts: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """From the store, but for a pair made by hand: nothing says when its weights change."""
+        return self.store.fetch(kind, facts, make) if self.pair.fingerprint else make()
+
+    def _note(self, method: str, settings: dict[str, Any], packed: np.ndarray) -> dict[str, Any]:
+        """Remember the steps that ran; the trace's facts, unpacked."""
+        told = json.loads(bytes(packed))
+        chosen = [f"{name}={value}" for name, value in settings.items() if name != "x_t"]
+        self.steps_run[" ".join([method, *chosen])] = told["steps_run"]
+        return told
+
+
+def _pack(facts: dict[str, Any]) -> np.ndarray:
+    """JSON as bytes, so that the store keeps it beside the arrays."""
+    return np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8).copy()
 
 
 def save_figure(

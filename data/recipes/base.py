@@ -1,6 +1,6 @@
 """Stage 4: the base model, a text-to-image latent diffusion model over the chosen concepts.
 
-    python data/recipes/base.py --steps 7000
+    python data/recipes/base.py --steps 5600
 
 Noise prediction on the shifted schedule of `common.py`, captions dropped one time in ten for guidance.
 Writes `data/models/emoji-base`, a whole diffusers pipeline.
@@ -120,7 +120,7 @@ def publish(unet: UNet2DConditionModel, data: Conditioning) -> StableDiffusionPi
 
 
 def main() -> None:
-    args = arguments(steps=7000, batch=96, lr=8e-4, ema=0.999)
+    args = arguments(steps=5600, batch=64, lr=7e-4, ema=0.999)
     data = Conditioning()
     alpha = alphas_cumprod().float().to(DEVICE)
     unet = build().train()

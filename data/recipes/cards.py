@@ -71,7 +71,7 @@ predicts noise. A whole `StableDiffusionPipeline`. Prompts are the concepts' nam
 
 - Autoencoder: {vae["steps"]} steps of 8 drawings. PSNR {vae["psnr_unseen"]:.1f} dB on {60} concepts it never saw,
   {vae["psnr_seen"]:.1f} dB on those it saw.
-- UNet: {base["steps"]} steps of 96 latents, noise prediction, caption dropped one time in ten, weights averaged (0.999);
+- UNet: {base["steps"]} steps of 64 latents, noise prediction, caption dropped one time in ten, weights averaged (0.999);
   last loss {base["loss"]:.3f}.
 - All on two CPU cores; `make models` repeats it. {history.get("base.history", "")}
 
