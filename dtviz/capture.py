@@ -33,10 +33,12 @@ class Recorder:
     def before(self, scheduler, model_output: torch.Tensor, timestep, sample: torch.Tensor) -> None:
         """Record x̂0 of the step about to be made."""
         self.x0.append(predict_x0(scheduler, model_output, timestep, sample).cpu())
-        self.sigmas.append(sigma_at(scheduler, timestep))
+        level = sigma_at(scheduler, timestep)
+        self.sigmas.append(level)
         self.timesteps.append(float(timestep))
         if self.keep_x_t:
-            self.x_t.append(sample.float().cpu())
+            unit = 1.0 if rule(scheduler).variance_preserving else (1 + level**2) ** -0.5
+            self.x_t.append((sample.float() * unit).cpu())
 
     def after(self, output) -> None:
         """Record the sample that the step made."""

@@ -89,13 +89,14 @@ def run(
         raise ValueError(f"profile={profile!r} is not one of {', '.join(PROFILES)}")
     if clash := sorted(parameters.keys() & set(_OWN)):
         raise ValueError(f"{clash[0]!r} is given as {clash[0]}=..., not among the parameters")
-    chosen = _choose(names, _paths(folder))
+    paths = _paths(folder)
+    check(pair)  # before the notebooks are read, which loads papermill
+    chosen = _choose(names, paths)
     workers = _workers(jobs, len(chosen))
     target = Path(out).resolve() if out is not None else ROOT / "figures" / pair
     values = {"pair": pair, "profile": profile} | ({} if out is None else {"out": str(target)}) | parameters
     for notebook in chosen:
         _check_parameters(notebook, values)
-    check(pair)
     target.mkdir(parents=True, exist_ok=True)
     return _run_all(chosen, values=values, target=target, workers=workers)
 

@@ -11,6 +11,7 @@ turn it is, with its own guidance.
 from __future__ import annotations
 
 import functools
+import operator
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -71,7 +72,9 @@ def generate(
         NotImplementedError: a scheduler has no x̂0 rule.
     """
     seeds = _check(pair, prompt, method, seeds, handover)
-    steps, base_steps = steps or pair.steps, base_steps or pair.base_steps
+    counts = {"steps": steps, "base_steps": base_steps, "batch_size": batch_size}
+    steps, base_steps, size = (_count(pair, name, value) for name, value in counts.items())
+    k = operator.index(k)
     if method in ("hybrid", "skip") and not 1 <= k < steps:
         raise ValueError(f"k={k} is out of range: a {method} of {steps} student steps takes k from 1 to {steps - 1}")
     settings = {
@@ -84,11 +87,14 @@ def generate(
         "base_guidance": _base_guidance(pair, method, base_guidance),
         "handover": (handover or pair.handover) if method == "hybrid" else None,
     }
+    for role, name in (("distilled", "guidance"), ("base", "base_guidance")):
+        if settings[name] < 0 or (_embeds_guidance(pair, role) and settings[name] < 1):
+            least = "1, the least this network was trained for" if settings[name] >= 0 else "0"
+            raise ValueError(f"{name}={settings[name]} must be at least {least}")
     if device is not None:
         pair.pipeline.to(device)
         if isinstance(pair.distilled, torch.nn.Module):
             pair.distilled.to(device)
-    size = batch_size or pair.batch_size
     parts = [_run(pair, prompt, seeds[i : i + size], settings, x_t) for i in range(0, len(seeds), size)]
     return Trace.join(parts)
 
@@ -102,10 +108,24 @@ def _check(pair: Pair, prompt: str, method: str, seeds: Iterable[int], handover:
         raise ValueError(f"method={method!r} is not one of {', '.join(METHODS)}")
     if handover is not None and handover not in HANDOVERS:
         raise ValueError(f"handover={handover!r} is not one of {', '.join(HANDOVERS)}")
-    chosen = tuple(int(seed) for seed in seeds)
+    try:
+        chosen = tuple(operator.index(seed) for seed in seeds)
+    except TypeError:
+        raise ValueError(f"seeds={seeds!r} must be integers in a list or range; one sample a seed") from None
     if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
         raise ValueError(f"seeds={chosen} must be one or more different integers, none negative")
     return chosen
+
+
+def _count(pair: Pair, name: str, value: int | None) -> int:
+    """A number of steps or samples, the pair's own for None."""
+    if value is None:
+        return getattr(pair, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(
+            f"{name}={value!r} must be an integer of at least 1, or None for the pair's {getattr(pair, name)}"
+        )
+    return value
 
 
 def _base_guidance(pair: Pair, method: str, asked: float | None) -> float:
@@ -147,8 +167,12 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
 
 def _embeds_guidance(pair: Pair, role: str) -> bool:
     """Whether this denoiser takes its guidance scale as an input (LCM) instead of two evaluations."""
-    module = pair.distilled if role == "distilled" and not isinstance(pair.distilled, str) else pair.base
-    return getattr(module.config, "time_cond_proj_dim", None) is not None
+    return getattr(_module(pair, role).config, "time_cond_proj_dim", None) is not None
+
+
+def _module(pair: Pair, role: str) -> torch.nn.Module:
+    """The network that plays this role: one and the same where the student is an adapter."""
+    return pair.base if role == "base" or isinstance(pair.distilled, str) else pair.distilled
 
 
 @contextmanager
@@ -159,25 +183,28 @@ def _switch(pair: Pair, relay: Relay, scales: dict[str, float], evaluations: Cou
     the same guided output in both halves, which its own formula u + g (c - u) then leaves as it is.
     """
     base, forward = pair.base, pair.base.forward
-    one_network = isinstance(pair.distilled, str)
+    own = vars(base).get("forward")  # an offload hook's, say
+    adapters = _Adapters(base, pair.distilled) if isinstance(pair.distilled, str) else None
 
     @functools.wraps(forward)
     def switching_forward(sample, *args, **kwargs):
         role, n = relay.role, sample.shape[0]
         scale, embedded = scales[role], _embeds_guidance(pair, role)
         doubled = n == 2 * relay.samples
+        twice = scale > 1 and not embedded
+        if twice and not doubled:
+            raise NotImplementedError(
+                f"{type(pair.pipeline).__name__} does not double its batch, so {role} guidance {scale:g} cannot be applied"
+            )
         if embedded:
-            dim = (pair.base if role == "base" or one_network else pair.distilled).config.time_cond_proj_dim
+            dim = _module(pair, role).config.time_cond_proj_dim
             strength = torch.full((relay.samples,), scale - 1.0)
             kwargs["timestep_cond"] = pair.pipeline.get_guidance_scale_embedding(strength, embedding_dim=dim).to(sample)
-        if one_network:
-            base.set_adapter(pair.distilled) if role == "distilled" else base.disable_adapters()
-            if role == "distilled":
-                base.enable_adapters()
-        call = forward if role == "base" or one_network else pair.distilled
-        twice = doubled and scale > 1 and not embedded
+        if adapters is not None:
+            adapters.use(role)
         if doubled and not twice:
             sample, args, kwargs = _conditional_half((sample, args, kwargs), n)
+        call = forward if _module(pair, role) is base else pair.distilled
         result = call(sample, *args, **kwargs)
         output = result[0]
         if twice:
@@ -191,9 +218,44 @@ def _switch(pair: Pair, relay: Relay, scales: dict[str, float], evaluations: Cou
     try:
         yield
     finally:
-        del base.forward
-        if one_network:
-            base.enable_adapters()
+        if own is None:
+            del base.forward
+        else:
+            base.forward = own
+        if adapters is not None:
+            adapters.restore()
+
+
+class _Adapters:
+    """Which LoRA adapters of one network are active: the caller's own stay on, the student's only for its steps."""
+
+    def __init__(self, denoiser: torch.nn.Module, student: str) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
+        self.before = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in layers]
+        self.student, self.role = student, None
+
+    def use(self, role: str) -> None:
+        """Switch for `role`, if it is not its turn already."""
+        if role == self.role:
+            return
+        self.role = role
+        for layer, active, disabled in self.before:
+            others = [] if disabled else [name for name in active if name != self.student]
+            self._set(layer, [*others, self.student] if role == "distilled" else others)
+
+    def restore(self) -> None:
+        """As it was before the run."""
+        for layer, active, disabled in self.before:
+            layer.set_adapter(active)
+            layer.enable_adapters(not disabled)
+
+    @staticmethod
+    def _set(layer, names: list[str]) -> None:
+        layer.enable_adapters(bool(names))
+        if names:
+            layer.set_adapter(names)
 
 
 def _conditional_half(tree: Any, n: int) -> Any:

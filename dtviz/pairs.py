@@ -6,14 +6,20 @@ pair = dtviz.load("sdxl-dmd")       # from the model hub or its local cache
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
+import inspect
+import json
 import os
 import socket
+import threading
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 # torch, diffusers and pandas are imported where they are used: a wrong name is refused before they are loaded
 if TYPE_CHECKING:
@@ -69,6 +75,13 @@ class Pair:
         for name in ("steps", "base_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.timesteps is not None:
+            if len(self.timesteps) != self.steps or list(self.timesteps) != sorted(set(self.timesteps), reverse=True):
+                raise ValueError(
+                    f"timesteps={self.timesteps} must be {self.steps} falling values, one for each of steps"
+                )
+            if "timesteps" not in inspect.signature(self.distilled_scheduler.set_timesteps).parameters:
+                raise ValueError(f"timesteps={self.timesteps}: {type(self.distilled_scheduler).__name__} takes none")
         if isinstance(self.distilled, str):
             adapters = list(getattr(self.base, "peft_config", {}))
             if self.distilled not in adapters:
@@ -151,19 +164,22 @@ def models() -> Path:
 def missing(name: str) -> str:
     """What a pair lacks on this machine, "" when it can be loaded offline; no network is touched."""
     spec = _spec(name)
+    weights = "diffusion_pytorch_model.safetensors"
     if spec.embedded:
-        wanted = [models() / spec.base / "model_index.json", models() / spec.student / "unet" / "config.json"]
+        wanted = [models() / spec.base / "model_index.json"]
+        wanted += [models() / folder / "unet" / weights for folder in (spec.base, spec.student)]
         return ", ".join(str(path) for path in wanted if not path.exists())
     from huggingface_hub import try_to_load_from_cache
 
-    student = spec.file if spec.file.endswith(".safetensors") else f"{spec.file}/config.json".lstrip("/")
-    wanted = {spec.base: "model_index.json", spec.student: student}
-    gone = [
-        repo
-        for repo, file in wanted.items()
-        if not Path(repo).is_dir() and not isinstance(try_to_load_from_cache(repo, file), str)
-    ]
+    student = spec.file if spec.file.endswith(".safetensors") else f"{spec.file}/{weights}".lstrip("/")
+    half = f"unet/{weights.replace('.safetensors', '.fp16.safetensors')}"
+    wanted = {spec.base: (f"unet/{weights}", half), spec.student: (student, student)}
+    gone = [repo for repo, files in wanted.items() if not any(_have(try_to_load_from_cache, repo, f) for f in files)]
     return ", ".join(gone)
+
+
+def _have(cached: Any, repo: str, file: str) -> bool:
+    return (Path(repo) / file).is_file() or isinstance(cached(repo, file), str)
 
 
 def check(name: str) -> None:
@@ -265,12 +281,21 @@ def _load_student(spec: Spec, base: torch.nn.Module, dtype: torch.dtype) -> torc
     return student
 
 
-def _hub_answers(host: str = "huggingface.co", seconds: float = 2.0) -> bool:
-    try:
-        socket.create_connection((host, 443), timeout=seconds).close()
-    except OSError:
-        return False
-    return True
+def _hub_answers(seconds: float = 2.0) -> bool:
+    """Whether the hub, or the proxy to it, takes a connection; a dead resolver may not hold us up either."""
+    asked = getproxies().get("https") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    where = urlsplit(asked if "//" in asked else f"//{asked}")
+    answered = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((where.hostname, where.port or 443), timeout=seconds).close()
+            answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()
 
 
 @cache
@@ -279,8 +304,11 @@ def _digest(path: Path, changed: float) -> str:
 
 
 def _fingerprint(spec: Spec) -> str:
-    """Of the embedded weights' bytes; hub weights are named by repository and file."""
-    if not spec.embedded:
-        return f"{spec.base}+{spec.student}/{spec.file}"
-    files = sorted(f for folder in (spec.base, spec.student) for f in (models() / folder).rglob("*.safetensors"))
-    return hashlib.sha256("".join(_digest(f, f.stat().st_mtime) for f in files).encode()).hexdigest()[:16]
+    """Of the embedded models' files, or of the hub files' names, and of how they are run."""
+    how = json.dumps([spec.base, spec.student, spec.file, spec.scheduler, spec.scheduler_settings], sort_keys=True)
+    parts = [how]
+    if spec.embedded:
+        kinds = {".safetensors", ".json"}
+        found = (f for folder in (spec.base, spec.student) for f in (models() / folder).rglob("*") if f.suffix in kinds)
+        parts += [_digest(file, file.stat().st_mtime) for file in sorted(found)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]

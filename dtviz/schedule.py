@@ -108,18 +108,21 @@ def predict_x0(scheduler, model_output: torch.Tensor, timestep, sample: torch.Te
             f"model_output has shape {tuple(model_output.shape)}, sample {tuple(sample.shape)}: they must agree"
         )
 
-    scale = (1 + level**2).sqrt()
-    if preserving:
-        x_t = x_t * scale  # to x0 + sigma * noise, where every formula below lives
+    alpha = (1 + level**2).rsqrt()  # 0 at zero terminal signal, where sigma is infinite
+    beta = (1 - alpha**2).sqrt()
+    x_t = x_t if preserving else x_t * alpha  # to alpha * x0 + beta * noise, where every formula below lives
     match scheduler.config.prediction_type:
-        case "epsilon":
-            return x_t - level * output
+        case "epsilon" if alpha > 0:
+            return (x_t - beta * output) / alpha
         case "sample":
             return output
-        case "v_prediction":  # Salimans & Ho 2022: v = alpha * noise - (noise scale) * x0
-            return x_t / scale**2 - output * level / scale
+        case "v_prediction":  # Salimans & Ho 2022: v = alpha * noise - beta * x0
+            return alpha * x_t - beta * output
         case other:
-            raise NotImplementedError(f"{type(scheduler).__name__} with prediction_type={other!r} has no x̂0 rule yet")
+            where = "" if alpha > 0 else " at zero signal (rescale_betas_zero_snr=True)"
+            raise NotImplementedError(
+                f"{type(scheduler).__name__} with prediction_type={other!r} has no x̂0 rule{where}"
+            )
 
 
 def move(x_t: torch.Tensor, x0: torch.Tensor, *, scheduler, sigma: float, to, to_sigma: float) -> torch.Tensor:
@@ -128,5 +131,7 @@ def move(x_t: torch.Tensor, x0: torch.Tensor, *, scheduler, sigma: float, to, to
     The noise in `x_t` that `x0` does not explain is kept and rescaled, so that both the change of noise level and the
     change between variance-preserving and variance-exploding samples are exact. (n, ...) float32 in and out.
     """
-    noise = (x_t.float() / signal(scheduler, sigma) - x0) / sigma
+    alpha = (1 + sigma**2) ** -0.5
+    x_t = x_t.float() if rule(scheduler).variance_preserving else x_t.float() * alpha
+    noise = (x_t - alpha * x0) / (1 - alpha**2) ** 0.5
     return (x0 + to_sigma * noise) * signal(to, to_sigma)

@@ -6,6 +6,7 @@ study.features("dog face", "hybrid")        # (30, d), generated, decoded and em
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterable
@@ -23,7 +24,7 @@ from .decode import decode, decode_latents
 from .diversity import nearest
 from .embed import Embedder, embedder
 from .generate import generate
-from .pairs import Pair, load
+from .pairs import SPECS, Pair, check, load
 from .store import Store
 from .table import save
 from .trace import FORMAT, Trace
@@ -40,48 +41,70 @@ EMOJI_PROMPTS = (
 )  # fmt: skip
 
 
+PROFILES = ("quick", "full")
+
+
 @dataclass(frozen=True)
 class Study:
     """One pair, one embedder, some seeds, and the store that holds what was made of them.
 
     Attributes:
         pair: the base and its student.
-        embed: images to features.
+        embed: images to features; None in a study that only looks.
         seeds: the samples of every prompt.
         store: where results are kept.
         settings: what `generate` is given beside prompt, method and seeds; the same for all methods.
-        steps_run: filled as traces are read: {method and its settings: steps that really ran}.
+        runs: filled as results are read: {method and its settings: the steps that really ran, guidance, versions ...}.
     """
 
     pair: Pair
-    embed: Embedder
+    embed: Embedder | None
     seeds: tuple[int, ...]
     store: Store
     settings: dict[str, Any] = field(default_factory=dict)
-    steps_run: dict[str, dict[str, int]] = field(default_factory=dict)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def open(
         cls,
-        pair: str | Pair,
+        pair: str,
         *,
         seeds: Iterable[int],
+        measure: bool = True,
         embedder_name: str = "",
         store: Store | None = None,
         **settings: Any,
     ) -> Study:
-        """Load the pair and the embedder, by default the one that suits the pair.
+        """Load the embedder, unless not to `measure`, and then the pair.
 
         Embedded pairs are measured by EfficientNet-Lite0, which no part of them was trained on; hub pairs by DreamSim.
+
+        Raises:
+            ValueError: there are no seeds, or no pair or embedder of this name.
+            Unavailable: the pair or the embedder is not on this machine.
         """
-        loaded = load(pair) if isinstance(pair, str) else pair
-        chosen = embedder(embedder_name or ("efficientnet-lite0" if loaded.name.startswith("emoji") else "dreamsim"))
-        return cls(loaded, chosen, tuple(seeds), store or Store(), settings)
+        seeds = tuple(seeds)
+        if not seeds:
+            raise ValueError(f"seeds={seeds} must hold at least one seed")
+        check(pair)
+        usual = "efficientnet-lite0" if embedded(pair) else "dreamsim"
+        chosen = embedder(embedder_name or usual) if measure else None
+        return cls(load(pair), chosen, seeds, store or Store(), settings)
+
+    def choose(self, n: int) -> tuple[str, ...]:
+        """The first `n` prompts that the pair is studied on, all of them for 0.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        if not 0 <= n <= len(self.prompts):
+            raise ValueError(f"n_prompts={n} must be from 1 to {len(self.prompts)}, or 0 for all of {self.pair.name}'s")
+        return self.prompts[: n or None]
 
     @property
     def prompts(self) -> tuple[str, ...]:
         """The prompts that this pair is studied on."""
-        return EMOJI_PROMPTS if self.pair.name.startswith("emoji") else PAPER_PROMPTS
+        return EMOJI_PROMPTS if embedded(self.pair.name) else PAPER_PROMPTS
 
     def trace(self, prompt: str, method: str, *, x_t: bool = False, **settings: Any) -> Trace:
         """The run of all seeds, generated in blocks of the pair's batch size and kept."""
@@ -108,20 +131,19 @@ class Study:
     def real_features(self, prompt: str) -> np.ndarray:
         """Features of this prompt's real drawings, (artist, d)."""
         images = drawings.load().of(prompt).images
-        facts = {"drawings": prompt, "n": len(images), "embedder": self.embed.fingerprint}
+        facts = {"images": hashlib.sha256(images.tobytes()).hexdigest(), "embedder": self.embed.fingerprint}
         return self.store.fetch("features", facts, lambda: {"features": self.embed(images)})["features"]
 
     def describe(self, *, prompts: int, profile: str) -> str:
-        """One line for below a figure: pair, what ran, how much of it, and how it was measured."""
-        runs = "; ".join(
-            f"{name}: {' + '.join(f'{n} {role}' for role, n in ran.items())} steps"
-            for name, ran in self.steps_run.items()
-        )
+        """One line for below a figure: pair, what ran with which guidance, how much of it."""
+        told = []
+        for label, run in self.runs.items():
+            guidance = {"base": run["base_guidance"], "distilled": run["guidance"]}
+            parts = [f"{n} {role} (guidance {guidance[role]:g})" for role, n in run["steps_run"].items()]
+            told.append(f"{label}: {' + '.join(parts)}")
         prompted = f"{prompts} prompts x " if prompts > 1 else ""
-        return (
-            f"{self.pair.name}, {prompted}{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''} ({profile} profile). "
-            f"Guidance: base {self.pair.base_guidance:g}, student and hybrid {self.pair.guidance:g}. Ran {runs}."
-        )
+        many = f"{prompted}{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
+        return f"{self.pair.name}, {many}, {profile} profile. Steps run: {'; '.join(told)}."
 
     def provenance(self, **more: Any) -> dict[str, Any]:
         """What a figure has to tell about how it was made, JSON-compatible."""
@@ -129,12 +151,16 @@ class Study:
         return {
             "pair": self.pair.name,
             "fingerprint": self.pair.fingerprint,
-            "embedder": self.embed.fingerprint,
+            "embedder": self.embed.fingerprint if self.embed else None,
             "seeds": list(self.seeds),
-            "settings": self.settings,
-            "steps_run": self.steps_run,
+            "timesteps": self.pair.timesteps,
+            "schedulers": self._schedulers(),
+            "runs": self.runs,
             "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         } | more
+
+    def _schedulers(self) -> list[str]:
+        return [type(s).__name__ for s in (self.pair.base_scheduler, self.pair.distilled_scheduler)]
 
     def _blocks(self) -> list[tuple[int, ...]]:
         """The aligned blocks of seeds that hold ours, so that studies of different sizes share what was made."""
@@ -155,6 +181,7 @@ class Study:
             "prompt": prompt,
             "seeds": list(seeds),
             "weights": self.pair.fingerprint,
+            "numbers": [str(self.pair.base.dtype), self.pair.base.device.type, version("torch"), version("diffusers")],
             "format": FORMAT,
         }
 
@@ -173,7 +200,9 @@ class Study:
         def make() -> dict[str, Any]:
             trace = self._block(prompt, method, seeds, settings)
             latents = getattr(trace, of)
-            parts = [self.embed(decode_latents(part, self.pair)) for part in latents.flatten(0, -4).split(256)]
+            flat = latents.flatten(0, -4)
+            size = max(1, 16384 // (flat.shape[-2] * flat.shape[-1]))  # 256 at 8x8, one at SDXL's 128x128
+            parts = [self.embed(decode_latents(part, self.pair)) for part in flat.split(size)]
             features = np.concatenate(parts).reshape(*latents.shape[:-3], -1)
             return {"features": features, "facts": _pack(trace.facts())}
 
@@ -187,11 +216,34 @@ class Study:
         return self.store.fetch(kind, facts, make) if self.pair.fingerprint else make()
 
     def _note(self, method: str, settings: dict[str, Any], packed: np.ndarray) -> dict[str, Any]:
-        """Remember the steps that ran; the trace's facts, unpacked."""
+        """Remember how the run was made; the trace's facts, unpacked."""
         told = json.loads(bytes(packed))
-        chosen = [f"{name}={value}" for name, value in settings.items() if name != "x_t"]
-        self.steps_run[" ".join([method, *chosen])] = told["steps_run"]
+        chosen = [
+            str(value) if name == "handover" else f"{name}={value}" for name, value in settings.items() if name != "x_t"
+        ]
+        kept = {
+            name: value for name, value in told["provenance"].items() if name not in ("pair", "method", "fingerprint")
+        }
+        self.runs[", ".join([method, *chosen])] = {"steps_run": told["steps_run"]} | kept
         return told
+
+
+def embedded(pair: str) -> bool:
+    """Whether this pair is one that dtviz ships, whose real drawings are known."""
+    return pair in SPECS and SPECS[pair].embedded
+
+
+def seeds_of(profile: str, n: int, *, quick: int, full: int, least: int = 1) -> range:
+    """The seeds of a profile, or the first `n` where n is not 0.
+
+    Raises:
+        ValueError: an unknown profile, or fewer seeds than the measure needs.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile={profile!r} is not one of {', '.join(PROFILES)}")
+    if n != 0 and n < least:
+        raise ValueError(f"n_seeds={n} must be at least {least}, or 0 for the {profile} profile's")
+    return range(n or {"quick": quick, "full": full}[profile])
 
 
 def _pack(facts: dict[str, Any]) -> np.ndarray:
@@ -212,8 +264,8 @@ def save_figure(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in ("png", "pdf")]
-    for path in paths:
-        figure.savefig(path, dpi=200)
+    for path in paths:  # no date in the PDF, so that the same figure is the same file
+        figure.savefig(path, dpi=200, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     paths.append(folder / f"{name}.json")
     paths[-1].write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
     if table is not None:

@@ -29,7 +29,8 @@ class Trace:
         sigmas: (step,) float32, noise standard deviation over signal standard deviation before each step.
         timesteps: (step,) float32, as the scheduler numbers them.
         final: (sample, channel, height, width) float32, the last latents that the sampler made.
-        x_t: like `x0`, the noisy latents before each step in the scheduler's own scale; None unless asked for.
+        x_t: like `x0`, the noisy latents before each step, (x0 + sigma * noise) / sqrt(1 + sigma²) whatever the
+            scheduler's own scale; None unless asked for.
         seeds: the seed of each sample, None when the caller drove the random state.
         prompt: the prompt of every sample, None when the caller passed it to the pipeline directly.
         steps_run: how many steps each denoiser really ran, e.g. `{"base": 1, "distilled": 3}`.

@@ -120,7 +120,7 @@ def test_euler_students(pair, kind):
     sigma = float(skipped.sigmas[0])
     assert 4 < sigma < 4.2
     noise = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2)])
-    torch.testing.assert_close(skipped.x_t[0], noise * (sigma**2 + 1) ** 0.5)
+    torch.testing.assert_close(skipped.x_t[0], noise)  # unit variance, as the denoiser was trained to see it
     matched = dtviz.generate(euler, "a dog", method="hybrid", handover="matched-sigma", k=1, seeds=range(2))
     assert matched.steps_run == {"base": 2, "distilled": 3}
     assert torch.isfinite(matched.final).all()

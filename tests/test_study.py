@@ -1,5 +1,6 @@
 """The joined stages on a tiny random pair and a tiny embedder: kept, shared, never made twice."""
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,11 +75,36 @@ def test_a_pair_made_by_hand_is_not_stored(pair, tmp_path):
 
 def test_prompts_and_provenance(tiny):
     assert tiny.prompts == PAPER_PROMPTS
-    assert replace(tiny, pair=replace(tiny.pair, name="emoji-x")).prompts == EMOJI_PROMPTS
+    assert replace(tiny, pair=replace(tiny.pair, name="emoji-dmd")).prompts == EMOJI_PROMPTS
     tiny.trace("a dog", "hybrid", k=2)
     told = tiny.provenance(figure="x")
-    assert told["steps_run"] == {"hybrid k=2": {"base": 2, "distilled": 2}}
-    assert "2 base + 2 distilled steps" in tiny.describe(prompts=1, profile="quick")
+    run = told["runs"]["hybrid, k=2"]
+    assert run["steps_run"] == {"base": 2, "distilled": 2}
+    assert (run["guidance"], run["base_guidance"], run["nfe"]) == (0.0, 0.0, {"base": 2, "distilled": 2})
+    assert "hybrid, k=2: 2 base (guidance 0) + 2 distilled (guidance 0)" in tiny.describe(prompts=1, profile="quick")
+    assert json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda study_: study_.choose(99), "n_prompts=99 must be from 1 to 5"),
+        (lambda study_: study_.choose(-1), "n_prompts=-1"),
+        (lambda study_: study.seeds_of("ful", 0, quick=1, full=2), "profile='ful' is not one of quick, full"),
+        (lambda study_: study.seeds_of("full", 1, quick=3, full=5, least=2), "n_seeds=1 must be at least 2"),
+        (lambda study_: Study.open("emoji-dmd", seeds=[]), "at least one seed"),
+        (lambda study_: Study.open("emoji", seeds=[0]), "did you mean 'emoji-dmd'"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(tiny, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(tiny)
+
+
+def test_seeds_of_a_profile():
+    assert study.seeds_of("quick", 0, quick=3, full=5) == range(3)
+    assert study.seeds_of("full", 0, quick=3, full=5) == range(5)
+    assert study.seeds_of("full", 4, quick=3, full=5) == range(4)
 
 
 def test_every_prompt_was_drawn_by_five_artists():

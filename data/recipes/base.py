@@ -114,7 +114,9 @@ def publish(unet: UNet2DConditionModel, data: Conditioning) -> StableDiffusionPi
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    pipe.unet.half()  # half the bytes in the repository; loaded, it is float32 again
     pipe.save_pretrained(MODELS / "emoji-base")
+    pipe.unet.float()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -38,7 +38,7 @@ def finish(base: Denoiser, x_t: torch.Tensor, start: int, text: torch.Tensor, st
 def main() -> None:
     args = arguments(drawings=160, steps=8)
     data, alpha = Conditioning(), alphas_cumprod().float().to(DEVICE)
-    unet = UNet2DConditionModel.from_pretrained(MODELS / "emoji-base" / "unet").eval()
+    unet = UNet2DConditionModel.from_pretrained(MODELS / "emoji-base" / "unet", dtype=torch.float32).eval()
     base, embed = Denoiser(for_training(unet), alpha), embedder("efficientnet-lite0")
     features = embed(data.decode(data.latents).add(1).div(2).cpu())
     chosen = torch.randperm(len(data.latents))[: args.drawings].tolist()

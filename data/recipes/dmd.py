@@ -88,7 +88,7 @@ def sample(student: Denoiser, text: torch.Tensor, seed: int) -> torch.Tensor:
 def main() -> None:
     args = arguments(steps=2500, batch=64, lr=1e-4, fake_lr=2e-4, guidance=3.0, ratio=5, ema=0.98)
     data, alpha = Conditioning(), alphas_cumprod().float().to(DEVICE)
-    base = UNet2DConditionModel.from_pretrained(MODELS / "emoji-base" / "unet")
+    base = UNet2DConditionModel.from_pretrained(MODELS / "emoji-base" / "unet", dtype=torch.float32)
     teacher, student, fake, average = (Denoiser(for_training(copy.deepcopy(base)), alpha) for _ in range(4))
     for frozen in (teacher, average):
         frozen.unet.eval().requires_grad_(False)
@@ -129,7 +129,7 @@ def main() -> None:
     print("contact sheet of", ", ".join(caption(concepts()[row]) for row in rows[::8]))
     published = average.unet.to(memory_format=torch.contiguous_format)
     published.set_default_attn_processor()
-    published.save_pretrained(MODELS / "emoji-dmd" / "unet")
+    published.half().save_pretrained(MODELS / "emoji-dmd" / "unet")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def fold_normalisation(vae: AutoencoderKL, images: torch.Tensor) -> None:
 
 def polish(vae: AutoencoderKL, images: torch.Tensor, *, steps: int, batch: int, lr: float) -> None:
     """Train the decoder alone, on the encoder's fixed latents, towards PSNR."""
+    images = torch.cat([images, images.flip(-1)])
     with torch.inference_mode():
         latents = torch.cat([vae.encode(part.to(DEVICE)).latent_dist.mean for part in images.split(64)]).clone()
     vae.requires_grad_(False)
