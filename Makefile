@@ -42,7 +42,7 @@ test: $(STAMP)
 	$(PY) -m pytest $(ARGS)
 
 models: $(STAMP)
-	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py $(ARGS); done
+	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py; done
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -7,6 +7,7 @@ images = dtviz.decode(trace, pair)
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from .diversity import mean_pairwise as mean_pairwise
     from .diversity import vendi as vendi
     from .embed import embedder as embedder
+    from .errors import Unavailable as Unavailable
     from .generate import generate as generate
     from .pairs import Pair as Pair
-    from .pairs import Unavailable as Unavailable
     from .pairs import load as load
     from .pairs import table as pairs
     from .schedule import predict_x0 as predict_x0
@@ -39,7 +40,7 @@ _PUBLIC = {
     "embedder": ("embed", "embedder"),
     "generate": ("generate", "generate"),
     "Pair": ("pairs", "Pair"),
-    "Unavailable": ("pairs", "Unavailable"),
+    "Unavailable": ("errors", "Unavailable"),
     "load": ("pairs", "load"),
     "pairs": ("pairs", "table"),
     "predict_x0": ("schedule", "predict_x0"),
@@ -48,16 +49,26 @@ _PUBLIC = {
 
 
 def _public(module: str, name: str) -> property:
-    return property(
-        lambda package: getattr(import_module(f".{module}", package.__name__), name),
-        lambda package, value: None,  # the import system would put the module of the same name here
-    )
+    def get(package: ModuleType):
+        return getattr(import_module(f".{module}", package.__name__), name)
+
+    def keep(package: ModuleType, value) -> None:
+        if not isinstance(value, ModuleType):  # the import system puts a module of the same name here
+            raise AttributeError(f"dtviz.{name} cannot be replaced; replace {module}.{name}")
+
+    return property(get, keep)
 
 
 class _Package(ModuleType):
     """`dtviz.capture` is the function, also after the module `dtviz.capture` was imported: properties come first."""
 
     vars().update({public: _public(*where) for public, where in _PUBLIC.items()})
+
+    def __getattr__(self, name: str) -> ModuleType:
+        """Modules without a public name of their own: `dtviz.plot`."""
+        if not name.startswith("_") and find_spec(f"{self.__name__}.{name}"):
+            return import_module(f".{name}", self.__name__)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *_PUBLIC})

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 from . import backbones
 from .backbones import Model
+from .errors import Unavailable
 
 PREPROCESSING = "1"  # part of every fingerprint: raise it when a number below that changes features is changed
 
@@ -41,10 +42,6 @@ DREAMSIM_FILES = {
     "synclr_vitb16": ("synclr_vit_b_16.pth", "synclr_vitb16_single_lora"),
 }
 NAMES = ("efficientnet-lite0", "emoji-clip", *(f"dreamsim:{kind}" for kind in DREAMSIM_FILES))
-
-
-class Unavailable(FileNotFoundError):
-    """The embedder's package or weights are not on this machine; the message says what is missing and where it goes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,16 +21,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from .errors import Unavailable
+
 # torch, diffusers and pandas are imported where they are used: a wrong name is refused before they are loaded
 if TYPE_CHECKING:
     import pandas as pd
     import torch
 
 HANDOVERS = ("distilled-scheduler", "matched-sigma")
-
-
-class Unavailable(OSError):
-    """A known pair whose weights are neither on this machine nor within reach."""
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,9 @@ def plot_image_grid(
     for r, c in np.ndindex(rows, columns):
         if not np.isnan(images[r, c]).any():
             extent = (left[c], left[c] + 1, top[r] + tall, top[r])
-            ax.imshow(np.clip(images[r, c], 0, 1), extent=extent, interpolation="nearest")
+            ax.imshow(
+                np.clip(images[r, c], 0, 1), extent=extent, interpolation="nearest" if width <= 128 else "antialiased"
+            )
         if captions is not None:
             ax.text(left[c] + 0.5, top[r] + tall + 0.03, captions[r][c], ha="center", va="top", fontsize=5, color=GREY)
     ax.set(xlim=(left[0], left[-1] + 1), ylim=(top[-1] + step_y, 0), aspect="equal")

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import dtviz
+from dtviz.decode import decode_latents
 
 
 def test_equals_the_pipelines_own_images(pipe):
@@ -25,6 +26,16 @@ def test_shapes_and_range(pair):
 def test_chunks_do_not_matter(pair):
     trace = dtviz.generate(pair, "a dog", seeds=range(3))
     torch.testing.assert_close(dtviz.decode(trace, pair, batch_size=1), dtviz.decode(trace, pair), atol=1e-5, rtol=0)
+
+
+def test_the_vae_is_left_as_it_was_when_decoding_fails(pipe, monkeypatch):
+    """A half-precision VAE that has to be upcast, as SDXL's, running out of memory."""
+    pipe.vae.half()
+    pipe.vae.register_to_config(force_upcast=True)
+    monkeypatch.setattr(pipe.vae, "decode", lambda *a, **k: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        decode_latents(torch.zeros(1, 4, 8, 8), pipe)
+    assert pipe.vae.dtype == torch.float16
 
 
 def test_what_is_not_there_is_refused(pair):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import dtviz
+from dtviz.schedule import RULES
 
 TIMES = (999, 749, 499, 249)
 
@@ -79,11 +80,14 @@ def test_matched_sigma_equals_base_ddim_then_student(pair):
     torch.testing.assert_close(trace.final, expected, **CLOSE)
 
 
-def test_base_equals_the_plain_pipeline(pair):
-    trace = dtviz.generate(pair, "a dog", method="base", seeds=[7])
+@pytest.mark.parametrize("kind", [rule.__name__ for rule in RULES])
+def test_base_equals_the_plain_pipeline(pair, kind):
+    pair.pipeline.scheduler = getattr(diffusers, kind).from_config(pair.pipeline.scheduler.config)
+    again = dtviz.Pair(pair.pipeline, pair.distilled, base_steps=8, base_guidance=3.0)
+    trace = dtviz.generate(again, "a dog", method="base", seeds=[7])
     plain = pair.pipeline(
         "a dog",
-        generator=torch.Generator().manual_seed(7),
+        generator=[torch.Generator().manual_seed(7)],
         num_inference_steps=8,
         guidance_scale=3.0,
         output_type="latent",
@@ -137,6 +141,9 @@ def test_adapter_student_shares_one_network(pipe):
     base = dtviz.generate(lora, "a dog", method="base", seeds=[0])
     fast = dtviz.generate(lora, "a dog", method="distilled", seeds=[0])
     hybrid = dtviz.generate(lora, "a dog", method="hybrid", seeds=[0])
+    layer = next(m for m in pipe.unet.modules() if isinstance(m, peft.tuners.tuners_utils.BaseTunerLayer))
+    assert layer.active_adapters == ["fast"]
+    assert not layer.disable_adapters
     pipe.unet.disable_adapters()
     plain = pipe(
         "a dog",
@@ -148,6 +155,8 @@ def test_adapter_student_shares_one_network(pipe):
     torch.testing.assert_close(base.final, plain.images, **CLOSE)
     assert (hybrid.x0[0] - fast.x0[0]).abs().max() > 1e-3
     assert hybrid.steps_run == {"base": 1, "distilled": 3}
+    dtviz.generate(lora, "a dog", method="hybrid", seeds=[0])
+    assert layer.disable_adapters  # as the caller left it
 
 
 def test_everything_is_put_back(pair, monkeypatch):
@@ -157,6 +166,16 @@ def test_everything_is_put_back(pair, monkeypatch):
         dtviz.generate(pair, "a dog", seeds=[0])
     assert pair.pipeline.scheduler is scheduler
     assert "forward" not in vars(pair.base)
+
+
+def test_a_forward_of_the_instance_is_put_back(pair):
+    """Offloading hooks and compiled modules keep their forward in the instance."""
+    calls, plain = [], pair.base.forward
+    pair.base.forward = lambda *args, **kwargs: calls.append(1) or plain(*args, **kwargs)
+    own = pair.base.forward
+    dtviz.generate(pair, "a dog", method="base", base_steps=2, seeds=[0])
+    assert pair.base.forward is own
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(
@@ -170,6 +189,11 @@ def test_everything_is_put_back(pair, monkeypatch):
         ({"seeds": []}, r"seeds=\(\)"),
         ({"seeds": [1, 1]}, "different integers"),
         ({"handover": "euler"}, "matched-sigma"),
+        ({"steps": 0}, "steps=0 must be an integer of at least 1"),
+        ({"batch_size": -1}, "batch_size=-1"),
+        ({"seeds": [1.5]}, "must be integers"),
+        ({"seeds": 5}, "must be integers"),
+        ({"guidance": -1.0}, "guidance=-1.0 must be at least 0"),
     ],
 )
 def test_bad_input_is_refused(pair, arguments, words):

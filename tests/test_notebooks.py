@@ -55,6 +55,6 @@ def test_all_run_under_nbval(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     pictures = {"fig4_dt_grid", "fig5_similarity_to_final", "fig6_diversity_grid", "table3_sample_diversity"}
     for name in pictures:
-        for kind in ("png", "pdf", "json"):
+        for kind in ("png", "pdf", "json", "csv"):
             assert (out / f"{name}.{kind}").stat().st_size > 100
     assert (out / "table3_sample_diversity.csv").read_text().startswith("prompt,method,value [1 - cosine]")

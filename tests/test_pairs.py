@@ -125,6 +125,22 @@ def test_hub_pairs_at_tiny_size(name, tmp_path, monkeypatch):
     for method in ("base", "distilled", "hybrid", "skip"):
         trace = dtviz.generate(pair, "dog", method=method, base_steps=3, seeds=[0, 1], batch_size=2)
         assert torch.isfinite(trace.final).all()
+    plain = pair.pipeline(
+        "dog",
+        generator=[torch.Generator().manual_seed(0)],
+        num_inference_steps=3,
+        guidance_scale=5.0,
+        output_type="latent",
+    )
+    base = dtviz.generate(pair, "dog", method="base", base_steps=3, seeds=[0])
+    torch.testing.assert_close(base.final, plain.images, atol=1e-3, rtol=1e-3)
+    if (
+        name != "sdxl-lcm"
+    ):  # here base and student have the same weights: guidance just over 1 doubles the base's batch,
+        # changes nothing else, and the student's steps take the prompt's half of it
+        doubled = dtviz.generate(pair, "dog", method="hybrid", base_guidance=1 + 1e-6, seeds=[0])
+        alone = dtviz.generate(pair, "dog", method="distilled", seeds=[0])
+        torch.testing.assert_close(doubled.final, alone.final, atol=1e-3, rtol=1e-3)
     matched = dtviz.generate(pair, "dog", method="hybrid", handover="matched-sigma", base_steps=10, seeds=[0])
     assert matched.steps_run["distilled"] == 3
     assert json.dumps(matched.facts())

@@ -106,7 +106,7 @@ def contact_sheet(images: torch.Tensor, columns: int, path: Path) -> None:
 
 
 # Noise of one sigma destroys more of an 8x8 latent than of SDXL's 128x128, so SDXL's schedule is shifted: every sigma
-# is divided by SHIFT. The value is checked on the trained base by `schedule.py`.
+# is divided by SHIFT. The value is checked on the trained base by `commitment.py`.
 SHIFT = 2.5
 
 
