@@ -97,7 +97,6 @@ def run(
     values = {"pair": pair, "profile": profile} | ({} if out is None else {"out": str(target)}) | parameters
     for notebook in chosen:
         _check_parameters(notebook, values)
-    target.mkdir(parents=True, exist_ok=True)
     return _run_all(chosen, values=values, target=target, workers=workers)
 
 
@@ -205,6 +204,7 @@ def _run_all(chosen: list[Notebook], *, values: Mapping[str, object], target: Pa
     import yaml
     from tqdm.auto import tqdm
 
+    target.mkdir(parents=True, exist_ok=True)
     parameters = yaml.safe_dump(dict(values))  # not JSON: papermill reads YAML, for which JSON's 1e-05 is a string
     waiting, running, done, failures = list(chosen), [], [], []
     with (

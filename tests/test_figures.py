@@ -1,8 +1,9 @@
 """The runner, on notebooks of two cells made here: no models, but the real papermill and the real kernel."""
 
-import importlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ PARAMETERS = 'pair: str = "emoji-dmd"\nprofile: str = "quick"\nn_seeds: int = 0 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder for notebooks, with every pair taken for available."""
-    monkeypatch.setattr(importlib.import_module("dtviz.pairs"), "check", lambda name: None)
+    monkeypatch.setattr(figures, "check", lambda name: None)
     (tmp_path / "notebooks").mkdir()
     return tmp_path / "notebooks"
 
@@ -195,7 +196,7 @@ def test_pair_is_checked_before_any_work(folder, tmp_path, monkeypatch):
     def refuse(name):
         raise OSError(f"{name} is out of reach")
 
-    monkeypatch.setattr(importlib.import_module("dtviz.pairs"), "check", refuse)
+    monkeypatch.setattr(figures, "check", refuse)
     write(folder, "fig5_curve", "print(1)")
     with pytest.raises(OSError, match="sdxl-dmd is out of reach"):
         figures.run(pair="sdxl-dmd", out=tmp_path / "out", folder=folder)
@@ -242,6 +243,22 @@ def test_bad_input_is_one_line_and_exit_status_2(arguments, tmp_path):
     assert done.stderr.startswith("dtviz: ")
     assert done.stderr.count("\n") == 1
     assert arguments[-2 if arguments[1] == "-p" else -1] in done.stderr
+
+
+def test_the_readmes_commands_are_accepted(monkeypatch):
+    """Each `dtviz figures` line of the README names notebooks and parameters that there are."""
+    from dtviz.__main__ import main
+
+    lines = re.findall(
+        r"^python -m dtviz (figures .*?)\s*(?:#.*)?$", (figures.ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert lines
+    ran = []
+    monkeypatch.setattr(figures, "check", lambda name: None)
+    monkeypatch.setattr(figures, "_run_all", lambda chosen, **_: ran.append(chosen))
+    for line in lines:
+        assert main(shlex.split(line)) == 0, line
+    assert len(ran) == len(lines)
 
 
 def test_help_and_pairs():
