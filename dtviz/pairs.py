@@ -134,7 +134,7 @@ _SDXL = {"base_steps": 50, "base_guidance": 5.0, "batch_size": 1}
 SPECS: dict[str, Spec] = {
     "emoji-dmd": Spec(
         "emoji-base", "emoji-dmd", "LCMScheduler", "MIT (weights); drawings Apache-2.0, MIT, CC-BY-4.0", "38 MiB",
-        settings={"timesteps": TRAINED, "base_steps": 20, "base_guidance": 3.0, "batch_size": 10},
+        settings={"timesteps": TRAINED, "base_steps": 20, "base_guidance": 5.0, "batch_size": 10},
     ),
     "sdxl-dmd": Spec(
         SDXL, "tianweiy/DMD2", "LCMScheduler", "OpenRAIL++ (base), CC-BY-NC-4.0 (student)", "12 GB",

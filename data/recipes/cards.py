@@ -65,7 +65,7 @@ A text-to-image latent diffusion model of {len(concepts())} emoji concepts at 64
 autoencoder (64x64x3 to 8x8x16), the text half of `emoji-clip`, and a UNet of {base["parameters"] / 1e6:.1f} M parameters that
 predicts noise. A whole `StableDiffusionPipeline`. Prompts are the concepts' names ("dog face"); it knows no others.
 
-![samples at guidance 3, two prompts a row, eight seeds each](samples.png)
+![samples at guidance 5, two prompts a row, eight seeds each](samples.png)
 
 ## Training
 
@@ -87,7 +87,7 @@ its concept is still the one they came from (chance {check["chance"]:.2f}).
 
 ## Measured
 
-{quality(scores["samplers"], ("base, guidance 1", "base, guidance 2", "base, guidance 3"))}
+{quality(scores["samplers"], ("base, guidance 3", "base, guidance 5"))}
 
 {how}
 
@@ -109,7 +109,7 @@ simulation; teacher guidance {dmd["guidance"]:g}; student weights averaged (0.98
 
 ## Measured
 
-{quality(scores["samplers"], ("student", "hybrid, published", "hybrid, matched sigma", "skip", "base, guidance 3"))}
+{quality(scores["samplers"], ("student", "hybrid, published", "hybrid, matched sigma", "skip", "base, guidance 5"))}
 
 {how} The hybrids give the student's first step to the base, without guidance: the published one on the student's scheduler,
 the other on the base's own schedule down to the student's second noise level.

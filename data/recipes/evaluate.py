@@ -16,9 +16,8 @@ from dtviz.diversity import mean_interval, mean_pairwise, modes_covered, nearest
 from dtviz.embed import embedder
 
 SAMPLERS = {
-    "base, guidance 1": {"method": "base", "base_guidance": 1.0},
-    "base, guidance 2": {"method": "base", "base_guidance": 2.0},
     "base, guidance 3": {"method": "base", "base_guidance": 3.0},
+    "base, guidance 5": {"method": "base", "base_guidance": 5.0},
     "student": {"method": "distilled"},
     "hybrid, published": {"method": "hybrid", "handover": "distilled-scheduler"},
     "hybrid, matched sigma": {"method": "hybrid", "handover": "matched-sigma"},
@@ -27,7 +26,7 @@ SAMPLERS = {
 
 
 def main() -> None:
-    args = arguments(seeds=8, every=2)
+    args = arguments(seeds=8, every=4)
     pair, embed, real = dtviz.load("emoji-dmd"), embedder("efficientnet-lite0"), drawings.load()
     reference = embed(real.images)
     prompts = [caption(name) for name in concepts()[:: args.every]]
@@ -51,7 +50,7 @@ def main() -> None:
         print(name, measures[name], flush=True)
         sheet = 2 * torch.cat(pictures[:30]) - 1
         contact_sheet(sheet, 2 * args.seeds, WORK / f"sheet_{name.replace(', ', '_').replace(' ', '-')}.png")
-        if name in ("base, guidance 3", "student"):
+        if name in ("base, guidance 5", "student"):
             contact_sheet(
                 sheet,
                 2 * args.seeds,
