@@ -71,6 +71,7 @@ predicts noise. A whole `StableDiffusionPipeline`. Prompts are the concepts' nam
 
 - Autoencoder: {vae["steps"]} steps of 8 drawings. PSNR {vae["psnr_unseen"]:.1f} dB on {60} concepts it never saw,
   {vae["psnr_seen"]:.1f} dB on those it saw.
+- Sampler: Euler ancestral, 20 trailing steps, guidance 5 by default.
 - UNet: {base["steps"]} steps of 64 latents, noise prediction, caption dropped one time in ten, weights averaged (0.999);
   last loss {base["loss"]:.3f}.
 - All on two CPU cores; `make models` repeats it. {history.get("base.history", "")}
@@ -87,7 +88,7 @@ its concept is still the one they came from (chance {check["chance"]:.2f}).
 
 ## Measured
 
-{quality(scores["samplers"], ("base, guidance 3", "base, guidance 5"))}
+{quality(scores["samplers"], ("base, guidance 3", "base, guidance 5", "base, guidance 5, DDIM"))}
 
 {how}
 

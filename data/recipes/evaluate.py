@@ -5,9 +5,12 @@
 Concept accuracy: the nearest of all real drawings, in EfficientNet-Lite0 features, is a drawing of the prompt.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from common import MODELS, WORK, arguments, caption, concepts, contact_sheet, record, stage
+from diffusers import DDIMScheduler
 from tqdm.auto import tqdm
 
 import dtviz
@@ -18,6 +21,7 @@ from dtviz.embed import embedder
 SAMPLERS = {
     "base, guidance 3": {"method": "base", "base_guidance": 3.0},
     "base, guidance 5": {"method": "base", "base_guidance": 5.0},
+    "base, guidance 5, DDIM": {"method": "base", "base_guidance": 5.0},
     "student": {"method": "distilled"},
     "hybrid, published": {"method": "hybrid", "handover": "distilled-scheduler"},
     "hybrid, matched sigma": {"method": "hybrid", "handover": "matched-sigma"},
@@ -28,13 +32,18 @@ SAMPLERS = {
 def main() -> None:
     args = arguments(seeds=8, every=4)
     pair, embed, real = dtviz.load("emoji-dmd"), embedder("efficientnet-lite0"), drawings.load()
+    ddim = DDIMScheduler.from_config(pair.pipeline.scheduler.config)
+    variants = {"base, guidance 5, DDIM": replace(pair, base_scheduler=ddim)}
     reference = embed(real.images)
     prompts = [caption(name) for name in concepts()[:: args.every]]
     measures = {}
     for name, settings in SAMPLERS.items():
         right, spread, modes, pictures = [], [], [], []
         for prompt in tqdm(prompts, desc=name, mininterval=10):
-            images = dtviz.decode(dtviz.generate(pair, prompt, seeds=range(args.seeds), **settings), pair, final=True)
+            sampler = variants.get(name, pair)
+            images = dtviz.decode(
+                dtviz.generate(sampler, prompt, seeds=range(args.seeds), **settings), pair, final=True
+            )
             features = embed(images)
             right.append(np.mean([real.prompts[row] == prompt for row in nearest(features, reference)]))
             spread.append(mean_pairwise(features).value)
