@@ -248,8 +248,8 @@ def plot_diversity_dots(
     >>> plot_diversity_dots(table, embedder="DreamSim").get_xlabel()
     'mean pairwise DreamSim distance'
     """
-    ax = ax or plt.subplots(figsize=(3.2, 1.9))[1]
     methods = list(table["method"].unique())
+    ax = ax or plt.subplots(figsize=(3.8, 1.4 + 0.3 * len(methods) + 0.12 * len(differences)))[1]
     for y, (method, colour) in enumerate(zip(methods, _colours(methods), strict=True)):
         rows = table[table["method"] == method]
         dots = rows[rows["prompt"] != AVERAGE]["value"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -34,7 +35,7 @@ def test_form(path):
 def test_all_run_under_nbval(tmp_path):
     out = tmp_path / "figures"
     for path in NOTEBOOKS:
-        notebook = nbformat.read(path, as_version=4)
+        notebook = load_notebook_node(str(path))
         names = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
         values = {name: value for name, value in SMALL.items() if f"{name}:" in names} | {"out": str(out)}
         nbformat.write(parameterize_notebook(notebook, values), tmp_path / path.name)
