@@ -129,6 +129,7 @@ def main() -> None:
     print("contact sheet of", ", ".join(caption(concepts()[row]) for row in rows[::8]))
     published = average.unet.to(memory_format=torch.contiguous_format)
     published.set_default_attn_processor()
+    published.register_to_config(_name_or_path="emoji-base")  # not this machine's path
     published.half().save_pretrained(MODELS / "emoji-dmd" / "unet")
 
 
