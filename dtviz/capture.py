@@ -30,15 +30,17 @@ class Recorder:
         self.timesteps: list[float] = []
         self.final: torch.Tensor | None = None
 
-    def before(self, scheduler, model_output: torch.Tensor, timestep, sample: torch.Tensor) -> None:
-        """Record x̂0 of the step about to be made."""
-        self.x0.append(predict_x0(scheduler, model_output, timestep, sample).cpu())
+    def before(self, scheduler, model_output: torch.Tensor, timestep, sample: torch.Tensor) -> torch.Tensor:
+        """Record, and return, x̂0 of the step about to be made."""
+        x0 = predict_x0(scheduler, model_output, timestep, sample)
+        self.x0.append(x0.cpu())
         level = sigma_at(scheduler, timestep)
         self.sigmas.append(level)
         self.timesteps.append(float(timestep))
         if self.keep_x_t:
             unit = 1.0 if rule(scheduler).variance_preserving else (1 + level**2) ** -0.5
             self.x_t.append((sample.float() * unit).cpu())
+        return x0
 
     def after(self, output) -> None:
         """Record the sample that the step made."""

@@ -15,7 +15,6 @@ import torch
 from .capture import Recorder
 from .pairs import Pair
 from .schedule import move, rule
-from .schedule import predict_x0 as predict
 from .schedule import sigma as sigma_at
 
 
@@ -49,9 +48,7 @@ class Relay:
     def init_noise_sigma(self):
         """Noise enters at the first step that really runs, so it is scaled for that one."""
         first = self.plan[0]
-        if rule(first.scheduler).variance_preserving:
-            return first.scheduler.init_noise_sigma
-        if first.timestep == first.scheduler.timesteps[0]:
+        if rule(first.scheduler).variance_preserving or first.timestep == first.scheduler.timesteps[0]:
             return first.scheduler.init_noise_sigma
         return (sigma_at(first.scheduler, first.timestep) ** 2 + 1) ** 0.5
 
@@ -65,13 +62,12 @@ class Relay:
     def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True) -> tuple:
         now = self.plan[self.index]
         timestep = now.timestep  # in its own scheduler's type: a plan may mix integers and floats
-        self.recorder.before(now.scheduler, model_output, timestep, sample)
+        x0 = self.recorder.before(now.scheduler, model_output, timestep, sample)
         if now.to is None:
             seeded = "generator" in inspect.signature(now.scheduler.step).parameters
             noise = {"generator": generator} if seeded else {}
             output = now.scheduler.step(model_output, timestep, sample, **noise, return_dict=False)
         else:
-            x0 = predict(now.scheduler, model_output, timestep, sample)
             level, target = sigma_at(now.scheduler, timestep), sigma_at(now.to, now.to_timestep)
             x = move(sample, x0, scheduler=now.scheduler, sigma=level, to=now.to, to_sigma=target)
             output = (x.to(sample.dtype),)
