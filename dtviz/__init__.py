@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .pairs import load as load
     from .pairs import table as pairs
     from .schedule import predict_x0 as predict_x0
+    from .schedule import schedulers as schedulers
     from .trace import Trace as Trace
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ _PUBLIC = {
     "load": ("pairs", "load"),
     "pairs": ("pairs", "table"),
     "predict_x0": ("schedule", "predict_x0"),
+    "schedulers": ("schedule", "schedulers"),
     "Trace": ("trace", "Trace"),
 }
 

@@ -21,8 +21,8 @@ from typing import Any
 import diffusers
 import torch
 
-from .capture import Recorder
 from .pairs import HANDOVERS, Pair
+from .recorder import Recorder
 from .relay import Relay, plan
 from .trace import Trace
 
@@ -139,7 +139,7 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
     names = ("method", "steps", "base_steps", "k", "handover")
     relay = Relay(plan(pair, **{n: settings[n] for n in names}, device=pipe.device), recorder, samples=len(seeds))
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
-    roles = Counter(step.role for step in relay.plan)
+    roles = {step.role for step in relay.plan}
     guided = any(scales[role] > 1 and not _embeds_guidance(pair, role) for role in roles)
     evaluations: Counter[str] = Counter()
 
@@ -160,7 +160,7 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
         **recorder.fields(),
         seeds=seeds,
         prompt=prompt,
-        steps_run=dict(roles),
+        steps_run=dict(Counter(relay.plan[call].role for call in recorder.starts())),
         provenance=settings | {"nfe": dict(evaluations), "fingerprint": pair.fingerprint, "versions": versions},
     )
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from .capture import Recorder
 from .pairs import Pair
-from .schedule import move, rule
+from .recorder import Recorder
+from .rules import find, space
+from .schedule import move
 from .schedule import sigma as sigma_at
 
 
@@ -48,7 +49,7 @@ class Relay:
     def init_noise_sigma(self):
         """Noise enters at the first step that really runs, so it is scaled for that one."""
         first = self.plan[0]
-        if rule(first.scheduler).variance_preserving or first.timestep == first.scheduler.timesteps[0]:
+        if space(first.scheduler) != "ve" or first.timestep == first.scheduler.timesteps[0]:
             return first.scheduler.init_noise_sigma
         return (sigma_at(first.scheduler, first.timestep) ** 2 + 1) ** 0.5
 
@@ -62,7 +63,7 @@ class Relay:
     def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True) -> tuple:
         now = self.plan[self.index]
         timestep = now.timestep  # in its own scheduler's type: a plan may mix integers and floats
-        x0 = self.recorder.before(now.scheduler, model_output, timestep, sample)
+        x0 = self.recorder.before(now.scheduler, model_output, timestep, sample, expected=len(self.plan))
         if now.to is None:
             seeded = "generator" in inspect.signature(now.scheduler.step).parameters
             noise = {"generator": generator} if seeded else {}
@@ -87,8 +88,15 @@ def plan(
     """The steps that `generate` runs, on fresh schedulers.
 
     Raises:
+        NotImplementedError: a scheduler that takes several calls a step would be cut between them.
         ValueError: a matched hand-over lies above the base's first noise level, so that no base step would run.
     """
+    for scheduler in (pair.base_scheduler, pair.distilled_scheduler):
+        if method in ("hybrid", "skip") and find(scheduler).first is not None:
+            raise NotImplementedError(
+                f"method={method!r} hands over between steps, and {type(scheduler).__name__} calls the denoiser several "
+                "times a step: give the pair a first-order scheduler"
+            )
     if method == "base":
         scheduler = _fresh(pair.base_scheduler)
         scheduler.set_timesteps(base_steps, device=device)

@@ -1,86 +1,63 @@
-"""One noise coordinate for every scheduler, and the predicted clean sample x̂0 in it.
+"""One noise coordinate for every scheduler, the predicted clean sample x̂0, and the hand-over between schedulers.
 
-`sigma` is the noise standard deviation over the signal standard deviation. A scheduler keeps its samples either
-variance-preserving, x_t = (x0 + sigma * noise) / sqrt(1 + sigma²), or variance-exploding, x_t = x0 + sigma * noise.
-Only the rules in `RULES` are known to be right; any other scheduler class is refused by name.
+dtviz.schedulers()          # the scheduler classes of diffusers, how they keep their samples, and which have no x̂0
+x0 = dtviz.predict_x0(pipe.scheduler, model_output, t, latents)    # just before pipe.scheduler.step(...)
+
+`sigma` is the noise level in the scheduler's own space, see `dtviz.rules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import pandas as pd
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-)
+
+from .rules import exact, find, prediction, rows, space
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How one scheduler class keeps its samples: where sigma comes from and whether variance is preserved."""
+def schedulers() -> pd.DataFrame:
+    """The scheduler classes of diffusers: how each keeps its samples, what its denoiser predicts, calls for N steps.
 
-    sigma: Callable[..., torch.Tensor]
-    variance_preserving: bool
-
-
-def _sigma_from_alphas(scheduler, timestep) -> torch.Tensor:
-    alpha = scheduler.alphas_cumprod[int(timestep)].double()
-    return ((1 - alpha) / alpha).sqrt()
-
-
-def _sigma_from_steps(scheduler, timestep) -> torch.Tensor:
-    index = scheduler.step_index
-    if index is None:  # before the first step of a run
-        index = scheduler.begin_index
-    if index is None:
-        index = scheduler.index_for_timestep(torch.as_tensor(timestep))
-    return scheduler.sigmas[index].double()
-
-
-# By exact class: a subclass may keep its samples another way.
-RULES: dict[type, Rule] = {
-    DDIMScheduler: Rule(_sigma_from_alphas, variance_preserving=True),
-    DDPMScheduler: Rule(_sigma_from_alphas, variance_preserving=True),
-    LCMScheduler: Rule(_sigma_from_alphas, variance_preserving=True),
-    DPMSolverMultistepScheduler: Rule(_sigma_from_steps, variance_preserving=True),
-    EulerDiscreteScheduler: Rule(_sigma_from_steps, variance_preserving=False),
-    EulerAncestralDiscreteScheduler: Rule(_sigma_from_steps, variance_preserving=False),
-}
-
-
-def rule(scheduler) -> Rule:
-    """The rule for this scheduler.
-
-    Raises:
-        NotImplementedError: the class, or a setting of it, has no rule; the message names it.
+    Columns `scheduler`, `space` ("vp", "ve", "flow", see `dtviz.rules`; empty where there is no x̂0), `denoiser predicts`
+    (or why it is refused) and `calls`.
     """
-    kind = type(scheduler)
-    if kind not in RULES:
-        known = ", ".join(sorted(known.__name__ for known in RULES))
-        raise NotImplementedError(f"{kind.__name__} has no x̂0 rule yet; known are {known}")
-    if scheduler.config.get("use_flow_sigmas"):
-        raise NotImplementedError(f"{kind.__name__} with use_flow_sigmas=True has no x̂0 rule yet")
-    return RULES[kind]
+    return pd.DataFrame(rows())
+
+
+def noise_level(scheduler, timestep, arguments: Mapping[str, Any] | None = None) -> torch.Tensor:
+    """The noise level of the sample that enters the step at `timestep`; scalar, (n,) or one a token; on its own device."""
+    return find(scheduler).sigma(scheduler, timestep, arguments or {})
 
 
 def sigma(scheduler, timestep) -> float:
-    """The noise level of the sample that enters the step at `timestep`."""
-    return float(rule(scheduler).sigma(scheduler, timestep))
+    """`noise_level` of a batch whose samples share it."""
+    return float(noise_level(scheduler, timestep).flatten()[0])
 
 
-def signal(scheduler, sigma: float) -> float:
-    """The factor of x0 in this scheduler's samples at noise level `sigma`: 1, or 1 / sqrt(1 + sigma²)."""
-    return (1 + sigma**2) ** -0.5 if rule(scheduler).variance_preserving else 1.0
+def coefficients(scheduler, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(a, b) of this scheduler's samples x_t = a x0 + b noise at noise level `sigma`."""
+    match space(scheduler):
+        case "vp":
+            a = (1 + sigma**2).rsqrt()
+            return a, (1 - a**2).sqrt()  # not sigma * a: sigma is infinite where no signal is left
+        case "ve":
+            return torch.ones_like(sigma), sigma
+        case _:
+            return 1 - sigma, sigma
 
 
-def predict_x0(scheduler, model_output: torch.Tensor, timestep, sample: torch.Tensor) -> torch.Tensor:
-    """The clean sample that the denoiser plans (equation 2 of the paper), unclipped.
+def predict_x0(
+    scheduler,
+    model_output: torch.Tensor,
+    timestep,
+    sample: torch.Tensor,
+    *,
+    clip: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+) -> torch.Tensor:
+    """The clean sample that the denoiser plans (equation 2 of the paper).
 
         x0 = dtviz.predict_x0(pipe.scheduler, model_output, t, latents)    # just before pipe.scheduler.step(...)
 
@@ -88,50 +65,133 @@ def predict_x0(scheduler, model_output: torch.Tensor, timestep, sample: torch.Te
         scheduler: the diffusers scheduler, before its `step` for this timestep.
         model_output: (n, channels, ...) what the denoiser returned, after guidance; channels may be doubled by a
             learned variance, which is dropped.
-        timestep: the timestep given to the denoiser.
+        timestep: the timestep given to `step`.
         sample: (n, channels, ...) the noisy sample in the scheduler's own scale, before the step.
+        clip: as the scheduler itself clips or thresholds it, if its settings say so; raw otherwise.
+        arguments: the other arguments of the `step` call; two video schedulers have their noise level there.
 
     Returns:
         (n, channels, ...) float32, whatever the inputs' type: near sigma 15 half precision is off by 0.05.
 
     Raises:
-        NotImplementedError: the scheduler class or its prediction type has no rule.
+        NotImplementedError: the scheduler class, or its prediction type, has no x̂0; the message says why.
         ValueError: the shapes do not fit.
     """
-    preserving = rule(scheduler).variance_preserving
-    level = rule(scheduler).sigma(scheduler, timestep).to(sample.device, torch.float32)
+    formula = FORMULAS[prediction(scheduler)]
     x_t, output = sample.float(), model_output.float()
-    if output.shape[1] == 2 * x_t.shape[1] and str(scheduler.config.get("variance_type", "")).startswith("learned"):
+    if output.ndim > 1 and output.shape[1] == 2 * x_t.shape[1] and _learns_variance(scheduler):
         output = output[:, : x_t.shape[1]]
     if output.shape != x_t.shape:
         raise ValueError(
             f"model_output has shape {tuple(model_output.shape)}, sample {tuple(sample.shape)}: they must agree"
         )
+    level = noise_level(scheduler, timestep, arguments)
+    if level.ndim == 1:  # one a sample
+        level = level.reshape(-1, *[1] * (x_t.ndim - 1))
+    x0 = formula(scheduler, timestep, level, x_t, output)
+    return _clip(scheduler, x0) if clip else x0
 
-    alpha = (1 + level**2).rsqrt()  # 0 at zero terminal signal, where sigma is infinite
-    beta = (1 - alpha**2).sqrt()
-    x_t = x_t if preserving else x_t * alpha  # to alpha * x0 + beta * noise, where every formula below lives
-    match scheduler.config.prediction_type:
-        case "epsilon" if alpha > 0:
-            return (x_t - beta * output) / alpha
-        case "sample":
-            return output
-        case "v_prediction":  # Salimans & Ho 2022: v = alpha * noise - beta * x0
-            return alpha * x_t - beta * output
-        case other:
-            where = "" if alpha > 0 else " at zero signal (rescale_betas_zero_snr=True)"
-            raise NotImplementedError(
-                f"{type(scheduler).__name__} with prediction_type={other!r} has no x̂0 rule{where}"
-            )
+
+def _learns_variance(scheduler) -> bool:
+    return str(scheduler.config.get("variance_type", "")).startswith("learned")
+
+
+def _clip(scheduler, x0: torch.Tensor) -> torch.Tensor:
+    config, clips = scheduler.config, find(scheduler).clips
+    if "thresholding" in clips and config.thresholding:
+        return scheduler._threshold_sample(x0)
+    if any(name in clips and config[name] for name in ("clip_sample", "clip_denoised")):
+        limit = config.get("clip_sample_range", 1.0)
+        return x0.clamp(-limit, limit)
+    return x0
+
+
+# What the denoiser returned -> x0. Coefficients are computed in float64 and applied in float32.
+
+
+def _on(x: torch.Tensor, *values: torch.Tensor) -> list[torch.Tensor]:
+    return [value.to(x.device, torch.float32) for value in values]
+
+
+def _epsilon(scheduler, _, level, x_t, output):
+    a, b = coefficients(scheduler, level)
+    # only these settings reach zero signal: asking the tensor itself would wait for the device at every step
+    if (scheduler.config.get("rescale_betas_zero_snr") or space(scheduler) == "flow") and bool((a <= 0).any()):
+        raise NotImplementedError(
+            f"{type(scheduler).__name__} with prediction_type='epsilon' has no x̂0 at zero signal, sigma "
+            f"{float(level.max()):g}: nothing but noise is left in the sample"
+        )
+    a, b = _on(x_t, a, b)
+    return (x_t - b * output) / a
+
+
+def _v(scheduler, _, level, x_t, output):
+    """Salimans & Ho 2022: v = alpha noise - beta x0, on samples of unit variance."""
+    a, b = coefficients(scheduler, level)
+    scale = (a**2 + b**2).sqrt()
+    to_x, to_v = _on(x_t, a / scale**2, b / scale)
+    return to_x * x_t - to_v * output
+
+
+def _flow(scheduler, _, level, x_t, output):
+    """Liu et al. 2023: v = noise - x0 on the straight line between the two."""
+    (level,) = _on(x_t, level)
+    return x_t - level * output
+
+
+def _edm(scheduler, _, level, x_t, output):
+    """Karras et al. 2022, table 1; with v_prediction the output's sign is turned (Evans et al. 2024)."""
+    data, sign = scheduler.config.sigma_data, {"epsilon": 1, "v_prediction": -1}.get(scheduler.config.prediction_type)
+    if sign is None:
+        raise NotImplementedError(
+            f"{type(scheduler).__name__} with prediction_type={scheduler.config.prediction_type!r} has no x̂0 rule"
+        )
+    total = level**2 + data**2
+    skip, out = _on(x_t, data**2 / total, sign * level * data / total.sqrt())
+    return skip * x_t + out * output
+
+
+def _consistency(scheduler, _, level, x_t, output):
+    """Song et al. 2023, appendix C: the skip that makes f(x, sigma_min) = x."""
+    data, least = scheduler.config.sigma_data, scheduler.config.sigma_min
+    skip, out = _on(
+        x_t, data**2 / ((level - least) ** 2 + data**2), (level - least) * data / (level**2 + data**2).sqrt()
+    )
+    return skip * x_t + out * output
+
+
+def _consistency_decoder(scheduler, timestep, _, x_t, output):
+    out, skip = _on(x_t, scheduler.c_out[timestep], scheduler.c_skip[timestep])
+    return out * output + skip * x_t
+
+
+def _score(scheduler, _, level, x_t, output):
+    """Tweedie's formula: the output is the gradient of log p(x_t)."""
+    (variance,) = _on(x_t, level**2)
+    return x_t + variance * output
+
+
+FORMULAS: dict[str, Callable[..., torch.Tensor]] = {
+    "epsilon": _epsilon,
+    "sample": lambda *arguments: arguments[-1],
+    "v_prediction": _v,
+    "trigflow": _v,  # Lu & Song 2024: x_t = cos(t) x0 + sin(t) noise
+    "flow_prediction": _flow,
+    "velocity to the data": lambda *arguments: _flow(*arguments[:-1], -arguments[-1]),
+    "negative epsilon": lambda *arguments: _epsilon(*arguments[:-1], -arguments[-1]),
+    "edm": _edm,
+    "consistency": _consistency,
+    "consistency decoder": _consistency_decoder,
+    "score": _score,
+}
 
 
 def move(x_t: torch.Tensor, x0: torch.Tensor, *, scheduler, sigma: float, to, to_sigma: float) -> torch.Tensor:
     """One deterministic (DDIM) step from `scheduler` at `sigma` to the scheduler `to` at `to_sigma`.
 
     The noise in `x_t` that `x0` does not explain is kept and rescaled, so that both the change of noise level and the
-    change between variance-preserving and variance-exploding samples are exact. (n, ...) float32 in and out.
+    change of space are exact. Each sigma is in its own scheduler's space. (n, ...) float32 in and out.
     """
-    alpha = (1 + sigma**2) ** -0.5
-    x_t = x_t.float() if rule(scheduler).variance_preserving else x_t.float() * alpha
-    noise = (x_t - alpha * x0) / (1 - alpha**2) ** 0.5
-    return (x0 + to_sigma * noise) * signal(to, to_sigma)
+    a, b = (float(c) for c in coefficients(scheduler, exact(sigma)))
+    to_a, to_b = (float(c) for c in coefficients(to, exact(to_sigma)))
+    return to_a * x0 + to_b * (x_t.float() - a * x0) / b

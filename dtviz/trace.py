@@ -10,31 +10,51 @@ import json
 import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 FORMAT = "dtviz.trace/1"
-_TENSORS = ("x0", "sigmas", "timesteps", "final", "x_t")
+_STEPS_OF_SAMPLES = ("x0", "x_t", "conditional", "unconditional", "later_x0")
+_TENSORS = ("sigmas", "timesteps", "final", *_STEPS_OF_SAMPLES, "call_steps", "call_sigmas", "call_timesteps")
 
 
-@dataclass(frozen=True)
+class Call(NamedTuple):
+    """One denoiser call: the step it belongs to, its noise level, and x̂0 (sample, channel, height, width)."""
+
+    step: int
+    sigma: float
+    timestep: float
+    x0: torch.Tensor
+
+
+def _none() -> None:
+    """The default of what may be missing; as a plain default it would answer for a trace that is not filled in yet."""
+
+
+@dataclass(frozen=True, repr=False)
 class Trace:
     """One run of a sampler over a batch of samples.
 
     Attributes:
-        x0: (step, sample, channel, height, width) float32, the predicted clean latents after guidance.
-        sigmas: (step,) float32, noise standard deviation over signal standard deviation before each step.
+        x0: (step, sample, channel, height, width), the predicted clean latents after guidance, in the pipeline's own
+            layout: packed ones are (step, sample, token, channel). float32, or float16 where asked for.
+        sigmas: (step,) float32, noise standard deviation over signal standard deviation before each step; of flow
+            models the scheduler's sigma, 0 to 1.
         timesteps: (step,) float32, as the scheduler numbers them.
         final: (sample, channel, height, width) float32, the last latents that the sampler made.
         x_t: like `x0`, the noisy latents before each step, (x0 + sigma * noise) / sqrt(1 + sigma²) whatever the
-            scheduler's own scale; None unless asked for.
+            scheduler's own scale, of flow models (1 - sigma) * x0 + sigma * noise; None unless asked for.
+        conditional, unconditional: like `x0`, of the denoiser's outputs before guidance mixed them; None unless asked
+            for, and nan at steps for which the pipeline computed no unconditional output.
         seeds: the seed of each sample, None when the caller drove the random state.
         prompt: the prompt of every sample, None when the caller passed it to the pipeline directly.
         steps_run: how many steps each denoiser really ran, e.g. `{"base": 1, "distilled": 3}`.
         provenance: JSON-compatible facts about the run: pair, method, guidance, versions.
+        later_x0, call_steps, call_sigmas, call_timesteps: of schedulers that call the denoiser more than once a step,
+            read as `calls`; None for all others.
 
     A trace from `capture` is empty until its `with` block ends.
     """
@@ -43,11 +63,17 @@ class Trace:
     sigmas: torch.Tensor
     timesteps: torch.Tensor
     final: torch.Tensor
-    x_t: torch.Tensor | None = None
-    seeds: tuple[int, ...] | None = None
-    prompt: str | None = None
+    x_t: torch.Tensor | None = field(default_factory=_none)
+    seeds: tuple[int, ...] | None = field(default_factory=_none)
+    prompt: str | None = field(default_factory=_none)
     steps_run: dict[str, int] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    conditional: torch.Tensor | None = field(default_factory=_none)
+    unconditional: torch.Tensor | None = field(default_factory=_none)
+    later_x0: torch.Tensor | None = field(default_factory=_none)
+    call_steps: torch.Tensor | None = field(default_factory=_none)
+    call_sigmas: torch.Tensor | None = field(default_factory=_none)
+    call_timesteps: torch.Tensor | None = field(default_factory=_none)
 
     def __post_init__(self) -> None:
         steps, samples = self.x0.shape[:2]
@@ -60,20 +86,42 @@ class Trace:
             raise ValueError(f"seeds has {len(self.seeds)} entries for {samples} samples")
 
     def __getattr__(self, name: str) -> Any:
-        if name in {f.name for f in fields(Trace)}:
+        if name == "calls" or name in {f.name for f in fields(Trace)}:
             raise AttributeError(
                 f"trace.{name} is not there yet: it is filled in when the `with dtviz.capture(...)` block ends"
             )
         raise AttributeError(f"'Trace' has no attribute '{name}'")
 
+    def __repr__(self) -> str:
+        if "x0" not in vars(self):
+            return "Trace(filled in when the `with dtviz.capture(...)` block ends)"
+        steps, samples, *shape = self.x0.shape
+        named = "" if self.prompt is None else f" of {self.prompt!r}"
+        levels = f"sigma {self.sigmas[0]:.3g} to {self.sigmas[-1]:.3g}"
+        return f"Trace({steps} steps, {samples} samples{named}, latents {tuple(shape)}, {levels}, steps_run={self.steps_run})"
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """Every denoiser call in order; more than one a step with second-order schedulers, whose first is in `x0`."""
+        if self.call_steps is None:
+            steps = zip(self.sigmas.tolist(), self.timesteps.tolist(), self.x0, strict=True)
+            return tuple(Call(step, *values) for step, values in enumerate(steps))
+        calls: list[Call] = []
+        later = iter(self.later_x0)
+        marks = (self.call_steps.tolist(), self.call_sigmas.tolist(), self.call_timesteps.tolist())
+        for step, sigma, timestep in zip(*marks, strict=True):
+            started = bool(calls) and calls[-1].step == step
+            calls.append(Call(step, sigma, timestep, next(later) if started else self.x0[step]))
+        return tuple(calls)
+
     def select(self, samples: slice | list[int]) -> Trace:
         """The same run, of these samples alone."""
         rows = list(range(self.final.shape[0]))[samples] if isinstance(samples, slice) else list(samples)
+        parts = {name: getattr(self, name) for name in _STEPS_OF_SAMPLES}
         return replace(
             self,
-            x0=self.x0[:, rows],
+            **{name: part[:, rows] for name, part in parts.items() if part is not None},
             final=self.final[rows],
-            x_t=None if self.x_t is None else self.x_t[:, rows],
             seeds=None if self.seeds is None else tuple(self.seeds[row] for row in rows),
         )
 
@@ -84,11 +132,13 @@ class Trace:
         for other in traces[1:]:
             if other.prompt != first.prompt or not torch.equal(other.sigmas, first.sigmas):
                 raise ValueError("traces can be joined when they share prompt and noise levels; these differ")
+        if len(traces) == 1:
+            return first
+        parts = [name for name in _STEPS_OF_SAMPLES if getattr(first, name) is not None]
         return replace(
             first,
-            x0=torch.cat([t.x0 for t in traces], dim=1),
+            **{name: torch.cat([getattr(t, name) for t in traces], dim=1) for name in parts},
             final=torch.cat([t.final for t in traces]),
-            x_t=None if first.x_t is None else torch.cat([t.x_t for t in traces], dim=1),
             seeds=None if first.seeds is None else tuple(seed for t in traces for seed in t.seeds),
         )
 

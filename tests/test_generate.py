@@ -5,7 +5,6 @@ import pytest
 import torch
 
 import dtviz
-from dtviz.schedule import RULES
 
 TIMES = (999, 749, 499, 249)
 
@@ -80,7 +79,14 @@ def test_matched_sigma_equals_base_ddim_then_student(pair):
     torch.testing.assert_close(trace.final, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("kind", [rule.__name__ for rule in RULES])
+SCHEDULERS = (
+    "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LMSDiscreteScheduler",
+    "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
 def test_base_equals_the_plain_pipeline(pair, kind):
     pair.pipeline.scheduler = getattr(diffusers, kind).from_config(pair.pipeline.scheduler.config)
     again = dtviz.Pair(pair.pipeline, pair.distilled, base_steps=8, base_guidance=3.0)
@@ -93,7 +99,17 @@ def test_base_equals_the_plain_pipeline(pair, kind):
         output_type="latent",
     )
     torch.testing.assert_close(trace.final, plain.images, **CLOSE)
-    assert trace.provenance["nfe"] == {"base": 16}  # guidance costs two evaluations a step
+    calls = {"PNDMScheduler": 17, "HeunDiscreteScheduler": 15, "KDPM2AncestralDiscreteScheduler": 15}.get(kind, 8)
+    assert trace.steps_run == {"base": 8}
+    assert len(trace.calls) == calls
+    assert trace.provenance["nfe"] == {"base": 2 * calls}  # guidance costs two evaluations a call
+
+
+def test_second_order_is_not_cut_in_the_middle(pair):
+    heun = diffusers.HeunDiscreteScheduler.from_config(pair.pipeline.scheduler.config)
+    again = dtviz.Pair(pair.pipeline, pair.distilled, base_scheduler=heun, distilled_scheduler=pair.distilled_scheduler)
+    with pytest.raises(NotImplementedError, match="HeunDiscreteScheduler calls the denoiser several times"):
+        dtviz.generate(again, "a dog", method="hybrid", seeds=[0])
 
 
 @pytest.mark.parametrize(
