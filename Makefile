@@ -9,7 +9,7 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 STAMP := .venv/.pins-$(shell cksum < requirements.txt | tr ' ' '-')
 STAGES := drawings vae clip base dmd commitment evaluate cards
 
-.PHONY: setup figures full test models lint clean
+.PHONY: setup figures full test bench models lint clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,9 @@ full: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest $(ARGS)
+
+bench: $(STAMP)
+	$(PY) -m tests.bench.capture
 
 models: $(STAMP)
 	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py; done

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .capture import capture as capture
     from .curves import similarity_to_final as similarity_to_final
     from .decode import decode as decode
+    from .decode import decode_steps as decode_steps
+    from .decode import fit_preview as fit_preview
     from .diversity import Estimate as Estimate
     from .diversity import mean_pairwise as mean_pairwise
     from .diversity import vendi as vendi
@@ -35,6 +37,8 @@ _PUBLIC = {
     "capture": ("capture", "capture"),
     "similarity_to_final": ("curves", "similarity_to_final"),
     "decode": ("decode", "decode"),
+    "decode_steps": ("decode", "decode_steps"),
+    "fit_preview": ("decode", "fit_preview"),
     "Estimate": ("diversity", "Estimate"),
     "mean_pairwise": ("diversity", "mean_pairwise"),
     "vendi": ("diversity", "vendi"),

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import diffusers
 import torch
 
 from .recorder import DTYPES, Recorder
@@ -76,7 +77,12 @@ def capture(
 
 def _fill(trace: Trace, session: _Session) -> None:
     fields = session.recorded().fields()
-    done = Trace(**fields, steps_run={"denoiser": len(fields["x0"])})
+    provenance = {
+        "pipeline": type(session.pipe).__name__,
+        "scheduler": type(getattr(session.pipe, session.name)).__name__,
+        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+    }
+    done = Trace(**fields, steps_run={"denoiser": len(fields["x0"])}, provenance=provenance)
     for name, value in vars(done).items():
         object.__setattr__(trace, name, value)
 

@@ -2,64 +2,258 @@
 
 images = dtviz.decode(trace, pair)              # the x̂0 of every step: (step, sample, 3, height, width)
 finals = dtviz.decode(trace, pair, what="final")
+for images in dtviz.decode_steps(trace, pair):  # one step after the other, for large images
+    ...
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from .trace import Trace
 
-WHAT = ("x0", "final", "x_t")
+WHAT = ("x0", "final", "x_t", "conditional", "unconditional")
+
+# The autoencoders whose decoding is tested against their pipelines' own images
+IMAGE_VAES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "VQModel", "PaellaVQModel")
+VIDEO_VAES = ("AutoencoderKLCogVideoX", "AutoencoderKLWan", "AutoencoderKLQwenImage", "AutoencoderKLLTXVideo")
 
 
 def decode(
-    trace: Trace, pair: Any, *, what: str = "x0", final: bool = False, batch_size: int | None = None
+    trace: Trace,
+    pair: Any,
+    *,
+    what: str = "x0",
+    final: bool = False,
+    vae: Any = None,
+    size: tuple[int, ...] | None = None,
+    batch_size: int | None = None,
 ) -> torch.Tensor:
-    """Decode one part of a trace with the pair's VAE.
+    """Decode one part of a trace.
 
     Args:
         trace: what `generate` or `capture` recorded.
-        pair: a `Pair`, or a diffusers pipeline with a `vae`.
-        what: "x0", the planned image of every step; "final"; or "x_t", what a plain decode of the noisy latents shows.
+        pair: a `Pair`, or the diffusers pipeline that ran.
+        what: "x0", the planned image of every step; "final"; "x_t", what a plain decode of the noisy latents shows;
+            "conditional" or "unconditional", the x̂0 before guidance.
         final: short for `what="final"`.
+        vae: decode with this instead of the pipeline's own: diffusers' `AutoencoderTiny`, or what `fit_preview` returns.
+        size: (height, width) of the images in pixels, for packed latents that are not square (Flux); for packed videos
+            (LTX) always, as (frames, height, width).
         batch_size: latents decoded together; it bounds the memory. None: 64 at 8x8, one at SDXL's 128x128.
 
     Returns:
-        float32 in [0, 1]: (step, sample, 3, height, width) for "x0" and "x_t", (sample, 3, height, width) for "final".
+        float32 in [0, 1]: (step, sample, 3, height, width), without the step for "final"; videos have their frames before
+        the 3.
 
     Raises:
-        ValueError: `what` is unknown, or the trace holds no x_t.
+        NotImplementedError: the pipeline's latents are not images, or how it decodes them is not known here.
+        ValueError: `what` is unknown, the trace holds no such part, or `size` does not fit.
     """
-    what = "final" if final else what
+    options = {"vae": vae, "size": size, "batch_size": batch_size}
+    latents = _part(trace, "final" if final else what)
+    if final or what == "final":
+        return decode_latents(latents, pair, **options)
+    return decode_latents(latents.flatten(0, 1), pair, **options).unflatten(0, latents.shape[:2])
+
+
+def decode_steps(trace: Trace, pair: Any, *, what: str = "x0", **options: Any) -> Iterator[torch.Tensor]:
+    """Like `decode`, one step at a time: (sample, 3, height, width) each, so that memory holds one step's images."""
+    for latents in _part(trace, what):
+        yield decode_latents(latents, pair, **options)
+
+
+def _part(trace: Trace, what: str) -> torch.Tensor:
     if what not in WHAT:
         raise ValueError(f"what={what!r} is not one of {', '.join(WHAT)}")
     latents = getattr(trace, what)
     if latents is None:
-        raise ValueError("this trace holds no x_t: generate or capture it with x_t=True")
-    images = decode_latents(latents.flatten(0, -4), pair, batch_size=batch_size)
-    return images.unflatten(0, latents.shape[:-3])
+        option = "x_t=True" if what == "x_t" else "guidance=True"
+        raise ValueError(f"this trace holds no {what}: generate or capture it with {option}")
+    return latents
 
 
 @torch.no_grad()
-def decode_latents(latents: torch.Tensor, pair: Any, *, batch_size: int | None = None) -> torch.Tensor:
-    """(n, channel, height, width) latents in the pipeline's scale -> (n, 3, height, width) float32 in [0, 1]."""
-    vae = getattr(pair, "pipeline", pair).vae
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    batch_size = batch_size or max(1, 4096 // (latents.shape[-2] * latents.shape[-1]))
-    upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
-    if upcast:  # SDXL's VAE overflows in half precision
+def decode_latents(
+    latents: torch.Tensor,
+    pair: Any,
+    *,
+    vae: Any = None,
+    size: tuple[int, ...] | None = None,
+    batch_size: int | None = None,
+) -> torch.Tensor:
+    """(n, ...) latents in the pipeline's scale and layout -> (n, 3, height, width) float32 in [0, 1]; see `decode`."""
+    pipe = getattr(pair, "pipeline", pair)
+    latents = _unpack(latents, pipe, size)
+    vae = _vae(pipe, latents) if vae is None else vae
+    cells = latents.shape[-2] * latents.shape[-1] * (latents.shape[2] if latents.ndim == 5 else 1)
+    batch_size = batch_size or max(1, 4096 // cells)
+    out: torch.Tensor | None = None
+    for start in range(0, len(latents), batch_size):
+        images = _images(_to_vae(latents[start : start + batch_size], pipe, vae), vae).float().cpu()
+        if out is None:  # filled in place: joining the pieces at the end would hold everything twice
+            out = torch.empty(len(latents), *images.shape[1:])
+        out[start : start + len(images)] = images
+    return out
+
+
+def _vae(pipe, latents: torch.Tensor):
+    """The pipeline's autoencoder under the names diffusers gives it; None where the samples are images themselves."""
+    for name in ("vae", "movq", "vqgan"):
+        if getattr(pipe, name, None) is not None:
+            return getattr(pipe, name)
+    if latents.ndim == 4 and latents.shape[1] == 3:
+        return None
+    raise NotImplementedError(
+        f"{type(pipe).__name__} has no autoencoder, and its samples of shape {tuple(latents.shape[1:])} are not images: "
+        "decode them with the pipeline that takes them as its input"
+    )
+
+
+def _unpack(latents: torch.Tensor, pipe, size: tuple[int, ...] | None) -> torch.Tensor:
+    """Tokens (n, token, channel) back to (n, channel, height, width), with the pipeline's own unpacking."""
+    if latents.ndim != 3:
+        return latents
+    own = getattr(pipe, "_unpack_latents", None)
+    tokens = latents.shape[1]
+    if hasattr(pipe, "vae_spatial_compression_ratio"):  # LTX
+        if size is None or len(size) != 3:
+            raise ValueError(f"size={size} must be (frames, height, width) for {type(pipe).__name__}")
+        frames = (size[0] - 1) // pipe.vae_temporal_compression_ratio + 1
+        grid = [side // pipe.vae_spatial_compression_ratio for side in size[1:]]
+        patches = (pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size)
+        _check_tokens(tokens, frames * math.prod(grid) // (patches[0] ** 2 * patches[1]), size)
+        return own(latents, frames, *grid, *patches)
+    if own is None or not hasattr(pipe, "vae_scale_factor"):
+        raise NotImplementedError(
+            f"how {type(pipe).__name__} packs its latents of shape {tuple(latents.shape[1:])} is not known here"
+        )
+    patch = 2 * pipe.vae_scale_factor
+    if size is None:
+        side = math.isqrt(tokens)
+        if side**2 != tokens:
+            raise ValueError(
+                f"size=None: {tokens} packed latents are not a square; give size=(height, width) in pixels"
+            )
+        size = (side * patch, side * patch)
+    _check_tokens(tokens, (size[0] // patch) * (size[1] // patch), size)
+    return own(latents, *size, pipe.vae_scale_factor)
+
+
+def _check_tokens(tokens: int, expected: int, size: tuple[int, ...]) -> None:
+    if tokens != expected:
+        raise ValueError(f"size={size} makes {expected} packed latents, the trace has {tokens}")
+
+
+def _to_vae(latents: torch.Tensor, pipe, vae) -> torch.Tensor:
+    """From the denoiser's scale to the autoencoder's."""
+    if vae is None or isinstance(vae, Preview):
+        return latents
+    name = type(vae).__name__
+    if name not in IMAGE_VAES + VIDEO_VAES:
+        raise NotImplementedError(f"{type(pipe).__name__} decodes with {name}, and its scale is not known here")
+    latents = latents.to(vae.device, torch.float32)
+    if pipe.scheduler.config.get("prediction_type") == "trigflow":  # SANA-Sprint's samples have the data's deviation
+        latents = latents / pipe.scheduler.config.sigma_data
+    if name == "VQModel":  # Kandinsky's denoisers work at the autoencoder's scale
+        return latents
+    if name == "PaellaVQModel":
+        return latents * vae.config.scale_factor
+    if name == "AutoencoderKLCogVideoX":
+        latents = latents.transpose(1, 2)
+    scale = vae.config.get("scaling_factor") or 1.0
+    shift = vae.config.get("shift_factor") or 0.0
+    mean, std = (_statistics(vae, f"latents_{part}", latents) for part in ("mean", "std"))
+    return latents * std / scale + mean + shift
+
+
+def _statistics(vae, name: str, latents: torch.Tensor) -> torch.Tensor:
+    """Per-channel mean or deviation, which some autoencoders keep in their settings and others beside their weights."""
+    values = vae.config.get(name)
+    if values is None:
+        values = dict(vae.named_buffers(recurse=False)).get(name)
+    if values is None:
+        return torch.tensor(0.0 if name.endswith("mean") else 1.0, device=latents.device)
+    return torch.as_tensor(values, device=latents.device, dtype=torch.float32).reshape(-1, *[1] * (latents.ndim - 2))
+
+
+def _images(latents: torch.Tensor, vae) -> torch.Tensor:
+    """Latents at the autoencoder's scale -> images in [0, 1]."""
+    if isinstance(vae, Preview):
+        return vae(latents)
+    if vae is None:
+        return latents.div(2).add(0.5).clamp(0, 1)
+    half = vae.dtype in (torch.float16, torch.bfloat16)
+    wide = vae.dtype == torch.float16 and vae.config.get("force_upcast", False)  # SDXL's overflows in float16
+    images = None if wide else _decoded(latents, vae)
+    if images is None or (half and not images.isfinite().all()):
+        kind = vae.dtype
         vae.to(torch.float32)
-    try:
-        images = [
-            vae.decode(part.to(vae.device, vae.dtype) / vae.config.scaling_factor + shift, return_dict=False)[0]
-            .float()
-            .cpu()
-            for part in latents.split(batch_size)
-        ]
-    finally:
-        if upcast:
-            vae.to(torch.float16)
-    return torch.cat(images).div(2).add(0.5).clamp(0, 1)
+        try:
+            images = _decoded(latents, vae)
+        finally:
+            vae.to(kind)
+    if type(vae).__name__ in VIDEO_VAES:
+        images = images.transpose(1, 2)  # (n, frame, 3, height, width)
+        if type(vae).__name__ == "AutoencoderKLQwenImage":  # a video autoencoder for single images
+            images = images[:, 0]
+    return images.clamp(0, 1) if type(vae).__name__ == "PaellaVQModel" else images.div(2).add(0.5).clamp(0, 1)
+
+
+def _decoded(latents: torch.Tensor, vae) -> torch.Tensor:
+    options = {"force_not_quantize": True} if type(vae).__name__ == "VQModel" else {}
+    return vae.decode(latents.to(vae.dtype), **options, return_dict=False)[0]
+
+
+class Preview:
+    """A linear map from a latent's channels to red, green and blue: rough, and thousands of times faster than a VAE.
+
+    Attributes:
+        weights: (channel + 1, 3), the last row the offset.
+        scale: image pixels a latent cell, on a side.
+        r2: the share of the pixel means' variance that it explains, on the latents it was fitted to.
+    """
+
+    def __init__(self, weights: torch.Tensor, scale: int, r2: float) -> None:
+        self.weights, self.scale, self.r2 = weights, scale, r2
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """(n, channel, height, width) -> (n, 3, scale * height, scale * width) float32 in [0, 1]."""
+        colours = torch.einsum("nchw,cr->nrhw", latents.float(), self.weights[:-1]) + self.weights[-1][:, None, None]
+        return torch.nn.functional.interpolate(colours, scale_factor=self.scale, mode="bilinear").clamp(0, 1)
+
+
+def fit_preview(trace: Trace, pair: Any, *, most: int = 64, size: tuple[int, ...] | None = None) -> Preview:
+    """Fit a `Preview` to what the pipeline's own autoencoder makes of a trace's last planned images.
+
+    Args:
+        trace: any trace of this pipeline; more samples and prompts make a better fit.
+        pair: a `Pair` or a pipeline.
+        most: how many latents to decode at most.
+        size: as for `decode`.
+
+    Returns:
+        The preview, to be given as `vae=` to `decode`.
+
+    Raises:
+        ValueError: the latents are those of a video.
+    """
+    pipe = getattr(pair, "pipeline", pair)
+    latents = trace.x0.flatten(0, 1)[-most:].float()
+    images = decode_latents(latents, pair, size=size)
+    latents = _unpack(latents, pipe, size)
+    if latents.ndim != 4 or images.ndim != 4:
+        raise ValueError(
+            f"a preview is fitted to images, this trace's latents have the shape {tuple(latents.shape[1:])}"
+        )
+    scale = images.shape[-1] // latents.shape[-1]
+    means = torch.nn.functional.avg_pool2d(images, scale)
+    inputs = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1).transpose(0, 1).flatten(1).T.double()
+    targets = means.transpose(0, 1).flatten(1).T.double()
+    weights = torch.linalg.lstsq(inputs, targets, driver="gelsd").solution
+    left = (targets - inputs @ weights).var() / targets.var().clamp(min=1e-12)
+    return Preview(weights.float(), scale, 1 - float(left))

@@ -44,6 +44,7 @@ def generate(
     batch_size: int | None = None,
     device: str | None = None,
     x_t: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Trace:
     """Sample one prompt and record the predicted x̂0 of every step.
 
@@ -63,6 +64,7 @@ def generate(
         batch_size: samples denoised together; None takes the pair's.
         device: moves the pair there first.
         x_t: keep the noisy latents before each step as well.
+        dtype: `torch.float32` or `torch.float16`, how x̂0 and x_t are kept.
 
     Returns:
         The `Trace` of all seeds, with `steps_run` and `provenance["nfe"]`, denoiser evaluations a sample, as they ran.
@@ -95,7 +97,10 @@ def generate(
         pair.pipeline.to(device)
         if isinstance(pair.distilled, torch.nn.Module):
             pair.distilled.to(device)
-    parts = [_run(pair, prompt, seeds[i : i + size], settings, x_t) for i in range(0, len(seeds), size)]
+    parts = [
+        _run(pair, prompt, seeds[i : i + size], settings, {"x_t": x_t, "dtype": dtype})
+        for i in range(0, len(seeds), size)
+    ]
     return Trace.join(parts)
 
 
@@ -134,8 +139,8 @@ def _base_guidance(pair: Pair, method: str, asked: float | None) -> float:
     return 0.0 if method == "hybrid" else pair.base_guidance
 
 
-def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, Any], x_t: bool) -> Trace:
-    pipe, recorder = pair.pipeline, Recorder(x_t=x_t)
+def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, Any], kept: dict[str, Any]) -> Trace:
+    pipe, recorder = pair.pipeline, Recorder(**kept)
     names = ("method", "steps", "base_steps", "k", "handover")
     relay = Relay(plan(pair, **{n: settings[n] for n in names}, device=pipe.device), recorder, samples=len(seeds))
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}

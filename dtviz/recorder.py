@@ -42,10 +42,6 @@ class Rows:
         self.block[self.count].copy_(x.detach(), non_blocking=on_gpu)
         self.count += 1
 
-    def drop_last(self) -> None:
-        """Forget the last row."""
-        self.count -= 1
-
     def tensor(self) -> torch.Tensor | None:
         """(row, ...) in ordinary memory, None when nothing was added."""
         if self.block is None:
@@ -77,6 +73,7 @@ class Recorder:
         self.x_t = Rows(dtype) if x_t else None
         self.parts = {"conditional": Rows(dtype), "unconditional": Rows(dtype)} if guidance else {}
         self.calls: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # the step it belongs to, sigma, timestep
+        self.pending: list[tuple[Rows, torch.Tensor, int]] = []  # of the last call, which may be taken back
         self.final: torch.Tensor | None = None
 
     def before(
@@ -92,35 +89,39 @@ class Recorder:
         """Record, and return, x̂0 of the step about to be made; `arguments` are the step's others."""
         arguments = arguments or {}
         expected = expected or _remaining(scheduler)
+        planned = arguments.get("pred_original_sample")
+        if planned is None:
+            self._keep()
+        elif self.calls:  # Cosmos guides x̂0 itself: it steps to get it, takes that step back, and steps with it
+            self.pending.clear()
+            self.calls.pop()
+        kept = self.pending
+
         level = noise_level(scheduler, timestep, arguments)
-        x0 = arguments.get("pred_original_sample")  # Cosmos guides x̂0 itself, and steps twice: first to get it
-        if x0 is None:
-            x0 = predict_x0(scheduler, model_output, timestep, sample, clip=self.clip, arguments=arguments)
-        else:
-            self._take_back()
+        options = {"clip": self.clip, "arguments": arguments}
+        x0 = predict_x0(scheduler, model_output, timestep, sample, **options) if planned is None else planned.float()
         first = find(scheduler).first
         starts = first is None or first(scheduler)
-        (self.x0 if starts else self.later).add(x0, expected)
-        self.calls.append((self.x0.count - 1, level.max(), torch.as_tensor(timestep).flatten()[0]))
+        step = (self.calls[-1][0] if self.calls else -1) + starts
+        self.calls.append((step, level.max(), torch.as_tensor(timestep).flatten()[0]))
+        kept.append((self.x0 if starts else self.later, x0, expected))
         if starts and self.x_t is not None:
             a, b = coefficients(scheduler, level)
             unit = 1.0 if space(scheduler) != "ve" else (a**2 + b**2).rsqrt().to(sample.device, torch.float32)
-            self.x_t.add(sample.float() * unit, expected)
+            kept.append((self.x_t, sample.float() * unit, expected))
         if starts and self.outputs is not None:
             for name, output in zip(self.parts, split(self.outputs, model_output), strict=True):
-                if output is not None:
-                    output = predict_x0(scheduler, output, timestep, sample, clip=self.clip, arguments=arguments)
-                self.parts[name].add(torch.full_like(x0, torch.nan) if output is None else output, expected)
+                part = None if output is None else predict_x0(scheduler, output, timestep, sample, **options)
+                kept.append((self.parts[name], torch.full_like(x0, torch.nan) if part is None else part, expected))
         if self.outputs is not None:
             self.outputs.clear()
         return x0
 
-    def _take_back(self) -> None:
-        if self.calls:
-            self.calls.pop()
-            for rows in (self.x0, self.x_t, *self.parts.values()):
-                if rows is not None:
-                    rows.drop_last()
+    def _keep(self) -> None:
+        """Move what the last call planned off the device."""
+        for rows, values, expected in self.pending:
+            rows.add(values, expected)
+        self.pending.clear()
 
     def after(self, output) -> None:
         """Record the sample that the step made."""
@@ -129,7 +130,7 @@ class Recorder:
     def starts(self) -> list[int]:
         """The number of the first call of each step."""
         steps = [step for step, _, _ in self.calls]
-        return [steps.index(step) for step in range(self.x0.count)]
+        return [steps.index(step) for step in range(steps[-1] + 1)]
 
     def restart(self) -> None:
         """Called when a scheduler is given new timesteps: a second run in one recording is a mistake."""
@@ -147,6 +148,7 @@ class Recorder:
         """
         if self.final is None:
             raise RuntimeError("nothing was captured: the pipeline made no scheduler step inside the block")
+        self._keep()
         _wait()
         steps, sigmas, timesteps = zip(*self.calls, strict=True)
         sigmas, timesteps = (torch.stack([v.cpu().float() for v in values]) for values in (sigmas, timesteps))

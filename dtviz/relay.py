@@ -100,6 +100,7 @@ def plan(
     if method == "base":
         scheduler = _fresh(pair.base_scheduler)
         scheduler.set_timesteps(base_steps, device=device)
+        _begin(scheduler, 0)
         return [Step("base", scheduler, t) for t in scheduler.timesteps]
 
     student = _fresh(pair.distilled_scheduler)
@@ -110,20 +111,18 @@ def plan(
     else:
         student.set_timesteps(steps, device=device)
     whole = [Step("distilled", student, t) for t in student.timesteps]
+    _begin(student, k if method == "skip" or handover == "matched-sigma" else 0)
     if method == "distilled":
         return whole
     if method == "skip":
-        if hasattr(student, "set_begin_index"):
-            student.set_begin_index(k)
         return whole[k:]
     if handover == "distilled-scheduler":
         return [Step("base", student, t) for t in student.timesteps[:k]] + whole[k:]
 
-    if hasattr(student, "set_begin_index"):
-        student.set_begin_index(k)
     target = sigma_at(student, whole[k].timestep) * (1 + 1e-3)  # two schedulers' roundings of one level are one level
     base = _fresh(pair.base_scheduler)
     base.set_timesteps(base_steps, device=device)
+    _begin(base, 0)
     above = [t for i, t in enumerate(base.timesteps) if _level(base, i, t) > target]
     if not above:
         raise ValueError(
@@ -132,6 +131,12 @@ def plan(
         )
     leading = [Step("base", base, t) for t in above[:-1]]
     return [*leading, Step("base", base, above[-1], to=student, to_timestep=whole[k].timestep), *whole[k:]]
+
+
+def _begin(scheduler, index: int) -> None:
+    """Say where the run starts: a spacing may repeat a timestep, which then no longer says it."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(index)
 
 
 def _level(scheduler, index: int, timestep) -> float:

@@ -307,3 +307,15 @@ def rows() -> list[dict[str, str]]:
         for name, why in REFUSED.items()
     ]
     return supported + refused
+
+
+def markdown() -> str:
+    """The same for the README, classes that are alike in one row."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for row in rows():
+        name = row.pop("scheduler").removesuffix("Scheduler").removesuffix("Discrete")
+        alike.setdefault(tuple(row.values()), []).append(name)
+    lines = [
+        f"| {', '.join(names)} | {space} | {predicts} | {calls} |" for (space, predicts, calls), names in alike.items()
+    ]
+    return "\n".join(["| schedulers | space | denoiser predicts | calls for N steps |", "|---|---|---|---|", *lines])

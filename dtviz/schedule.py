@@ -173,7 +173,7 @@ def _score(scheduler, _, level, x_t, output):
 
 FORMULAS: dict[str, Callable[..., torch.Tensor]] = {
     "epsilon": _epsilon,
-    "sample": lambda *arguments: arguments[-1],
+    "sample": lambda *arguments: arguments[-1].clone(),  # the denoiser's own may be changed in place
     "v_prediction": _v,
     "trigflow": _v,  # Lu & Song 2024: x_t = cos(t) x0 + sin(t) noise
     "flow_prediction": _flow,

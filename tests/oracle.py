@@ -96,6 +96,8 @@ def run(scheduler, monkeypatch, *, steps: int, check, nominal=None, **how):
     if hasattr(module, "BrownianTreeNoiseSampler"):
         monkeypatch.setattr(module, "BrownianTreeNoiseSampler", lambda *_, **__: truth.noise)
     scheduler.set_timesteps(steps, **how)
+    if hasattr(scheduler, "set_begin_index"):  # spacings may repeat a timestep, which no longer says where the run is
+        scheduler.set_begin_index(0)
     timesteps = scheduler.timesteps
     if type(scheduler).__name__ in ("SCMScheduler", "DDPMWuerstchenScheduler"):
         timesteps = timesteps[:-1]  # the last one is where the run ends

@@ -127,3 +127,29 @@ def test_capture_sees_the_posterior_mean_and_sampling_gives_the_weights(name):
     # four standard errors of 2,000 draws, .045 at most, and as much again as 60 steps leave of the integration error
     print(name, (shares - WEIGHTS).abs().max())
     assert float((shares - WEIGHTS).abs().max()) < 0.05, shares
+
+
+class SteppingTwice(MixturePipeline):
+    """Guides x̂0, as Cosmos: steps once to get it, takes the step back, and steps with it."""
+
+    @torch.no_grad()
+    def __call__(self, samples: int, steps: int, generator: torch.Generator) -> torch.Tensor:
+        self.scheduler.set_timesteps(steps)
+        x = torch.randn(samples, 2, 1, 1, generator=generator) * self.scheduler.init_noise_sigma
+        for t in self.scheduler.timesteps:
+            output = self.unet(self.scheduler.scale_model_input(x, t), t)
+            planned = self.scheduler.step(output.repeat(2, 1, 1, 1), t, x.repeat(2, 1, 1, 1), return_dict=False)[1][
+                : len(x)
+            ]
+            self.scheduler._step_index -= 1
+            x = self.scheduler.step(output, t, x, return_dict=False, pred_original_sample=planned * 0.5)[0]
+        return x
+
+
+def test_a_step_that_is_taken_back_is_one_step():
+    scheduler = diffusers.EDMEulerScheduler(sigma_max=80.0)
+    pipe = SteppingTwice(Posterior(scheduler), scheduler)
+    with dtviz.capture(pipe, x_t=True) as trace:
+        pipe(50, 6, torch.Generator().manual_seed(0))
+    assert len(trace.x0) == len(trace.x_t) == len(pipe.unet.seen) == 6
+    torch.testing.assert_close(trace.x0, torch.stack(pipe.unet.seen) * 0.5, atol=1e-3, rtol=1e-3)

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import dtviz
+from dtviz.recorder import Recorder
 from dtviz.rules import exact
 from dtviz.schedule import coefficients, move, noise_level, sigma
 
@@ -79,7 +80,7 @@ VP = (
 VE = ("EulerDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from((*VP, *VE, "EulerAncestralDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")),
     steps=st.integers(2, 40),
@@ -101,8 +102,8 @@ def test_known_x0_whatever_the_settings(monkeypatch, name, steps, spacing, sigma
 
     def check(x0, truth, x_t):
         a, b, _ = truth.parts(x_t)
-        assume(b / a < 300)  # beyond, float32 holds nothing of x0
-        assert float((x0.double() - truth.x0).abs().max()) < 1e-3
+        assume(b / a < 1000)  # beyond, float32 holds nothing of x0
+        assert float((x0.double() - truth.x0).abs().max()) < max(1e-3, 2e-5 * b / a)  # its rounding grows with sigma
 
     run(scheduler, monkeypatch, steps=steps, check=check)
 
@@ -110,3 +111,39 @@ def test_known_x0_whatever_the_settings(monkeypatch, name, steps, spacing, sigma
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match=r"\(1, 6, 4, 4\)"):
         dtviz.predict_x0(diffusers.DDIMScheduler(**SDXL), torch.zeros(1, 6, 4, 4), 10, torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["DDIMScheduler", "LCMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler",
+     "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"],
+)  # fmt: skip
+def test_x0_never_asks_the_device_for_a_number(name):
+    """A tensor on the meta device has no numbers: asking for one, as waiting for a GPU does, fails."""
+    scheduler = getattr(diffusers, name)()
+    scheduler.set_timesteps(4)
+    scheduler.set_begin_index(0) if hasattr(scheduler, "set_begin_index") else None
+    x = torch.zeros(1, 4, 8, 8, device="meta")
+    x0 = dtviz.predict_x0(scheduler, x, scheduler.timesteps[1], x)
+    assert x0.device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_recording_does_not_wait_for_the_gpu(name):
+    """torch refuses every synchronising call."""
+    scheduler = getattr(diffusers, name)()
+    scheduler.set_timesteps(4, device="cuda")
+    scheduler.set_begin_index(0)
+    x, output = torch.randn(2, 4, 8, 8, device="cuda"), torch.randn(2, 4, 8, 8, device="cuda")
+    recorder = Recorder(x_t=True)
+    recorder.before(scheduler, output, scheduler.timesteps[0], x)  # sets memory aside, which may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        recorder.before(scheduler, output, scheduler.timesteps[0], x)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    recorder.after((x,))
+    torch.testing.assert_close(
+        recorder.fields()["x0"][1], dtviz.predict_x0(scheduler, output, scheduler.timesteps[0], x).cpu()
+    )

@@ -1,0 +1,127 @@
+"""What capturing costs: `make bench` writes figures/bench/capture.csv. Ratios within one run; the machine's own speed cancels.
+
+- embedded: a whole 20-step run of emoji-base with capture against one without, in turns.
+- SDXL: the recorder's work for one step on SDXL's latents against one step of SDXL's denoiser at full size (random weights).
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import diffusers
+import pandas as pd
+import torch
+
+import dtviz
+from dtviz.recorder import Recorder
+
+SDXL = {
+    "sample_size": 128,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (320, 640, 1280),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "use_linear_projection": True,
+}
+
+
+def timed(call) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def embedded(repeats: int = 9) -> dict:
+    """Capture on and off in turns; the median of the pairs' ratios."""
+    pair = dtviz.load("emoji-dmd")
+    pipe = pair.pipeline
+    pipe.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 20, "guidance_scale": 5.0, "output_type": "latent", "num_images_per_prompt": 8}
+
+    def plain() -> None:
+        pipe("dog face", generator=torch.Generator().manual_seed(0), **options)
+
+    def captured() -> None:
+        with dtviz.capture(pipe):
+            plain()
+
+    timed(plain)
+    pairs = [(timed(plain), timed(captured)) for _ in range(repeats)]
+    return {
+        "what": "emoji-base, 20 steps, guidance 5, 8 samples: whole run",
+        "denoiser_s": statistics.median(off for off, _ in pairs),
+        "with_capture_s": statistics.median(on for _, on in pairs),
+        "added": statistics.median(on / off for off, on in pairs) - 1,
+    }
+
+
+def sdxl(device: str, repeats: int = 3, records: int = 200) -> dict:
+    """One denoiser step against what the recorder adds to it, x̂0, its copy and its noise level."""
+    dtype = torch.float16 if device == "cuda" else torch.bfloat16
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            unet = diffusers.UNet2DConditionModel(**SDXL).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    scheduler = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    scheduler.set_timesteps(records, device=device)
+    x = torch.randn(1, 4, 128, 128, device=device, dtype=dtype)
+    text = torch.randn(1, 77, 2048, device=device, dtype=dtype)
+    added = {
+        "text_embeds": torch.randn(1, 1280, device=device, dtype=dtype),
+        "time_ids": torch.zeros(1, 6, device=device, dtype=dtype),
+    }
+
+    @torch.no_grad()
+    def denoise() -> torch.Tensor:
+        return unet(x, torch.tensor(500, device=device), text, added_cond_kwargs=added).sample
+
+    output = denoise()
+    step = statistics.median(timed(denoise) for _ in range(repeats))
+    recorder = Recorder()
+
+    def record() -> None:
+        for t in scheduler.timesteps:
+            scheduler.scale_model_input(x, t)
+            recorder.before(scheduler, output, t, x)
+
+    each = timed(record) / records
+    trace = recorder.x0.tensor()
+    assert trace.untyped_storage().nbytes() == records * 4 * 128 * 128 * 4
+    return {
+        "what": f"SDXL's UNet at 1024 px, {str(dtype).removeprefix('torch.')} on {device}, batch 1: one step",
+        "denoiser_s": step,
+        "with_capture_s": step + each,
+        "added": each / step,
+    }
+
+
+def main() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = [embedded()]
+    if "--quick" not in sys.argv:
+        rows.append(sdxl(device))
+    table = pd.DataFrame(rows)
+    folder = Path("figures/bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "capture.csv", index=False, float_format="%.6g")
+    print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
