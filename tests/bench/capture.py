@@ -101,8 +101,9 @@ def sdxl(device: str, repeats: int = 3, records: int = 200) -> dict:
             recorder.before(scheduler, output, t, x)
 
     each = timed(record) / records
-    trace = recorder.x0.tensor()
-    assert trace.untyped_storage().nbytes() == records * 4 * 128 * 128 * 4
+    recorder.after((x,))
+    x0 = recorder.fields()["x0"]
+    assert x0.untyped_storage().nbytes() == records * 4 * 128 * 128 * 4
     return {
         "what": f"SDXL's UNet at 1024 px, {str(dtype).removeprefix('torch.')} on {device}, batch 1: one step",
         "denoiser_s": step,
