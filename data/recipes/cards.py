@@ -1,4 +1,4 @@
-"""Stage 8: the model cards, from what the other stages measured.
+"""Stage 11: the model cards, from what the other stages measured.
 
 python data/recipes/cards.py
 """
@@ -35,19 +35,74 @@ def interval(values: list[float]) -> str:
     return f"{values[0]:.3f} [{values[1]:.3f}, {values[2]:.3f}]"
 
 
-def quality(samplers: dict, names: tuple[str, ...]) -> str:
-    """The table of samplers."""
+def quality(samplers: dict) -> str:
+    """The table of one model's samplers."""
     lines = ["| sampler | concept accuracy | mean pairwise distance | artists |", "|---|---|---|---|"]
-    for name in names:
-        m = samplers[name]
+    for name, m in samplers.items():
         lines.append(
-            f"| {name} | {interval(m['concept_accuracy'])} | {interval(m['mean_pairwise'])} | {m['artists']:.2f} |"
+            f"| {name} | {interval(m['concept_accuracy'])} | {interval(m['mean_pairwise'])} | {m['artists'][0]:.2f} |"
         )
     return "\n".join(lines)
 
 
+def student_cards() -> dict[str, tuple[str, str]]:
+    """Of every student: its method, and how it was trained and is run."""
+    dmd, lcm, turbo, lightning = (measured(name) for name in ("dmd", "lcm", "turbo", "lightning"))
+    steps = ", ".join(map(str, TIMESTEPS))
+    return {
+        "emoji-dmd": (
+            "distribution matching distillation (DMD2, Yin et al. 2024, without the adversarial head)",
+            f"{dmd['steps']} iterations of 64, {dmd['student_updates']} of them student updates (the fake score learns at each); "
+            f"backward simulation; teacher guidance {dmd['guidance']:g}; weights averaged (0.98). Runs on the LCM scheduler at "
+            f"its trained timesteps {steps}, without guidance.",
+        ),
+        "emoji-lcm": (
+            "latent consistency distillation (Luo et al. 2023)",
+            f"{lcm['steps']} iterations of {lcm['batch']} on a grid of 50 timesteps, one grid step a target; teacher guidance "
+            f"{lcm['guidance']:g}, baked in; target weights averaged ({lcm['ema']:g}); pseudo-Huber loss. Runs on the LCM scheduler "
+            "at timesteps 999, 759, 499, 259, without guidance.",
+        ),
+        "emoji-turbo": (
+            "adversarial distillation on the base's own features with score distillation (ADD, LADD, Sauer et al. 2023, 2024)",
+            f"{turbo['steps']} iterations of {turbo['batch']}; hinge loss on heads over the frozen base's features, R1 "
+            f"{turbo['r1']:g}; score distillation weight {turbo['distil']:g}, teacher guidance {turbo['guidance']:g}; weights averaged "
+            f"(0.98). Runs on the Euler ancestral scheduler, trailing ({steps}), without guidance.",
+        ),
+        "emoji-lightning": (
+            "progressive adversarial distillation (SDXL-Lightning, Lin et al. 2024)",
+            f"{lightning['first']} iterations of {lightning['batch']} from 32 guided steps (guidance {lightning['guidance']:g}) to 8 by "
+            f"squared error, {lightning['second']} from 8 to 4 with an adversary; weights averaged (0.98). Runs on the Euler "
+            f"scheduler, trailing ({steps}), without guidance: an ODE, which keeps the noise it began with.",
+        ),
+    }
+
+
+def zoo(scores: dict) -> str:
+    """One row a model, then whether each student's samples are less varied than the base's."""
+    lines = [
+        "| model | steps | concept accuracy | emoji-clip score | FD (EfficientNet-Lite0) | mean pairwise distance | artists | s an image |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    drawn = scores["models"]["drawings"]["drawn"]
+    lines.append(
+        f"| the drawings | | | {drawn['clip_score'][0]:.1f} | 0 | {interval(drawn['mean_pairwise'])} | {drawn['artists'][0]:.2f} | |"
+    )
+    for model, samplers in scores["models"].items():
+        if model == "drawings":
+            continue
+        m = samplers.get("student") or samplers["base, guidance 5"]
+        lines.append(
+            f"| {model} | {4 if 'student' in samplers else '20, guidance 5'} | {interval(m['concept_accuracy'])} "
+            f"| {m['clip_score'][0]:.1f} | {m['frechet']:.3f} | {interval(m['mean_pairwise'])} | {m['artists'][0]:.2f} | {m['seconds']:.3f} |"
+        )
+    lines += ["", "| student | mean pairwise distance less the base's, 95% | p, sign-flip, Holm |", "|---|---|---|"]
+    for model, (value, low, high, p) in scores["student_less_base"].items():
+        lines.append(f"| {model} | {value:+.3f} [{low:+.3f}, {high:+.3f}] | {p:.2g} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    vae, clip, base, dmd = (measured(name) for name in ("vae", "clip", "base", "dmd"))
+    vae, clip, base = (measured(name) for name in ("vae", "clip", "base"))
     check, scores = measured("commitment"), measured("evaluate")
     how = (
         f"{scores['prompts']} prompts x {scores['seeds']} seeds; 95% intervals over prompts. Concept accuracy: the nearest of "
@@ -65,7 +120,7 @@ A text-to-image latent diffusion model of {len(concepts())} emoji concepts at 64
 autoencoder (64x64x3 to 8x8x16), the text half of `emoji-clip`, and a UNet of {base["parameters"] / 1e6:.1f} M parameters that
 predicts noise. A whole `StableDiffusionPipeline`. Prompts are the concepts' names ("dog face"); it knows no others.
 
-![samples at guidance 5, two prompts a row, eight seeds each](samples.png)
+![samples at guidance 5, two prompts a row, eight seeds each](samples.jpg)
 
 ## Training
 
@@ -88,7 +143,7 @@ its concept is still the one they came from (chance {check["chance"]:.2f}).
 
 ## Measured
 
-{quality(scores["samplers"], ("base, guidance 3", "base, guidance 5", "base, guidance 5, DDIM"))}
+{quality(scores["models"]["emoji-base"])}
 
 {how}
 
@@ -96,21 +151,21 @@ its concept is still the one they came from (chance {check["chance"]:.2f}).
 
 {SOURCES}""")
 
-    (MODELS / "emoji-dmd" / "README.md").write_text(f"""# emoji-dmd
+    for name, (method, training) in student_cards().items():
+        told = history.get(f"{name.removeprefix('emoji-')}.history", "")
+        (MODELS / name / "README.md").write_text(f"""# {name}
 
-The four-step student of `emoji-base`, by distribution matching distillation (DMD2, Yin et al. 2024, without the
-adversarial head). Timesteps {", ".join(map(str, TIMESTEPS))}, LCM scheduler, no guidance.
+A four-step student of `emoji-base`, by {method}.
 
-![samples, two prompts a row, eight seeds each](samples.png)
+![samples, two prompts a row, eight seeds each](samples.jpg)
 
 ## Training
 
-{dmd["steps"]} iterations of 64, {dmd["student_updates"]} of them student updates (the fake score learns at each); backward
-simulation; teacher guidance {dmd["guidance"]:g}; student weights averaged (0.98). Two CPU cores. {history.get("dmd.history", "")}
+{training} It began as the base. Two CPU cores; matrices in eight or sixteen bits. {told}
 
 ## Measured
 
-{quality(scores["samplers"], ("student", "hybrid, published", "hybrid, matched sigma", "skip", "base, guidance 5"))}
+{quality(scores["models"][name])}
 
 {how} The hybrids give the student's first step to the base, without guidance: the published one on the student's scheduler,
 the other on the base's own schedule down to the student's second noise level.
@@ -119,13 +174,29 @@ the other on the base's own schedule down to the student's second noise level.
 
 {SOURCES}""")
 
+    (MODELS / "README.md").write_text(f"""# The embedded models
+
+One base, four students of it by four methods of distillation, and a text-image judge; each folder has its card with training,
+data, licences and attributions. All share the base's autoencoder, text encoder and noise schedule (SDXL's with every sigma
+divided by {SHIFT}, see the base's card). UNets of {base["parameters"] / 1e6:.1f} M parameters.
+
+{zoo(scores)}
+
+DMD2 and Turbo draw less varied images than the base, LCM and Lightning do not. Those two had short trainings, and their accuracy
+is below 85% of the base's: part of their variety is error.
+
+{how} FD: the Fréchet distance of those features to the drawings' (not an FID); it falls with the number of images, compare it
+within this table only. The emoji-clip score is 100 x the cosine of `emoji-clip`'s features of image and prompt; it is not
+OpenAI's CLIP. Seconds on two CPU cores, for comparison within the table.
+""")
+
     (MODELS / "emoji-clip" / "README.md").write_text(f"""# emoji-clip
 
 A tiny CLIP (`transformers.CLIPModel`, 128-wide features, 64x64 images) with its own BPE tokenizer, trained on
 {clip["concepts_all"]} emoji concepts and their names. Its text half conditions `emoji-base`; its image half is the embedder
 `emoji-clip`. It is not OpenAI's CLIP and its score is not the CLIP score of papers.
 
-{clip["steps"]} steps of 224 drawings, with flips, shifts and scaling. The right name comes first among the
+{clip["steps"]} steps of 224 drawings, with flips, shifts and scaling; matrices in eight bits. The right name comes first among the
 {clip["concepts_chosen"]} names of `emoji-base` for {clip["accuracy_chosen"]:.0%} of their drawings, among all
 {clip["concepts_all"]} for {clip["accuracy_all"]:.0%} (training drawings but for the 60 held-out concepts). {history.get("clip.history", "")}
 

@@ -10,7 +10,20 @@ import json
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import DEVICE, MODELS, Checkpoint, arguments, as_images, caption, concepts, cosine, drawings, record, stage
+from common import (
+    DEVICE,
+    MODELS,
+    Checkpoint,
+    arguments,
+    as_images,
+    caption,
+    concepts,
+    cosine,
+    drawings,
+    eight_bits,
+    record,
+    stage,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
@@ -140,6 +153,7 @@ def main() -> None:
         )
     folder = MODELS / "emoji-clip"
     model.save_pretrained(folder)
+    eight_bits(folder / "model.safetensors")
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(
         do_resize=True, size={"height": 64, "width": 64}, do_center_crop=False, image_mean=MEAN, image_std=STD

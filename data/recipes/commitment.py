@@ -1,4 +1,4 @@
-"""Stage 6: check the schedule's shift by how much of a drawing each noise level leaves.
+"""Stage 5: check the schedule's shift by how much of a drawing each noise level leaves.
 
     python data/recipes/commitment.py
 
@@ -12,10 +12,9 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from base import Conditioning, for_training
-from common import DEVICE, MODELS, SHIFT, alphas_cumprod, arguments, record, stage
-from diffusers import UNet2DConditionModel
-from dmd import Denoiser
+from base import Conditioning
+from common import DEVICE, SHIFT, arguments, record, stage
+from distil import Denoiser, copies
 
 from dtviz.diversity import nearest
 from dtviz.embed import embedder
@@ -37,9 +36,8 @@ def finish(base: Denoiser, x_t: torch.Tensor, start: int, text: torch.Tensor, st
 
 def main() -> None:
     args = arguments(drawings=160, steps=8)
-    data, alpha = Conditioning(), alphas_cumprod().float().to(DEVICE)
-    unet = UNet2DConditionModel.from_pretrained(MODELS / "emoji-base" / "unet", dtype=torch.float32).eval()
-    base, embed = Denoiser(for_training(unet), alpha), embedder("efficientnet-lite0")
+    data, embed = Conditioning(), embedder("efficientnet-lite0")
+    (base,) = copies(1, frozen=(0,))
     features = embed(data.decode(data.latents).add(1).div(2).cpu())
     chosen = torch.randperm(len(data.latents))[: args.drawings].tolist()
     x0, label = data.latents[chosen], data.label[chosen]
@@ -53,7 +51,7 @@ def main() -> None:
         for row, drawing in enumerate(chosen):
             rivals = (data.label == label[row]).nonzero()[:, 0].tolist()
             same.append(rivals[int(nearest(ends[row : row + 1], features[rivals])[0])] == drawing)
-        sigma = float(((1 - alpha[level]) / alpha[level]).sqrt())
+        sigma = float(((1 - base.alpha[level]) / base.alpha[level]).sqrt())
         kept[f"{sigma:.2f}"] = float(np.mean(same))
         print(
             f"timestep {level} sigma {sigma:.2f} (SDXL's {sigma * SHIFT:.2f}): same drawing {kept[f'{sigma:.2f}']:.2f}",
