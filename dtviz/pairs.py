@@ -131,10 +131,20 @@ _SDXL = {"base_steps": 50, "base_guidance": 5.0, "batch_size": 1}
 
 # Sources: each student's model card. DMD2: LCM scheduler at its trained timesteps, no guidance. LCM: LCM scheduler,
 # guidance embedded in the network, 8. Turbo: Euler ancestral, trailing. Lightning: Euler, trailing.
+_EMOJI = {"base_steps": 20, "base_guidance": 5.0, "batch_size": 10}
+_DRAWN = "MIT (weights); drawings Apache-2.0, MIT, CC-BY-4.0"
 SPECS: dict[str, Spec] = {
     "emoji-dmd": Spec(
-        "emoji-base", "emoji-dmd", "LCMScheduler", "MIT (weights); drawings Apache-2.0, MIT, CC-BY-4.0", "38 MiB",
-        settings={"timesteps": TRAINED, "base_steps": 20, "base_guidance": 5.0, "batch_size": 10},
+        "emoji-base", "emoji-dmd", "LCMScheduler", _DRAWN, "38 MiB", settings={"timesteps": TRAINED} | _EMOJI
+    ),
+    "emoji-lcm": Spec("emoji-base", "emoji-lcm", "LCMScheduler", _DRAWN, "31 MiB", settings=_EMOJI),
+    "emoji-turbo": Spec(
+        "emoji-base", "emoji-turbo", "EulerAncestralDiscreteScheduler", _DRAWN, "31 MiB",
+        scheduler_settings=_TRAILING, settings=_EMOJI,
+    ),
+    "emoji-lightning": Spec(
+        "emoji-base", "emoji-lightning", "EulerDiscreteScheduler", _DRAWN, "31 MiB",
+        scheduler_settings=_TRAILING, settings=_EMOJI,
     ),
     "sdxl-dmd": Spec(
         SDXL, "tianweiy/DMD2", "LCMScheduler", "OpenRAIL++ (base), CC-BY-NC-4.0 (student)", "12 GB",

@@ -53,24 +53,48 @@ def test_embedded_pair_without_its_files(monkeypatch, tmp_path):
         check("emoji-dmd")
 
 
-def test_the_shipped_pair(tmp_path):
-    """The real models: loaded by diffusers' own class, small enough, safetensors only, with their cards."""
-    pair = load("emoji-dmd", device="cpu")
-    assert type(pair.pipeline).__name__ == "StableDiffusionPipeline"
+EMBEDDED = [name for name, spec in SPECS.items() if spec.embedded]
+
+
+def test_the_shipped_models_are_small_safe_and_have_cards():
     folder = Path(__file__).parents[1] / "data" / "models"
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 64 * 2**20
     assert max(path.stat().st_size for path in files) <= 16 * 2**20
     assert not {path.suffix for path in files} & {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-    for name in ("emoji-base", "emoji-dmd", "emoji-clip"):
+    zoo = (folder / "README.md").read_text()
+    for name in ("emoji-base", "emoji-clip", *EMBEDDED):
         card = (folder / name / "README.md").read_text()
         assert "licen" in card.lower()
+        assert name in zoo
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_shipped_pairs(name):
+    """The real models, loaded by diffusers' own classes; the middle of a red heart is red, whoever draws it."""
+    pair = load(name, device="cpu")
+    assert type(pair.pipeline).__name__ == "StableDiffusionPipeline"
+    assert {p.dtype for p in pair.distilled.parameters()} == {torch.float32}
     trace = dtviz.generate(pair, "red heart", seeds=[0])
     image = dtviz.decode(trace, pair, final=True)[0]
     assert image.shape == (3, 64, 64)
     red, green, blue = image[:, 24:40, 24:40].mean((1, 2))
-    assert red > green + 0.2  # the middle of a red heart is red, whoever draws it
+    assert red > green + 0.2
     assert red > blue + 0.2
+
+
+def test_lightning_is_an_ode_and_the_others_are_not():
+    """An ODE student's sample follows from the noise that it begins with; the others draw new noise at every step."""
+    for name in EMBEDDED:
+        pair = load(name, device="cpu")
+        generator = [torch.Generator().manual_seed(0)]
+        options = {"num_inference_steps": 4, "guidance_scale": 0.0, "output_type": "latent"}
+        pair.pipeline.unet, pair.pipeline.scheduler = pair.distilled, pair.distilled_scheduler
+        latents = torch.randn(1, 16, 8, 8, generator=generator[0])
+        first, second = (
+            pair.pipeline("dog face", latents=latents, generator=generator, **options).images for _ in "ab"
+        )
+        assert torch.equal(first, second) == (name == "emoji-lightning")
 
 
 def tiny_sdxl(folder: Path) -> torch.nn.Module:
