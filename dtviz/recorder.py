@@ -12,7 +12,7 @@ import torch
 
 from .guidance import split
 from .rules import find, space
-from .schedule import coefficients, noise_level, predict_x0
+from .schedule import coefficients, noise_level, planned
 
 DTYPES = (torch.float32, torch.float16)
 
@@ -89,8 +89,8 @@ class Recorder:
         """Record, and return, x̂0 of the step about to be made; `arguments` are the step's others."""
         arguments = arguments or {}
         expected = expected or _remaining(scheduler)
-        planned = arguments.get("pred_original_sample")
-        if planned is None:
+        guided = arguments.get("pred_original_sample")
+        if guided is None:
             self._keep()
         elif self.calls:  # Cosmos guides x̂0 itself: it steps to get it, takes that step back, and steps with it
             self.pending.clear()
@@ -98,8 +98,11 @@ class Recorder:
         kept = self.pending
 
         level = noise_level(scheduler, timestep, arguments)
-        options = {"clip": self.clip, "arguments": arguments}
-        x0 = predict_x0(scheduler, model_output, timestep, sample, **options) if planned is None else planned.float()
+
+        def x0_of(output: torch.Tensor) -> torch.Tensor:
+            return planned(scheduler, output, timestep, sample, level, clip=self.clip)
+
+        x0 = x0_of(model_output) if guided is None else guided.float()
         first = find(scheduler).first
         starts = first is None or first(scheduler)
         step = (self.calls[-1][0] if self.calls else -1) + starts
@@ -111,8 +114,8 @@ class Recorder:
             kept.append((self.x_t, sample.float() * unit, expected))
         if starts and self.outputs is not None:
             for name, output in zip(self.parts, split(self.outputs, model_output), strict=True):
-                part = None if output is None else predict_x0(scheduler, output, timestep, sample, **options)
-                kept.append((self.parts[name], torch.full_like(x0, torch.nan) if part is None else part, expected))
+                part = torch.full_like(x0, torch.nan) if output is None else x0_of(output)
+                kept.append((self.parts[name], part, expected))
         if self.outputs is not None:
             self.outputs.clear()
         return x0
@@ -158,9 +161,8 @@ class Recorder:
             "x0": self.x0.tensor(),
             "sigmas": sigmas[first],
             "timesteps": timesteps[first],
-            "final": self.final.detach().to(
-                "cpu", torch.float32, copy=True
-            ),  # the pipeline's own may be changed in place
+            # a copy: the pipeline's own may be changed in place
+            "final": self.final.detach().to("cpu", torch.float32, copy=True),
             "x_t": None if self.x_t is None else self.x_t.tensor(),
             **{name: rows.tensor() for name, rows in self.parts.items()},
             "later_x0": self.later.tensor(),

@@ -113,12 +113,6 @@ def _flow_match(scheduler, timestep, arguments) -> torch.Tensor:
     return 1 - sigma if scheduler.config.get("invert_sigmas") else sigma
 
 
-def _helios(scheduler, timestep, arguments) -> torch.Tensor:
-    return exact(
-        arguments.get("sigma") if arguments.get("sigma") is not None else scheduler.sigmas[scheduler.step_index or 0]
-    )
-
-
 def _helios_dmd(scheduler, timestep, arguments) -> torch.Tensor:
     sigmas, timesteps = (arguments.get(name) for name in ("dmd_sigmas", "dmd_timesteps"))
     if sigmas is None or timesteps is None:
@@ -218,7 +212,7 @@ RULES: dict[str, Rule] = {
     "FlowMatchHeunDiscreteScheduler": Rule("flow", _by_index, _FLOW, **_TWICE),
     "FlowMatchLCMScheduler": Rule("flow", _by_index, _FLOW),
     "LTXEulerAncestralRFScheduler": Rule("flow", _by_index, _FLOW),
-    "HeliosScheduler": Rule("flow", _helios, ("sample", "flow_prediction"), clips=("thresholding",)),
+    "HeliosScheduler": Rule("flow", _by_index, ("sample", "flow_prediction"), clips=("thresholding",)),
     "HeliosDMDScheduler": Rule("flow", _helios_dmd, _FLOW),
     "MiniMaxH3Scheduler": Rule("flow", _from_noise_to_data, ("velocity to the data",)),
     "RFD4ProteinaScheduler": Rule("flow", _from_noise_to_data, ("velocity to the data",)),

@@ -77,6 +77,13 @@ def predict_x0(
         NotImplementedError: the scheduler class, or its prediction type, has no x̂0; the message says why.
         ValueError: the shapes do not fit.
     """
+    return planned(scheduler, model_output, timestep, sample, noise_level(scheduler, timestep, arguments), clip=clip)
+
+
+def planned(
+    scheduler, model_output: torch.Tensor, timestep, sample: torch.Tensor, level: torch.Tensor, *, clip: bool
+) -> torch.Tensor:
+    """`predict_x0` where the noise level is known already."""
     formula = FORMULAS[prediction(scheduler)]
     x_t, output = sample.float(), model_output.float()
     if output.ndim > 1 and output.shape[1] == 2 * x_t.shape[1] and _learns_variance(scheduler):
@@ -85,7 +92,6 @@ def predict_x0(
         raise ValueError(
             f"model_output has shape {tuple(model_output.shape)}, sample {tuple(sample.shape)}: they must agree"
         )
-    level = noise_level(scheduler, timestep, arguments)
     if level.ndim == 1:  # one a sample
         level = level.reshape(-1, *[1] * (x_t.ndim - 1))
     x0 = formula(scheduler, timestep, level, x_t, output)

@@ -84,6 +84,14 @@ class Truth:
         return value.float()
 
 
+def told(scheduler, call: int, _) -> tuple[float, float]:
+    """a and b of a sample at the noise level that the scheduler keeps for this call: variance-preserving, or flow."""
+    sigma = float(scheduler.sigmas[call])
+    if scheduler.config.use_flow_sigmas:
+        return 1 - sigma, sigma
+    return (1 + sigma**2) ** -0.5, sigma * (1 + sigma**2) ** -0.5
+
+
 def run(scheduler, monkeypatch, *, steps: int, check, nominal=None, **how):
     """Step through a whole run on exact outputs; `check(x0, truth, x_t)` at every call.
 

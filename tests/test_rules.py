@@ -12,7 +12,7 @@ import torch
 import dtviz
 from dtviz import rules
 
-from .oracle import run
+from .oracle import run, told
 
 SDXL = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 BETAS = {"epsilon", "sample", "v_prediction"}
@@ -127,13 +127,6 @@ def _score_vp(scheduler, _, timestep) -> tuple[float, float]:
     return mean, (1 - mean**2) ** 0.5
 
 
-def _sigmas(scheduler, call, _) -> tuple[float, float]:
-    sigma = float(scheduler.sigmas[call])
-    if scheduler.config.use_flow_sigmas:
-        return 1 - sigma, sigma
-    return (1 + sigma**2) ** -0.5, sigma * (1 + sigma**2) ** -0.5
-
-
 def nominal(name: str, configuration: dict):
     """The noise level that the denoiser is told, if the scheduler's own samples do not keep to it."""
     if configuration.get("timestep_spacing") == "linspace" and name.startswith(("DDIM", "CogVideoX", "PNDM")):
@@ -141,9 +134,9 @@ def nominal(name: str, configuration: dict):
     if name == "PNDMScheduler" and configuration["prediction_type"] == "v_prediction":
         return _table  # converts v at the step's beginning, not where it was predicted
     if name == "SASolverScheduler" and configuration.get("algorithm_type") == "noise_prediction":
-        return _sigmas  # leaves the line from the fourth step on
+        return told  # leaves the line from the fourth step on
     if configuration.get("use_flow_sigmas") and configuration.get("prediction_type") == "epsilon":
-        return _sigmas  # its own x̂0 at sigma 1 has rounding errors as large as x0, and stays in the sample
+        return told  # its own x̂0 at sigma 1 has rounding errors as large as x0, and stays in the sample
     return {
         "ScoreSdeVpScheduler": _score_vp,  # Euler-Maruyama: exact only in the limit of many steps
         "RFD4ProteinaScheduler": lambda _, __, t: (float(t), 1 - float(t)),  # the same

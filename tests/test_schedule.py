@@ -12,7 +12,7 @@ from dtviz.recorder import Recorder
 from dtviz.rules import exact
 from dtviz.schedule import coefficients, move, noise_level, sigma
 
-from .oracle import run
+from .oracle import run, told
 
 SDXL = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -78,12 +78,6 @@ VP = (
     "DEISMultistepScheduler",
 )
 VE = ("EulerDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler")
-
-
-def told(scheduler, call: int, _) -> tuple[float, float]:
-    """The signal and the noise of a variance-preserving sample at the scheduler's noise level."""
-    sigma = float(scheduler.sigmas[call])
-    return (1 + sigma**2) ** -0.5, sigma * (1 + sigma**2) ** -0.5
 
 
 @settings(
