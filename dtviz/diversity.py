@@ -97,16 +97,28 @@ def modes_covered(labels, *, n_modes: int | None = None) -> int:
     >>> modes_covered(["noto", "twemoji", "noto"], n_modes=7)
     2
     """
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iuU":
-        raise ValueError(f"labels {labels.shape} of type {labels.dtype} must be (n,) integers or strings, one a sample")
-    distinct = np.unique(labels)
-    outside = labels.dtype.kind in "iu" and n_modes is not None and (distinct[0] < 0 or distinct[-1] >= n_modes)
+    distinct, _ = _counted(labels)
+    outside = distinct.dtype.kind in "iu" and n_modes is not None and (distinct[0] < 0 or distinct[-1] >= n_modes)
     if outside or (n_modes is not None and len(distinct) > n_modes):
         raise ValueError(
             f"labels hold {distinct.tolist()}, but n_modes = {n_modes}; are these the labels of one prompt?"
         )
     return len(distinct)
+
+
+def entropy(labels) -> float:
+    """Shannon entropy of the samples' labels in nats, Miller-Madow corrected: plug-in + (modes seen - 1) / (2 n).
+
+    The plug-in estimate is too low by about that much, and more so the fewer the samples (Miller 1955). Unlike
+    `modes_covered` it falls when a mode becomes rare, not only when it is lost; exp(entropy) is the effective number of
+    modes, which the correction can take a little above the number there are. labels: (n,) integers or strings, n >= 1.
+    ValueError: anything else.
+
+    >>> round(entropy(["noto", "twemoji"] * 50), 3)     # log 2 + 1 / 200
+    0.698
+    """
+    distinct, counts = _counted(labels)
+    return float(special.entr(counts / counts.sum()).sum() + (len(distinct) - 1) / (2 * counts.sum()))
 
 
 def nearest(features, reference, *, chunk: int = 1024) -> np.ndarray:
@@ -183,6 +195,14 @@ def holm(pvalues) -> np.ndarray:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted
+
+
+def _counted(labels) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct labels, sorted, and how often each occurs."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iuU":
+        raise ValueError(f"labels {labels.shape} of type {labels.dtype} must be (n,) integers or strings, one a sample")
+    return np.unique(labels, return_counts=True)
 
 
 def _signed_sums(values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from dtviz.diversity import holm, mean_interval, mean_pairwise, modes_covered, nearest, paired_test, vendi
+from dtviz.diversity import entropy, holm, mean_interval, mean_pairwise, modes_covered, nearest, paired_test, vendi
 
 BASE = [0.396, 0.233, 0.237, 0.484, 0.337]  # the paper's Table 3
 DISTILLED = [0.271, 0.199, 0.198, 0.347, 0.305]
@@ -141,6 +141,21 @@ def test_modes_covered_counts_and_refuses():
     for bad in ([], [0.5], [[1, 2]]):
         with pytest.raises(ValueError, match="labels"):
             modes_covered(bad)
+
+
+def test_entropy_is_scipys_with_miller_and_madows_correction_and_less_biased():
+    labels = ["a"] * 5 + ["b"] * 3 + ["c"]
+    assert entropy(labels) == pytest.approx(stats.entropy([5, 3, 1]) + 2 / 18)
+    assert entropy([7] * 10) == 0
+    shares, rng = [0.4, 0.3, 0.2, 0.1], np.random.default_rng(0)
+    draws = [rng.choice(4, 30, p=shares) for _ in range(2000)]
+    truth = stats.entropy(shares)
+    corrected = np.mean([entropy(draw) for draw in draws]) - truth
+    plain = np.mean([stats.entropy(np.bincount(draw)) for draw in draws]) - truth
+    assert abs(corrected) < 0.005 < 0.04 < -plain  # (4 - 1) / 60 = .05
+    for bad in ([], [0.5], [[1, 2]]):
+        with pytest.raises(ValueError, match="labels"):
+            entropy(bad)
 
 
 def test_mode_collapse_scenario_finds_the_modes_that_are_left():
