@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import dtviz
-from dtviz.decode import decode_latents
+from dtviz.decode import decode_latents, reconstruct
 
 
 def test_equals_the_pipelines_own_images(pipe):
@@ -113,3 +113,14 @@ def test_preview_of_the_embedded_pair_is_fair():
     assert rough.shape == real.shape
     centred = torch.corrcoef(torch.stack([real.flatten(), rough.flatten()]))[0, 1]
     assert centred > 0.7
+
+
+def test_reconstruct_is_encode_and_decode(pair):
+    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    vae = pair.pipeline.vae
+    with torch.no_grad():
+        expected = vae.decode(vae.encode(images * 2 - 1).latent_dist.mean).sample.div(2).add(0.5).clamp(0, 1)
+    torch.testing.assert_close(reconstruct(images, pair, batch_size=2), expected)
+    torch.testing.assert_close(reconstruct(images.numpy(), pair.pipeline), expected)
+    with pytest.raises(NotImplementedError, match="needs an AutoencoderKL, this pipeline has NoneType"):
+        reconstruct(images, object())
