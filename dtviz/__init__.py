@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .embed import embedder as embedder
     from .errors import Unavailable as Unavailable
     from .generate import generate as generate
+    from .hybrid import hybrid as hybrid
     from .pairs import Pair as Pair
     from .pairs import load as load
     from .pairs import table as pairs
@@ -44,6 +45,7 @@ _PUBLIC = {
     "vendi": ("diversity", "vendi"),
     "embedder": ("embed", "embedder"),
     "generate": ("generate", "generate"),
+    "hybrid": ("hybrid", "hybrid"),
     "Pair": ("pairs", "Pair"),
     "Unavailable": ("errors", "Unavailable"),
     "load": ("pairs", "load"),

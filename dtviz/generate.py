@@ -4,18 +4,16 @@
     trace.steps_run     # {"base": 1, "distilled": 3}
 
 The pair's own diffusers pipeline runs, untouched but for two hooks on its instances: a `Relay` stands in for the
-scheduler and hands over from one scheduler to the other, and `_switch` sends each denoiser call to the model whose
+scheduler and hands over from one scheduler to the other, and a `Switch` sends each denoiser call to the model whose
 turn it is, with its own guidance.
 """
 
 from __future__ import annotations
 
-import functools
 import operator
 import platform
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import diffusers
@@ -24,6 +22,7 @@ import torch
 from .pairs import HANDOVERS, Pair
 from .recorder import Recorder
 from .relay import Relay, plan
+from .switch import Switch, embeds_guidance, network
 from .trace import Trace
 
 METHODS = ("base", "distilled", "hybrid", "skip")
@@ -90,7 +89,8 @@ def generate(
         "handover": (handover or pair.handover) if method == "hybrid" else None,
     }
     for role, name in (("distilled", "guidance"), ("base", "base_guidance")):
-        if settings[name] < 0 or (_embeds_guidance(pair, role) and settings[name] < 1):
+        embedded = embeds_guidance(network(pair.base, pair.distilled, role))
+        if settings[name] < 0 or (embedded and settings[name] < 1):
             least = "1, the least this network was trained for" if settings[name] >= 0 else "0"
             raise ValueError(f"{name}={settings[name]} must be at least {least}")
     if device is not None:
@@ -142,15 +142,17 @@ def _base_guidance(pair: Pair, method: str, asked: float | None) -> float:
 def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, Any], kept: dict[str, Any]) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(**kept)
     names = ("method", "steps", "base_steps", "k", "handover")
-    relay = Relay(plan(pair, **{n: settings[n] for n in names}, device=pipe.device), recorder, samples=len(seeds))
+    relay = Relay(plan(pair, **{n: settings[n] for n in names}, device=pipe.device), recorder)
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
+    switch = Switch(
+        pipe, pair.base, pair.distilled, role=lambda: relay.role, scales=scales, doubled=lambda n: n == 2 * len(seeds)
+    )
     roles = {step.role for step in relay.plan}
-    guided = any(scales[role] > 1 and not _embeds_guidance(pair, role) for role in roles)
-    evaluations: Counter[str] = Counter()
+    guided = any(scales[role] > 1 and not embeds_guidance(switch.network(role)) for role in roles)
 
     scheduler, pipe.scheduler = pipe.scheduler, relay
     try:
-        with _switch(pair, relay, scales, evaluations):
+        with switch.on():
             pipe(
                 prompt=[prompt] * len(seeds),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
@@ -166,109 +168,5 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
         seeds=seeds,
         prompt=prompt,
         steps_run=dict(Counter(relay.plan[call].role for call in recorder.starts())),
-        provenance=settings | {"nfe": dict(evaluations), "fingerprint": pair.fingerprint, "versions": versions},
+        provenance=settings | {"nfe": dict(switch.evaluations), "fingerprint": pair.fingerprint, "versions": versions},
     )
-
-
-def _embeds_guidance(pair: Pair, role: str) -> bool:
-    """Whether this denoiser takes its guidance scale as an input (LCM) instead of two evaluations."""
-    return getattr(_module(pair, role).config, "time_cond_proj_dim", None) is not None
-
-
-def _module(pair: Pair, role: str) -> torch.nn.Module:
-    """The network that plays this role: one and the same where the student is an adapter."""
-    return pair.base if role == "base" or isinstance(pair.distilled, str) else pair.distilled
-
-
-@contextmanager
-def _switch(pair: Pair, relay: Relay, scales: dict[str, float], evaluations: Counter[str]) -> Iterator[None]:
-    """Route the base denoiser instance's calls to whoever's turn it is; restored on every way out.
-
-    Guidance is applied here, each role with its own scale. A pipeline that doubles its batch for guidance receives
-    the same guided output in both halves, which its own formula u + g (c - u) then leaves as it is.
-    """
-    base, forward = pair.base, pair.base.forward
-    own = vars(base).get("forward")  # an offload hook's, say
-    adapters = _Adapters(base, pair.distilled) if isinstance(pair.distilled, str) else None
-
-    @functools.wraps(forward)
-    def switching_forward(sample, *args, **kwargs):
-        role, n = relay.role, sample.shape[0]
-        scale, embedded = scales[role], _embeds_guidance(pair, role)
-        doubled = n == 2 * relay.samples
-        twice = scale > 1 and not embedded
-        if twice and not doubled:
-            raise NotImplementedError(
-                f"{type(pair.pipeline).__name__} does not double its batch, so {role} guidance {scale:g} cannot be applied"
-            )
-        if embedded:
-            dim = _module(pair, role).config.time_cond_proj_dim
-            strength = torch.full((relay.samples,), scale - 1.0)
-            kwargs["timestep_cond"] = pair.pipeline.get_guidance_scale_embedding(strength, embedding_dim=dim).to(sample)
-        if adapters is not None:
-            adapters.use(role)
-        if doubled and not twice:
-            sample, args, kwargs = _conditional_half((sample, args, kwargs), n)
-        call = forward if _module(pair, role) is base else pair.distilled
-        result = call(sample, *args, **kwargs)
-        output = result[0]
-        if twice:
-            unconditional, conditional = output.chunk(2)
-            output = unconditional + scale * (conditional - unconditional)
-        evaluations[role] += 2 if twice else 1
-        output = torch.cat([output, output]) if doubled else output
-        return (output,) if isinstance(result, tuple) else type(result)(sample=output)
-
-    base.forward = switching_forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del base.forward
-        else:
-            base.forward = own
-        if adapters is not None:
-            adapters.restore()
-
-
-class _Adapters:
-    """Which LoRA adapters of one network are active: the caller's own stay on, the student's only for its steps."""
-
-    def __init__(self, denoiser: torch.nn.Module, student: str) -> None:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
-        self.before = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in layers]
-        self.student, self.role = student, None
-
-    def use(self, role: str) -> None:
-        """Switch for `role`, if it is not its turn already."""
-        if role == self.role:
-            return
-        self.role = role
-        for layer, active, disabled in self.before:
-            others = [] if disabled else [name for name in active if name != self.student]
-            self._set(layer, [*others, self.student] if role == "distilled" else others)
-
-    def restore(self) -> None:
-        """As it was before the run."""
-        for layer, active, disabled in self.before:
-            layer.set_adapter(active)
-            layer.enable_adapters(not disabled)
-
-    @staticmethod
-    def _set(layer, names: list[str]) -> None:
-        layer.enable_adapters(bool(names))
-        if names:
-            layer.set_adapter(names)
-
-
-def _conditional_half(tree: Any, n: int) -> Any:
-    """The second half of every tensor whose first dimension is the doubled batch: diffusers puts the prompt there."""
-    if isinstance(tree, torch.Tensor):
-        return tree[n // 2 :] if tree.ndim and tree.shape[0] == n else tree
-    if isinstance(tree, dict):
-        return {key: _conditional_half(value, n) for key, value in tree.items()}
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_conditional_half(value, n) for value in tree)
-    return tree

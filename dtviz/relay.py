@@ -35,8 +35,8 @@ class Relay:
 
     order = 1
 
-    def __init__(self, plan: list[Step], recorder: Recorder, *, samples: int) -> None:
-        self.plan, self.recorder, self.samples, self.index = plan, recorder, samples, 0
+    def __init__(self, plan: list[Step], recorder: Recorder) -> None:
+        self.plan, self.recorder, self.index = plan, recorder, 0
         self.config = plan[0].scheduler.config
         self.timesteps = torch.stack([step.timestep for step in plan])
 

@@ -1,0 +1,197 @@
+"""Varied images from one's own few-step call: the base model takes its first steps (Algorithm 1 of the paper).
+
+with dtviz.hybrid(pipe, student, k=1):
+    images = pipe("a dog", num_inference_steps=4, guidance_scale=0).images
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .rules import find
+from .switch import Switch
+
+
+@dataclass
+class Run:
+    """What the last pipeline call inside the block ran.
+
+    Attributes:
+        k: leading steps given to the base.
+        steps_run: {"base": 1, "distilled": 3}, as they really ran.
+        nfe: denoiser evaluations a sample of each role, over all calls; guidance costs two a step.
+    """
+
+    k: int
+    steps_run: Counter[str] = field(default_factory=Counter)
+    nfe: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def role(self) -> str:
+        """Whose turn it is."""
+        return "base" if self.steps_run.total() < self.k else "distilled"
+
+    def begin(self) -> None:
+        """Another call begins."""
+        self.end()
+        self.steps_run.clear()
+
+    def end(self) -> None:
+        """Warn if the last call was no hybrid."""
+        if self.steps_run["base"] and not self.steps_run["distilled"]:
+            warnings.warn(
+                f"this hybrid ran no student step: the call made {self.steps_run['base']} steps, and k={self.k} of them are "
+                "the base's; give it more steps or a smaller k",
+                stacklevel=2,
+            )
+
+
+@contextmanager
+def hybrid(
+    pipe: Any,
+    student: torch.nn.Module | str,
+    *,
+    k: int = 1,
+    base_guidance: float | None = 0.0,
+    guidance: float | None = None,
+) -> Iterator[Run]:
+    """Give the first `k` steps of every pipeline call inside the block to the base, the others to the student.
+
+    The call is one's own few-step call, its scheduler and steps the student's: text to image, image to image, inpainting,
+    ControlNet. Only who denoises changes, on one scheduler (the published hand-over); `generate` also hands over from
+    the base's own schedule.
+
+    Args:
+        pipe: a diffusers pipeline that holds the base denoiser and the scheduler the student is run with.
+        student: the few-step denoiser, or the name of a distillation LoRA that is loaded on the base.
+        k: leading steps given to the base, at least 1.
+        base_guidance: guidance scale of the base's steps; 0 and 1 mean the conditional model, as published. Above 1 the
+            call must have a guidance_scale above 1, whatever its value, so that the pipeline prepares the unconditional
+            prompt. None leaves guidance to the pipeline.
+        guidance: the same of the student's steps; None leaves it to the pipeline.
+
+    Yields:
+        A `Run` with `steps_run` of the last call and `nfe` of all calls.
+
+    Raises:
+        ValueError: an argument is not what it may be, or student and base do not fit.
+        NotImplementedError: the scheduler is not known, or takes several calls a step.
+    """
+    base = next((m for name in ("unet", "transformer") if (m := getattr(pipe, name, None)) is not None), None)
+    if base is None:
+        raise ValueError(f"pipe is a {type(pipe).__name__} without a unet or transformer")
+    run = Run(_checked(k, base, student, {"base_guidance": base_guidance, "guidance": guidance}))
+    batch = _Batch(pipe)
+    watch = _Watch(run, batch)
+
+    def role() -> str:
+        watch.follow(pipe.scheduler)
+        return run.role
+
+    scales = {"base": base_guidance, "distilled": guidance}
+    watch.follow(pipe.scheduler)
+    try:
+        with Switch(pipe, base, student, role=role, scales=scales, doubled=batch.doubled, evaluations=run.nfe).on():
+            yield run
+    finally:
+        watch.release()
+    run.end()
+
+
+def _checked(k: int, base: torch.nn.Module, student: torch.nn.Module | str, scales: dict[str, float | None]) -> int:
+    try:
+        count = operator.index(k)
+    except TypeError:
+        count = 0
+    if isinstance(k, bool) or count < 1:
+        raise ValueError(f"k={k!r} must be an integer of at least 1: the leading steps that the base takes")
+    for name, scale in scales.items():
+        if scale is not None and not scale >= 0:
+            raise ValueError(f"{name}={scale!r} must be a number of at least 0, or None for the pipeline's own")
+    if isinstance(student, str):
+        adapters = list(getattr(base, "peft_config", {}))
+        if student not in adapters:
+            raise ValueError(f"student={student!r} is not an adapter of the base denoiser, which has {adapters}")
+    elif not isinstance(student, torch.nn.Module):
+        raise ValueError(f"student is a {type(student).__name__}: give a denoiser module or an adapter's name")
+    else:
+        for what, ours, theirs in (
+            ("latent channels", student.config.in_channels, base.config.in_channels),
+            ("dtype", student.dtype, base.dtype),
+            ("device", student.device, base.device),
+        ):
+            if ours != theirs:
+                raise ValueError(f"student and base differ in {what}: {ours} and {theirs}")
+    return count
+
+
+class _Batch:
+    """Whether the pipeline doubles its batch for guidance, checked against the sample when it is stepped."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe, self.seen = pipe, 0
+
+    def doubled(self, n: int) -> bool:
+        twice = bool(getattr(self.pipe, "do_classifier_free_guidance", False))
+        self.seen = n if twice else 0
+        return twice
+
+    def check(self, sample: torch.Tensor) -> None:
+        if self.seen and self.seen != 2 * len(sample):
+            raise NotImplementedError(
+                f"{type(self.pipe).__name__} evaluates {self.seen} inputs for {len(sample)} samples; guidance of its own kind "
+                "can only be left to it: base_guidance=None, guidance=None"
+            )
+
+
+class _Watch:
+    """Counts a scheduler's steps: its instance gets a class of its own until the block ends, as in `capture`."""
+
+    def __init__(self, run: Run, batch: _Batch) -> None:
+        self.run, self.batch, self.watched = run, batch, []
+
+    def follow(self, scheduler: Any) -> None:
+        """Watch this one from now on; a pipeline's scheduler may be replaced inside the block."""
+        if any(scheduler is known for known in self.watched):
+            return
+        rule = find(scheduler)
+        if rule.first is not None:
+            raise NotImplementedError(
+                f"{type(scheduler).__name__} calls the denoiser several times a step: use a first-order scheduler"
+            )
+        self.run.begin()
+        scheduler.__class__ = self._counting(type(scheduler), rule.step, rule.names)
+        self.watched.append(scheduler)
+
+    def release(self) -> None:
+        for scheduler in self.watched:
+            scheduler.__class__ = type(scheduler).__mro__[1]
+
+    def _counting(self, kind: type, name: str, arguments: tuple[str, str, str]) -> type:
+        step, set_timesteps = getattr(kind, name), kind.set_timesteps
+        signature = inspect.signature(step)
+
+        @functools.wraps(step)
+        def counting_step(scheduler, *args, **kwargs):
+            self.batch.check(signature.bind(scheduler, *args, **kwargs).arguments[arguments[2]])
+            output = step(scheduler, *args, **kwargs)
+            self.run.steps_run[self.run.role] += 1
+            return output
+
+        @functools.wraps(set_timesteps)
+        def beginning_set_timesteps(scheduler, *args, **kwargs):
+            self.run.begin()
+            return set_timesteps(scheduler, *args, **kwargs)
+
+        same = {part: getattr(kind, part) for part in ("__module__", "__qualname__", "__doc__")}
+        return type(kind.__name__, (kind,), {name: counting_step, "set_timesteps": beginning_set_timesteps} | same)
