@@ -21,10 +21,11 @@ import torch
 
 from .pairs import HANDOVERS, Pair
 from .recorder import Recorder
-from .relay import Relay, plan
+from .relay import HANDED, Relay, plan
 from .switch import Switch, embeds_guidance, network
 from .trace import Trace
 
+CONVENTIONS = ("diffusers", "formula")
 METHODS = ("base", "distilled", "hybrid", "skip")
 
 
@@ -39,7 +40,10 @@ def generate(
     base_steps: int | None = None,
     guidance: float | None = None,
     base_guidance: float | None = None,
+    convention: str = "diffusers",
     handover: str | None = None,
+    handed: str = "x0",
+    scaled: bool = True,
     batch_size: int | None = None,
     device: str | None = None,
     x_t: bool = False,
@@ -57,9 +61,15 @@ def generate(
         steps, base_steps: steps of the student's and of the base's schedule; None takes the pair's.
         guidance, base_guidance: guidance scale of the student's and of the base's steps; None takes the pair's, and a
             hybrid's base steps then run without guidance, as published. 0 and 1 both mean the conditional model.
+        convention: of `base_guidance`: "diffusers", where 0 and 1 are the conditional model; "formula", u + guidance (c - u)
+            for every guidance, where 0 is the unconditional model.
         handover: "distilled-scheduler" runs the base's `k` steps on the student's scheduler (the published way);
             "matched-sigma" runs the base on its own scheduler, `base_steps` long, down to the noise level at which the
             student's step `k` starts. None takes the pair's.
+        handed: what a hybrid hands over beside the noise, to see what the base's plan is good for: "x0", its plan; "mean", its
+            plans' mean over the samples of a batch (give `batch_size=len(seeds)`); "zero", none, only noise.
+        scaled: whether `skip` scales the initial noise for the first step that runs; False is the published code, in which
+            Euler students see noise of the skipped step's size.
         batch_size: samples denoised together; None takes the pair's.
         device: moves the pair there first.
         x_t: keep the noisy latents before each step as well.
@@ -73,6 +83,9 @@ def generate(
         NotImplementedError: a scheduler has no x̂0 rule.
     """
     seeds = _check(pair, prompt, method, seeds, handover)
+    for name, value, allowed in (("convention", convention, CONVENTIONS), ("handed", handed, HANDED)):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
     counts = {"steps": steps, "base_steps": base_steps, "batch_size": batch_size}
     steps, base_steps, size = (_count(pair, name, value) for name, value in counts.items())
     k = operator.index(k)
@@ -86,7 +99,10 @@ def generate(
         "base_steps": base_steps,
         "guidance": pair.guidance if guidance is None else guidance,
         "base_guidance": _base_guidance(pair, method, base_guidance),
+        "convention": convention,
         "handover": (handover or pair.handover) if method == "hybrid" else None,
+        "handed": handed if method == "hybrid" else None,
+        "scaled": scaled if method == "skip" else None,
     }
     for role, name in (("distilled", "guidance"), ("base", "base_guidance")):
         embedded = embeds_guidance(network(pair.base, pair.distilled, role))
@@ -142,13 +158,19 @@ def _base_guidance(pair: Pair, method: str, asked: float | None) -> float:
 def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, Any], kept: dict[str, Any]) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(**kept)
     names = ("method", "steps", "base_steps", "k", "handover")
-    relay = Relay(plan(pair, **{n: settings[n] for n in names}, device=pipe.device), recorder)
+    steps = plan(pair, **{n: settings[n] for n in names}, device=pipe.device)
+    relay = Relay(steps, recorder, handed=settings["handed"] or "x0", scaled=settings["scaled"] is not False)
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
     switch = Switch(
-        pipe, pair.base, pair.distilled, role=lambda: relay.role, scales=scales, doubled=lambda n: n == 2 * len(seeds)
+        pipe,
+        pair.base,
+        pair.distilled,
+        role=lambda: relay.role,
+        scales=scales,
+        doubled=lambda n: n == 2 * len(seeds),
+        formula=("base",) if settings["convention"] == "formula" else (),
     )
-    roles = {step.role for step in relay.plan}
-    guided = any(scales[role] > 1 and not embeds_guidance(switch.network(role)) for role in roles)
+    guided = any(switch.needs_both(role) for role in {step.role for step in steps})
 
     scheduler, pipe.scheduler = pipe.scheduler, relay
     try:
@@ -156,7 +178,7 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
             pipe(
                 prompt=[prompt] * len(seeds),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-                num_inference_steps=len(relay.plan),
+                num_inference_steps=len(steps),
                 guidance_scale=2.0 if guided else 0.0,  # only says whether the pipeline doubles its batch
                 output_type="latent",
             )
@@ -167,6 +189,6 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
         **recorder.fields(),
         seeds=seeds,
         prompt=prompt,
-        steps_run=dict(Counter(relay.plan[call].role for call in recorder.starts())),
+        steps_run=dict(Counter(steps[call].role for call in recorder.starts())),
         provenance=settings | {"nfe": dict(switch.evaluations), "fingerprint": pair.fingerprint, "versions": versions},
     )

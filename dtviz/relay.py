@@ -14,9 +14,11 @@ import torch
 
 from .pairs import Pair
 from .recorder import Recorder
-from .rules import find, space
-from .schedule import move
+from .rules import exact, find, space
+from .schedule import coefficients, move
 from .schedule import sigma as sigma_at
+
+HANDED = ("x0", "mean", "zero")
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,17 @@ class Step:
 
 
 class Relay:
-    """Stands in for the pipeline's scheduler: runs a plan's steps, records them, hands the sample over."""
+    """Stands in for the pipeline's scheduler: runs a plan's steps, records them, hands the sample over.
+
+    `handed`: the x̂0 inside the sample that the base hands over, see `generate`; `scaled`: whether the initial noise is scaled
+    for the first step that runs, or for the scheduler's first, as in the published code.
+    """
 
     order = 1
 
-    def __init__(self, plan: list[Step], recorder: Recorder) -> None:
+    def __init__(self, plan: list[Step], recorder: Recorder, *, handed: str = "x0", scaled: bool = True) -> None:
         self.plan, self.recorder, self.index = plan, recorder, 0
+        self.handed, self.scaled = handed, scaled
         self.config = plan[0].scheduler.config
         self.timesteps = torch.stack([step.timestep for step in plan])
 
@@ -49,7 +56,7 @@ class Relay:
     def init_noise_sigma(self):
         """Noise enters at the first step that really runs, so it is scaled for that one."""
         first = self.plan[0]
-        if space(first.scheduler) != "ve" or first.timestep == first.scheduler.timesteps[0]:
+        if not self.scaled or space(first.scheduler) != "ve" or first.timestep == first.scheduler.timesteps[0]:
             return first.scheduler.init_noise_sigma
         return (sigma_at(first.scheduler, first.timestep) ** 2 + 1) ** 0.5
 
@@ -72,9 +79,22 @@ class Relay:
             level, target = sigma_at(now.scheduler, timestep), sigma_at(now.to, now.to_timestep)
             x = move(sample, x0, scheduler=now.scheduler, sigma=level, to=now.to, to_sigma=target)
             output = (x.to(sample.dtype),)
+        if self.handed != "x0" and self._hands_over():
+            output = (self._replan(output[0], x0), *output[1:])
         self.recorder.after(output)
         self.index += 1
         return output
+
+    def _hands_over(self) -> bool:
+        """Whether the base's last step was just made."""
+        return self.role == "base" and self.index + 1 < len(self.plan) and self.plan[self.index + 1].role != "base"
+
+    def _replan(self, x: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
+        """The sample handed over, its noise kept, with another x̂0 inside."""
+        after = self.plan[self.index + 1]
+        signal, _ = coefficients(after.scheduler, exact(sigma_at(after.scheduler, after.timestep)))
+        other = x0.mean(dim=0, keepdim=True) if self.handed == "mean" else 0.0
+        return (x + float(signal) * (other - x0)).to(x.dtype)
 
 
 def _fresh(scheduler):

@@ -36,8 +36,10 @@ class Switch:
         base: the denoiser instance that the pipeline calls.
         student: the other one, or the name of an adapter loaded on the base.
         role: called before every evaluation; whose turn it is.
-        scales: guidance of each role: 0 and 1 mean the conditional model; None leaves guidance to the pipeline.
+        scales: guidance of each role; None leaves guidance to the pipeline.
         doubled: called with the batch that the denoiser got; whether the pipeline doubled it for guidance.
+        formula: the roles whose guidance is u + scale (c - u) for every scale, where 0 is the unconditional model; of the
+            others 0 and 1 both mean the conditional one, as in diffusers.
         evaluations: denoiser evaluations a sample, counted for each role.
     """
 
@@ -47,11 +49,19 @@ class Switch:
     role: Callable[[], str]
     scales: Mapping[str, float | None]
     doubled: Callable[[int], bool]
+    formula: tuple[str, ...] = ()
     evaluations: Counter[str] = field(default_factory=Counter)
 
     def network(self, role: str) -> torch.nn.Module:
         """The network that plays this role."""
         return network(self.base, self.student, role)
+
+    def needs_both(self, role: str) -> bool:
+        """Whether this role's guidance takes the unconditional prompt, which the pipeline has to prepare."""
+        scale = self.scales[role]
+        if scale is None or embeds_guidance(self.network(role)):
+            return False
+        return scale > 1 or (role in self.formula and scale < 1)
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -92,8 +102,7 @@ class Switch:
         if scale is None and not embedded:
             self.evaluations[role] += 2 if doubled else 1
             return call(sample, *args, **kwargs)
-        twice = not embedded and scale > 1
-        if twice and not doubled:
+        if self.needs_both(role) and not doubled:
             raise ValueError(
                 f"{role} guidance {scale:g} needs the unconditional prediction too, and this call of "
                 f"{type(self.pipe).__name__} makes none: pass it a guidance_scale above 1"
@@ -103,8 +112,10 @@ class Switch:
             dim = self.network(role).config.time_cond_proj_dim
             strength = torch.full((n // 2 if doubled else n,), scale - 1.0)
             kwargs["timestep_cond"] = self.pipe.get_guidance_scale_embedding(strength, embedding_dim=dim).to(sample)
+        twice = self.needs_both(role) and scale != 0
         if doubled and not twice:
-            sample, args, kwargs = _conditional_half((sample, args, kwargs), n)
+            half = slice(n // 2) if self.needs_both(role) else slice(n // 2, n)  # diffusers puts the prompt second
+            sample, args, kwargs = _part((sample, args, kwargs), n, half)
         result = call(sample, *args, **kwargs)
         output = result[0]
         if twice:
@@ -147,12 +158,12 @@ class _Adapters:
             layer.set_adapter(names)
 
 
-def _conditional_half(tree: Any, n: int) -> Any:
-    """The second half of every tensor whose first dimension is the doubled batch: diffusers puts the prompt there."""
+def _part(tree: Any, n: int, rows: slice) -> Any:
+    """These rows of every tensor whose first dimension is the doubled batch."""
     if isinstance(tree, torch.Tensor):
-        return tree[n // 2 :] if tree.ndim and tree.shape[0] == n else tree
+        return tree[rows] if tree.ndim and tree.shape[0] == n else tree
     if isinstance(tree, dict):
-        return {key: _conditional_half(value, n) for key, value in tree.items()}
+        return {key: _part(value, n, rows) for key, value in tree.items()}
     if isinstance(tree, (tuple, list)):
-        return type(tree)(_conditional_half(value, n) for value in tree)
+        return type(tree)(_part(value, n, rows) for value in tree)
     return tree

@@ -1,5 +1,7 @@
 """Samples against a plain reference loop written out here, seeds against batches, and what is refused."""
 
+from dataclasses import replace
+
 import diffusers
 import pytest
 import torch
@@ -10,9 +12,20 @@ TIMES = (999, 749, 499, 249)
 
 
 def reference(
-    pair, seed: int, roles: list[str], base_guidance: float, times=TIMES, start=None, generator=None
+    pair,
+    seed: int,
+    roles: list[str],
+    base_guidance: float,
+    times=TIMES,
+    start=None,
+    generator=None,
+    formula=False,
+    zero=False,
 ) -> torch.Tensor:
-    """LCM sampling of one seed, written out: x̂0, then fresh noise to the next timestep."""
+    """LCM sampling of one seed, written out: x̂0, then fresh noise to the next timestep.
+
+    `formula`: u + w (c - u) for every w; `zero`: the base's last x̂0 is replaced by zero.
+    """
     pipe = pair.pipeline
     generator = generator or torch.Generator().manual_seed(seed)
     text, empty = pipe.encode_prompt(["a dog"], "cpu", 1, True)
@@ -24,10 +37,12 @@ def reference(
                 noise = pair.distilled(x, t, text).sample
             else:
                 noise = pair.base(x, t, text).sample
-                if base_guidance > 1:
+                if formula or base_guidance > 1:
                     unguided = pair.base(x, t, empty).sample
                     noise = unguided + base_guidance * (noise - unguided)
         x0 = (x - (1 - alphas[t]).sqrt() * noise) / alphas[t].sqrt()
+        if zero and role == "base" and roles[i + 1] != "base":
+            x0 = torch.zeros_like(x0)
         scaled = (t * 10) ** 2 + 0.25  # the consistency model's boundary, LCM equation 9, sigma_data 0.5, scaling 10
         x = x0 * t * 10 / scaled**0.5 + x * 0.25 / scaled
         if i + 1 < len(times):
@@ -54,6 +69,48 @@ def test_equals_the_reference_loop(pair, method, options, roles):
     for row, seed in enumerate(trace.seeds):
         expected = reference(pair, seed, roles, options.get("base_guidance", 0.0))
         torch.testing.assert_close(trace.final[row : row + 1], expected, **CLOSE)
+
+
+@pytest.mark.parametrize(("guidance", "evaluations"), [(0.0, 1), (0.5, 2), (1.0, 1), (3.0, 2)])
+def test_the_formulas_guidance_of_0_is_the_unconditional_model(pair, guidance, evaluations):
+    options = {"method": "hybrid", "k": 2, "base_guidance": guidance, "convention": "formula"}
+    trace = dtviz.generate(pair, "a dog", seeds=[5], **options)
+    expected = reference(pair, 5, ["base"] * 2 + ["distilled"] * 2, guidance, formula=True)
+    torch.testing.assert_close(trace.final, expected, **CLOSE)
+    assert trace.provenance["nfe"] == {"base": 2 * evaluations, "distilled": 2}
+    plain = dtviz.generate(pair, "a dog", seeds=[5], **options | {"convention": "diffusers"})
+    assert torch.allclose(plain.final, trace.final, **CLOSE) == (guidance >= 1)
+
+
+@pytest.mark.parametrize("handover", ["distilled-scheduler", "matched-sigma"])
+def test_what_is_handed_over_can_be_replaced(pair, handover):
+    """Zero and mean differ from the plan by just that, at the signal of the level handed over to."""
+    options = {"method": "hybrid", "k": 1, "handover": handover, "seeds": [5, 6], "x_t": True}
+    plain, zero, mean = (dtviz.generate(pair, "a dog", handed=handed, **options) for handed in ("x0", "zero", "mean"))
+    last = plain.steps_run["base"] - 1
+    signal = pair.pipeline.scheduler.alphas_cumprod[749].sqrt()
+    torch.testing.assert_close(plain.x_t[: last + 1], zero.x_t[: last + 1])
+    change = signal * plain.x0[last]
+    torch.testing.assert_close(plain.x_t[last + 1] - zero.x_t[last + 1], change, **CLOSE)
+    torch.testing.assert_close(mean.x_t[last + 1] - zero.x_t[last + 1], change.mean(0).expand(2, -1, -1, -1), **CLOSE)
+
+
+def test_handing_over_zero_is_pure_renoising(pair):
+    trace = dtviz.generate(pair, "a dog", method="hybrid", seeds=[5], handed="zero")
+    torch.testing.assert_close(trace.final, reference(pair, 5, ["base"] + ["distilled"] * 3, 0.0, zero=True), **CLOSE)
+
+
+def test_the_published_skip_leaves_the_noise_unscaled(pair):
+    """Euler starts at sigma 14.6; its second step is at 4.1, where the published code's noise is 3.5 times too large."""
+    euler = diffusers.EulerDiscreteScheduler.from_config(pair.base_scheduler.config, timestep_spacing="trailing")
+    pair = replace(pair, distilled_scheduler=euler, timesteps=None)
+    settings = {"method": "skip", "seeds": [5], "x_t": True}
+    ours, published = (dtviz.generate(pair, "a dog", scaled=scaled, **settings) for scaled in (True, False))
+    assert ours.x_t[0].std() == pytest.approx(1, abs=0.15)
+    euler.set_timesteps(4)
+    expected = ((euler.sigmas[0] ** 2 + 1) / (euler.sigmas[1] ** 2 + 1)).sqrt()
+    torch.testing.assert_close(published.x_t[0] / ours.x_t[0], expected.expand_as(ours.x_t[0]), rtol=1e-2, atol=1e-2)
+    assert expected > 3
 
 
 def test_skip_is_the_student_without_its_first_steps(pair):
@@ -205,6 +262,8 @@ def test_a_forward_of_the_instance_is_put_back(pair):
         ({"seeds": []}, r"seeds=\(\)"),
         ({"seeds": [1, 1]}, "different integers"),
         ({"handover": "euler"}, "matched-sigma"),
+        ({"handed": "nothing"}, "handed='nothing' is not one of x0, mean, zero"),
+        ({"convention": "paper"}, "convention='paper' is not one of diffusers, formula"),
         ({"steps": 0}, "steps=0 must be an integer of at least 1"),
         ({"batch_size": -1}, "batch_size=-1"),
         ({"seeds": [1.5]}, "must be integers"),
