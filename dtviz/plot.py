@@ -9,8 +9,9 @@ Without `ax` a figure of a fitting size is made. Nothing here computes a statist
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -18,10 +19,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import offset_copy
 
 # Okabe & Ito's colours, told apart by colour-blind readers; a method has the same one in every figure.
-COLOURS = {"base": "#0072B2", "distilled": "#D55E00", "hybrid": "#009E73", "skip": "#CC79A7", "real": "#555555"}
+COLOURS = {
+    "base": "#0072B2", "distilled": "#D55E00", "hybrid": "#009E73", "hybrid σ": "#5D3A9B", "skip": "#CC79A7", "real": "#555555",
+}  # fmt: skip
 MORE = ["#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#009E73", "#000000"]  # for names that are no method, in turn
 AVERAGE = "Average"
 GREY = "#777777"
@@ -262,6 +266,60 @@ def plot_diversity_dots(
     ax.set(ylim=(len(methods) - 0.5, -0.5), xlabel="\n".join([f"mean pairwise {embedder} distance", *differences]))
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
+    return ax
+
+
+def plot_sweep(
+    table: pd.DataFrame,
+    *,
+    x_label: str,
+    y_label: str,
+    reference: Mapping[str, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A measure against one setting, a line with its band for each series (paper, Fig. 7).
+
+    table: `series`, `x`, `value`, `low`, `high`. reference: name -> value of dotted lines, such as the base's.
+
+    >>> table = pd.DataFrame({"series": ["hybrid"] * 2, "x": [1, 2], "value": [0.2, 0.3], "low": [0.1, 0.2], "high": [0.3, 0.4]})
+    >>> plot_sweep(table, x_label="k", y_label="distance", reference={"base": 0.4}).get_legend_handles_labels()[1]
+    ['base', 'hybrid']
+    """
+    ax = ax or plt.subplots(figsize=(2.6, 2.2))[1]
+    reference, series = dict(reference or {}), list(table["series"].unique())
+    colours = dict(zip([*reference, *series], _colours([*reference, *series]), strict=True))
+    for name, value in reference.items():
+        ax.axhline(value, color=colours[name], linestyle=":", linewidth=0.8, label=name)
+    for name, marker in zip(series, cycle(MARKERS), strict=False):
+        colour = colours[name]
+        rows = table[table["series"] == name].sort_values("x")
+        ax.plot(rows["x"], rows["value"], color=colour, marker=marker, markersize=3, label=name)
+        ax.fill_between(rows["x"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
+    ax.set(xlabel=x_label, ylabel=y_label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend()
+    return ax
+
+
+def plot_plane(table: pd.DataFrame, *, x_label: str, y_label: str, ax: Axes | None = None) -> Axes:
+    """Two measures of each method against each other, with the intervals of both.
+
+    table: one row a method: `method`, `x`, `x_low`, `x_high`, `y`, `y_low`, `y_high`.
+
+    >>> table = pd.DataFrame([["base", 0.3, 0.2, 0.4, 0.9, 0.8, 1.0]], columns=["method", "x", "x_low", "x_high", "y", "y_low", "y_high"])
+    >>> plot_plane(table, x_label="distance", y_label="accuracy").get_legend_handles_labels()[1]
+    ['base']
+    """
+    ax = ax or plt.subplots(figsize=(4.4, 2.6))[1]
+    for row, colour, marker in zip(table.itertuples(), _colours(table["method"]), cycle(MARKERS), strict=False):
+        bars = {
+            "xerr": [[row.x - row.x_low], [row.x_high - row.x]],
+            "yerr": [[row.y - row.y_low], [row.y_high - row.y]],
+        }
+        look = {"fmt": marker, "color": colour, "markersize": 4, "markeredgecolor": "white", "elinewidth": 0.8}
+        ax.errorbar(row.x, row.y, **bars, **look, label=row.method)
+    ax.set(xlabel=x_label, ylabel=y_label)
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
 

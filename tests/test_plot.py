@@ -228,3 +228,34 @@ def test_figures_save_without_a_warning(tmp_path, suffix):
         plot.footer(ax.figure, "emoji-dmd · 2 × 1")
         ax.figure.savefig(tmp_path / f"f.{suffix}")
     assert (tmp_path / f"f.{suffix}").stat().st_size > 1000
+
+
+def test_plane_holds_both_measures_and_their_intervals():
+    columns = ["method", "x", "x_low", "x_high", "y", "y_low", "y_high"]
+    table = pd.DataFrame(
+        [["base", 0.3, 0.2, 0.5, 0.9, 0.8, 1.0], ["re-noised", 0.1, 0.05, 0.15, 0.7, 0.6, 0.8]], columns=columns
+    )
+    with plot.style():
+        ax = plot.plot_plane(table, x_label="distance", y_label="accuracy")
+    drawn = {bar.get_label(): bar for bar in ax.containers}
+    assert list(drawn) == ["base", "re-noised"]
+    point, _, (across, up) = drawn["base"]
+    np.testing.assert_allclose(point.get_xydata(), [[0.3, 0.9]])
+    np.testing.assert_allclose(across.get_segments()[0][:, 0], [0.2, 0.5])
+    np.testing.assert_allclose(up.get_segments()[0][:, 1], [0.8, 1.0])
+    assert point.get_color() == plot.COLOURS["base"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("distance", "accuracy")
+
+
+def test_sweep_draws_a_line_and_a_band_for_each_series_and_the_references():
+    columns = ["series", "x", "value", "low", "high"]
+    rows = [["hybrid", 2, 0.3, 0.2, 0.4], ["hybrid", 1, 0.2, 0.1, 0.3], ["matched", 1, 0.5, 0.4, 0.6]]
+    with plot.style():
+        ax = plot.plot_sweep(
+            pd.DataFrame(rows, columns=columns), x_label="k", y_label="distance", reference={"base": 0.4}
+        )
+    lines = {line.get_label(): line for line in ax.lines}
+    assert list(lines) == ["base", "hybrid", "matched"]
+    np.testing.assert_allclose(lines["hybrid"].get_xydata(), [[1, 0.2], [2, 0.3]])
+    assert set(lines["base"].get_ydata()) == {0.4}
+    assert len(ax.collections) == 2
