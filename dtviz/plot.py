@@ -241,6 +241,32 @@ def plot_diversity_table(
     return ax
 
 
+def plot_table(cells: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Texts as a printed table, a method a row in its colour; heads may have two lines.
+
+    >>> [t.get_text() for t in plot_table(pd.DataFrame({"FD": ["0.1"]}, index=["base"])).texts]
+    ['base', 'FD', '0.1']
+    """
+    widths = [
+        0.075 * max(len(line) for text in (head, *cells[head]) for line in text.split("\n")) + 0.2 for head in cells
+    ]
+    left = 0.075 * max(len(name) for name in cells.index) + 0.1
+    ends = left + np.cumsum(widths)
+    if ax is None:
+        ax = plt.subplots(figsize=(ends[-1], (len(cells) + 2.2) * LINE))[1]
+    ax.set(xlim=(0, ends[-1]), ylim=(len(cells) + 0.1, -2.1))
+    ax.axis("off")
+    for y, width in ((-2, 0.9), (0, 0.5), (len(cells), 0.9)):
+        ax.hlines(y, 0, ends[-1], color="black", linewidth=width)
+    for row, name in enumerate(cells.index):
+        ax.text(0, row + 0.5, name, va="center", color=COLOURS.get(name, "black"))
+    for end, head in zip(ends, cells, strict=True):
+        ax.text(end, -1, head, va="center", ha="right")
+        for row, text in enumerate(cells[head]):
+            ax.text(end, row + 0.5, text, va="center", ha="right")
+    return ax
+
+
 def plot_diversity_dots(
     table: pd.DataFrame, *, embedder: str, differences: Sequence[str] = (), ax: Axes | None = None
 ) -> Axes:
