@@ -1,0 +1,79 @@
+"""Judges of the embedded models' images, trained on real drawings only: in whose style, and of what.
+
+judge = judges.load("artist")
+features = dtviz.embedder(judge.embedder)(images)
+judge(features, among=real.artists)       # ["noto", "twemoji", ...], one an image
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from safetensors import safe_open
+
+from .errors import Unavailable
+from .pairs import models
+
+KINDS = ("artist", "concept")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A linear classifier of an embedder's features.
+
+    Attributes:
+        kind: "artist" or "concept".
+        embedder: the name of the embedder whose features it reads.
+        classes: the artists, or the prompts.
+        weight, bias: (d, class) and (class,).
+    """
+
+    kind: str
+    embedder: str
+    classes: tuple[str, ...]
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def __call__(self, features, *, among: Iterable[str] | None = None) -> list[str]:
+        """The most likely class of each image.
+
+        Args:
+            features: (n, d), by this judge's embedder.
+            among: the classes that come into question, such as the artists who drew a prompt; None for all.
+
+        Raises:
+            ValueError: features of another width, or a class that the judge does not know.
+        """
+        features = np.asarray(features)
+        if features.ndim != 2 or features.shape[1] != len(self.weight):
+            raise ValueError(
+                f"features of shape {features.shape} must be (n, {len(self.weight)}), made by the embedder {self.embedder!r}"
+            )
+        names = self.classes if among is None else tuple(dict.fromkeys(among))
+        unknown = sorted(set(names) - set(self.classes))
+        if unknown or not names:
+            raise ValueError(f"among={names} must be one or more of the {self.kind}s {', '.join(self.classes)}")
+        columns = [self.classes.index(name) for name in names]
+        scores = features @ self.weight[:, columns] + self.bias[columns]
+        return [names[column] for column in scores.argmax(axis=1)]
+
+
+def load(kind: str) -> Judge:
+    """The judge of `kind`, "artist" or "concept", from `data/models/emoji-judges`; its card has their accuracy.
+
+    Raises:
+        ValueError: another kind.
+        Unavailable: its file is not there.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
+    path = models() / "emoji-judges" / f"{kind}.safetensors"
+    if not path.exists():
+        raise Unavailable(f"judge {kind!r} lacks {path}: restore it from the repository, or run `make models`")
+    with safe_open(path, framework="numpy") as file:
+        told = file.metadata()
+        arrays = {name: file.get_tensor(name).astype(np.float64) for name in ("weight", "bias")}
+    return Judge(kind, told["embedder"], tuple(json.loads(told["classes"])), **arrays)

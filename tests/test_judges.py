@@ -1,0 +1,59 @@
+"""dtviz.judges: the shipped judges on real drawings, against their own formula, and what they refuse."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import dtviz
+from dtviz import drawings, judges
+
+
+@pytest.fixture(scope="module")
+def real():
+    """The drawings of six prompts."""
+    everything = drawings.load()
+    return [everything.of(prompt) for prompt in ("dog face", "sunset", "rocket", "red heart", "hamburger", "whale")]
+
+
+@pytest.mark.parametrize(("kind", "least"), [("artist", 0.7), ("concept", 0.95)])
+def test_the_shipped_judges_know_the_drawings_they_were_trained_on(kind, least, real):
+    judge = judges.load(kind)
+    embed = dtviz.embedder(judge.embedder, device="cpu")
+    right = total = 0
+    for drawn in real:
+        truth = drawn.artists if kind == "artist" else drawn.prompts
+        found = judge(embed(drawn.images), among=set(truth) if kind == "artist" else None)
+        right, total = right + sum(a == b for a, b in zip(found, truth, strict=True)), total + len(truth)
+    assert right / total > least
+
+
+@pytest.fixture
+def judge(monkeypatch, tmp_path):
+    """A judge of three artists in the plane, read from a file."""
+    monkeypatch.setenv("DTVIZ_MODELS", str(tmp_path))
+    (tmp_path / "emoji-judges").mkdir()
+    arrays = {"weight": np.array([[1, 0, -1], [0, 1, 0]], np.float32), "bias": np.array([0, 0, 0.5], np.float32)}
+    facts = {"classes": json.dumps(["noto", "twemoji", "fxemoji"]), "embedder": "pixels"}
+    save_file(arrays, tmp_path / "emoji-judges" / "artist.safetensors", facts)
+    return judges.load("artist")
+
+
+def test_a_judge_is_its_linear_formula(judge):
+    features = [[2.0, 1.0], [0.0, 1.0], [-1.0, 1.0]]
+    assert judge(features) == ["noto", "twemoji", "fxemoji"]
+    assert judge(features, among=["fxemoji", "twemoji"]) == ["twemoji", "twemoji", "fxemoji"]
+    assert (judge.kind, judge.embedder) == ("artist", "pixels")
+
+
+def test_bad_input_is_refused(judge):
+    with pytest.raises(ValueError, match=r"shape \(1, 3\) must be \(n, 2\), made by the embedder 'pixels'"):
+        judge([[1.0, 2.0, 3.0]])
+    for bad in (["picasso"], []):
+        with pytest.raises(ValueError, match="one or more of the artists noto, twemoji, fxemoji"):
+            judge([[1.0, 2.0]], among=bad)
+    with pytest.raises(ValueError, match="kind='style' is not one of artist, concept"):
+        judges.load("style")
+    with pytest.raises(dtviz.Unavailable, match="make models"):
+        judges.load("concept")
