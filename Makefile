@@ -7,7 +7,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 STAMP := .venv/.pins-$(shell cksum < requirements.txt | tr ' ' '-')
-STAGES := drawings vae clip base commitment dmd lcm turbo lightning evaluate cards
+STAGES := drawings vae clip judges base commitment dmd lcm turbo lightning evaluate cards
 
 .PHONY: setup figures full test bench models lint clean
 
@@ -43,6 +43,7 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m tests.bench.capture
+	$(PY) -m tests.bench.hybrid
 
 models: $(STAMP)
 	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py; done

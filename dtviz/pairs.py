@@ -14,6 +14,7 @@ import json
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -46,6 +47,7 @@ class Pair:
         handover: how a hybrid goes from base to student, see `generate`.
         batch_size: samples generated together.
         fingerprint: changes whenever the weights do; "" for a pair made by hand, whose results are not stored.
+        base_fingerprint: the same of the base alone, whose samples all its students share; "" where it is not known.
     """
 
     pipeline: Any
@@ -61,6 +63,7 @@ class Pair:
     handover: str = "distilled-scheduler"
     batch_size: int = 8
     fingerprint: str = ""
+    base_fingerprint: str = ""
 
     def __post_init__(self) -> None:
         import torch
@@ -107,7 +110,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Spec:
-    """A pair known by name: where it comes from and the settings it was trained for."""
+    """A pair known by name: where it comes from and the settings it was trained for.
+
+    `file` is the student's weights: a safetensors file or a diffusers folder in `student`; of an embedded pair "unet", a
+    whole network, or "lora", an adapter on the base, so that one network in memory plays both parts.
+    """
 
     base: str
     student: str
@@ -126,6 +133,7 @@ class Spec:
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 TRAINED = (999, 749, 499, 249)  # DMD2's generator steps
+LORA = "pytorch_lora_weights.safetensors"  # diffusers' name
 _TRAILING = {"timestep_spacing": "trailing"}
 _SDXL = {"base_steps": 50, "base_guidance": 5.0, "batch_size": 1}
 
@@ -133,19 +141,20 @@ _SDXL = {"base_steps": 50, "base_guidance": 5.0, "batch_size": 1}
 # guidance embedded in the network, 8. Turbo: Euler ancestral, trailing. Lightning: Euler, trailing.
 _EMOJI = {"base_steps": 20, "base_guidance": 5.0, "batch_size": 10}
 _DRAWN = "MIT (weights); drawings Apache-2.0, MIT, CC-BY-4.0"
+_STUDENTS: dict[str, dict[str, Any]] = {
+    "emoji-dmd": {"scheduler": "LCMScheduler", "settings": {"timesteps": TRAINED} | _EMOJI},
+    "emoji-lcm": {"scheduler": "LCMScheduler", "settings": _EMOJI},
+    "emoji-turbo": {
+        "scheduler": "EulerAncestralDiscreteScheduler", "scheduler_settings": _TRAILING, "settings": _EMOJI,
+    },
+    "emoji-lightning": {"scheduler": "EulerDiscreteScheduler", "scheduler_settings": _TRAILING, "settings": _EMOJI},
+}  # fmt: skip
 SPECS: dict[str, Spec] = {
-    "emoji-dmd": Spec(
-        "emoji-base", "emoji-dmd", "LCMScheduler", _DRAWN, "38 MiB", settings={"timesteps": TRAINED} | _EMOJI
-    ),
-    "emoji-lcm": Spec("emoji-base", "emoji-lcm", "LCMScheduler", _DRAWN, "31 MiB", settings=_EMOJI),
-    "emoji-turbo": Spec(
-        "emoji-base", "emoji-turbo", "EulerAncestralDiscreteScheduler", _DRAWN, "31 MiB",
-        scheduler_settings=_TRAILING, settings=_EMOJI,
-    ),
-    "emoji-lightning": Spec(
-        "emoji-base", "emoji-lightning", "EulerDiscreteScheduler", _DRAWN, "31 MiB",
-        scheduler_settings=_TRAILING, settings=_EMOJI,
-    ),
+    **{n: Spec("emoji-base", n, licence=_DRAWN, size="27 MiB", file="unet", **how) for n, how in _STUDENTS.items()},
+    **{
+        f"{n}-lora": Spec("emoji-base", n, licence=_DRAWN, size="22 MiB", file="lora", **how)
+        for n, how in _STUDENTS.items()
+    },
     "sdxl-dmd": Spec(
         SDXL, "tianweiy/DMD2", "LCMScheduler", "OpenRAIL++ (base), CC-BY-NC-4.0 (student)", "12 GB",
         file="dmd2_sdxl_4step_unet_fp16.safetensors", settings=_SDXL | {"timesteps": TRAINED},
@@ -174,8 +183,8 @@ def missing(name: str) -> str:
     spec = _spec(name)
     weights = "diffusion_pytorch_model.safetensors"
     if spec.embedded:
-        wanted = [models() / spec.base / "model_index.json"]
-        wanted += [models() / folder / "unet" / weights for folder in (spec.base, spec.student)]
+        wanted = [models() / spec.base / "model_index.json", models() / spec.base / "unet" / weights]
+        wanted.append(models() / spec.student / spec.file / (LORA if spec.file == "lora" else weights))
         return ", ".join(str(path) for path in wanted if not path.exists())
     from huggingface_hub import try_to_load_from_cache
 
@@ -233,16 +242,18 @@ def load(name: str, *, device: str | None = None, dtype: torch.dtype | None = No
     options = {"dtype": dtype, "use_safetensors": True}
     if not spec.embedded and dtype == torch.float16:
         options["variant"] = "fp16"
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options).to(device)
+    with _silent() if spec.embedded else contextlib.nullcontext():
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options).to(device)
+        student = _load_student(spec, pipeline, dtype)
     pipeline.set_progress_bar_config(disable=True)
-    student = _load_student(spec, pipeline.unet, dtype).to(device)
     scheduler = getattr(diffusers, spec.scheduler).from_config(pipeline.scheduler.config, **spec.scheduler_settings)
     return Pair(
         pipeline,
-        student.eval().requires_grad_(False),
+        student if isinstance(student, str) else student.to(device).eval().requires_grad_(False),
         distilled_scheduler=scheduler,
         name=name,
         fingerprint=_fingerprint(spec),
+        base_fingerprint=_fingerprint(spec, student=False),
         **spec.settings,
     )
 
@@ -273,10 +284,17 @@ def _spec(name: str) -> Spec:
     return SPECS[name]
 
 
-def _load_student(spec: Spec, base: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+def _load_student(spec: Spec, pipeline: Any, dtype: torch.dtype) -> torch.nn.Module | str:
+    """The student's network, or the name of its adapter, loaded on the base and switched off."""
+    base = pipeline.unet
     kind = type(base)
+    if spec.embedded and spec.file == "lora":
+        folder = models() / spec.student / spec.file
+        base.load_lora_adapter(folder, weight_name=LORA, adapter_name=spec.student, prefix="unet")
+        base.disable_adapters()
+        return spec.student
     if spec.embedded:
-        return kind.from_pretrained(models() / spec.student / "unet", dtype=dtype)
+        return kind.from_pretrained(models() / spec.student / spec.file, dtype=dtype)
     if not spec.file.endswith(".safetensors"):
         return kind.from_pretrained(spec.student, subfolder=spec.file or None, dtype=dtype, use_safetensors=True)
     from huggingface_hub import hf_hub_download
@@ -287,6 +305,22 @@ def _load_student(spec: Spec, base: torch.nn.Module, dtype: torch.dtype) -> torc
     student = kind.from_config(base.config).to(dtype)
     student.load_state_dict(load_file(path))
     return student
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without diffusers' and transformers' progress bars, which a load of a second does not need."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
 
 
 def _hub_answers(seconds: float = 2.0) -> bool:
@@ -311,12 +345,13 @@ def _digest(path: Path, changed: float) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _fingerprint(spec: Spec) -> str:
-    """Of the embedded models' files, or of the hub files' names, and of how they are run."""
-    how = json.dumps([spec.base, spec.student, spec.file, spec.scheduler, spec.scheduler_settings], sort_keys=True)
-    parts = [how]
+def _fingerprint(spec: Spec, *, student: bool = True) -> str:
+    """Of the embedded models' files, or of the hub files' names, and of how they are run; of the base alone if asked."""
+    parts = [spec.base]
+    if student:
+        parts.append(json.dumps([spec.student, spec.file, spec.scheduler, spec.scheduler_settings], sort_keys=True))
     if spec.embedded:
-        kinds = {".safetensors", ".json"}
-        found = (f for folder in (spec.base, spec.student) for f in (models() / folder).rglob("*") if f.suffix in kinds)
+        folders = [models() / spec.base, *([models() / spec.student / spec.file] if student else [])]
+        found = [f for folder in folders for f in folder.rglob("*") if f.suffix in (".safetensors", ".json")]
         parts += [_digest(file, file.stat().st_mtime) for file in sorted(found)]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,18 +1,20 @@
+import copy
 import json
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import dtviz
 from dtviz import pairs as table
-from dtviz.pairs import SPECS, Spec, check, load
+from dtviz.pairs import LORA, SPECS, Spec, check, load, models
 
 from .conftest import tiny_tokenizer
 
@@ -63,7 +65,7 @@ def test_the_shipped_models_are_small_safe_and_have_cards():
     assert max(path.stat().st_size for path in files) <= 16 * 2**20
     assert not {path.suffix for path in files} & {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
     zoo = (folder / "README.md").read_text()
-    for name in ("emoji-base", "emoji-clip", *EMBEDDED):
+    for name in ("emoji-base", "emoji-clip", "emoji-judges", *(SPECS[name].student for name in EMBEDDED)):
         card = (folder / name / "README.md").read_text()
         assert "licen" in card.lower()
         assert name in zoo
@@ -74,7 +76,8 @@ def test_the_shipped_pairs(name):
     """The real models, loaded by diffusers' own classes; the middle of a red heart is red, whoever draws it."""
     pair = load(name, device="cpu")
     assert type(pair.pipeline).__name__ == "StableDiffusionPipeline"
-    assert {p.dtype for p in pair.distilled.parameters()} == {torch.float32}
+    student = pair.base if isinstance(pair.distilled, str) else pair.distilled
+    assert {p.dtype for p in student.parameters()} == {torch.float32}
     trace = dtviz.generate(pair, "red heart", seeds=[0])
     image = dtviz.decode(trace, pair, final=True)[0]
     assert image.shape == (3, 64, 64)
@@ -85,7 +88,7 @@ def test_the_shipped_pairs(name):
 
 def test_lightning_is_an_ode_and_the_others_are_not():
     """An ODE student's sample follows from the noise that it begins with; the others draw new noise at every step."""
-    for name in EMBEDDED:
+    for name in (name for name in EMBEDDED if SPECS[name].file == "unet"):
         pair = load(name, device="cpu")
         generator = [torch.Generator().manual_seed(0)]
         options = {"num_inference_steps": 4, "guidance_scale": 0.0, "output_type": "latent"}
@@ -95,6 +98,50 @@ def test_lightning_is_an_ode_and_the_others_are_not():
             pair.pipeline("dog face", latents=latents, generator=generator, **options).images for _ in "ab"
         )
         assert torch.equal(first, second) == (name == "emoji-lightning")
+
+
+def test_a_lora_pair_is_one_network_that_plays_both_parts():
+    """Adapter off: the base. Adapter on: the base with each matrix changed by B A, worked out by hand."""
+    pair, whole = load("emoji-dmd-lora", device="cpu"), load("emoji-dmd", device="cpu")
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (pair.base, whole.base)]
+    assert sizes[0] < 1.4 * sizes[1]
+    base = dtviz.generate(pair, "dog face", method="base", seeds=[0, 1], base_steps=4)
+    torch.testing.assert_close(
+        base.final, dtviz.generate(whole, "dog face", method="base", seeds=[0, 1], base_steps=4).final
+    )
+
+    state = load_file(models() / "emoji-dmd" / "lora" / LORA)
+    student = copy.deepcopy(whole.base)
+    for name, weight in student.named_parameters():
+        key = f"unet.{name.removesuffix('.weight')}.lora_{{}}.weight"
+        if key.format("A") in state:
+            down, up = (state[key.format(part)].float().flatten(1) for part in "AB")
+            weight.data += (up @ down).view_as(weight)
+    reference = replace(whole, distilled=student)
+    for method in ("distilled", "hybrid"):
+        ours = dtviz.generate(pair, "dog face", method=method, seeds=[0, 1])
+        expected = dtviz.generate(reference, "dog face", method=method, seeds=[0, 1])
+        torch.testing.assert_close(ours.final, expected.final, atol=1e-3, rtol=1e-3)
+    again = dtviz.generate(pair, "dog face", method="base", seeds=[0, 1], base_steps=4)
+    assert torch.equal(again.final, base.final)  # the adapter is off again
+
+
+def test_fingerprints_tell_students_apart_and_say_that_their_base_is_one():
+    pairs = [load(name, device="cpu") for name in ("emoji-dmd", "emoji-dmd-lora", "emoji-lcm")]
+    assert len({pair.fingerprint for pair in pairs}) == 3
+    assert len({pair.base_fingerprint for pair in pairs}) == 1
+
+
+def test_loading_an_embedded_pair_is_silent(capfd):
+    load("emoji-dmd-lora", device="cpu")
+    assert capfd.readouterr() == ("", "")
+    assert diffusers.utils.logging.is_progress_bar_enabled()
+
+
+def test_the_base_loads_as_any_pipeline():
+    """With diffusers alone and no dtype said, from half-precision files."""
+    pipe = diffusers.DiffusionPipeline.from_pretrained(models() / "emoji-base")
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
 
 
 def tiny_sdxl(folder: Path) -> torch.nn.Module:
@@ -140,7 +187,7 @@ def test_hub_pairs_at_tiny_size(name, tmp_path, monkeypatch):
     else:
         other = unet
         if name == "sdxl-lcm":
-            other = diffusers.UNet2DConditionModel.from_config({**unet.config, "time_cond_proj_dim": 16})
+            other = diffusers.UNet2DConditionModel.from_config(unet.config, time_cond_proj_dim=16)
         other.save_pretrained(student / spec.file)
     local = Spec(**{**vars(spec), "base": str(base), "student": str(student)})
     monkeypatch.setitem(SPECS, name, local)

@@ -1,12 +1,13 @@
-"""Stage 4: the base model, a text-to-image latent diffusion model over the chosen concepts.
+"""Stage 5: the base model, a text-to-image latent diffusion model over the chosen concepts.
 
-    python data/recipes/base.py --steps 5600
+    python data/recipes/base.py --steps 13000
 
 Noise prediction on the shifted schedule of `common.py`, captions dropped one time in ten for guidance.
 Writes `data/models/emoji-base`, a whole diffusers pipeline.
 """
 
 import copy
+import json
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from common import (
     DEVICE,
     MODELS,
+    WORK,
     Checkpoint,
     alphas_cumprod,
     arguments,
@@ -30,6 +32,9 @@ from common import (
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
+
+import dtviz
+from dtviz.diversity import nearest
 
 
 def build() -> UNet2DConditionModel:
@@ -67,9 +72,10 @@ class Conditioning:
     @torch.inference_mode()
     def __init__(self) -> None:
         data, names = drawings(), concepts()
-        self.vae = AutoencoderKL.from_pretrained(MODELS / "emoji-base" / "vae").to(DEVICE).eval()
-        self.tokenizer = CLIPTokenizer.from_pretrained(MODELS / "emoji-clip")
-        self.text_encoder = CLIPTextModel.from_pretrained(MODELS / "emoji-clip").to(DEVICE).eval()
+        self.vae = AutoencoderKL.from_pretrained(MODELS / "emoji-base" / "vae", dtype=torch.float32).to(DEVICE).eval()
+        self.tokenizer = CLIPTokenizer.from_pretrained(MODELS / "emoji-base" / "tokenizer")
+        encoder = CLIPTextModel.from_pretrained(MODELS / "emoji-base" / "text_encoder", dtype=torch.float32)
+        self.text_encoder = encoder.to(DEVICE).eval()
         chosen = np.isin(data["concept"], names)
         images = as_images(data["images"][chosen])
         self.latents = torch.cat([self.vae.encode(b.to(DEVICE)).latent_dist.mean for b in images.split(64)]).clone()
@@ -97,10 +103,13 @@ def loss(unet: UNet2DConditionModel, x0: torch.Tensor, text: torch.Tensor, alpha
     return F.mse_loss(unet(x_t, t, text).sample.float(), noise)
 
 
-def publish(unet: UNet2DConditionModel, data: Conditioning) -> StableDiffusionPipeline:
-    """Assemble and save the whole pipeline."""
+def assemble(unet: UNet2DConditionModel, data: Conditioning) -> StableDiffusionPipeline:
+    """The whole pipeline, in float32."""
     # ancestral: fresh noise at every step mends what a small network gets wrong at the step before
     scheduler = EulerAncestralDiscreteScheduler(trained_betas=betas(), steps_offset=1, timestep_spacing="trailing")
+    scheduler.register_to_config(
+        clip_sample=False
+    )  # for those who put DDIM in its place: by default that clips latents
     unet = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
     unet.set_default_attn_processor()
     pipe = StableDiffusionPipeline(
@@ -113,22 +122,35 @@ def publish(unet: UNet2DConditionModel, data: Conditioning) -> StableDiffusionPi
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.unet.half()  # half the bytes in the repository; loaded, it is float32 again
-    pipe.save_pretrained(MODELS / "emoji-base")
-    pipe.unet.float()
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
+def draw(pipe: StableDiffusionPipeline, prompts: list[str], each: int) -> torch.Tensor:
+    """`each` images a prompt as the base is meant to be used, (n, 3, 64, 64) in [0, 1]; the same noise at every call."""
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    settings = {"guidance_scale": 5.0, "num_inference_steps": 20, "num_images_per_prompt": each, "output_type": "pt"}
+    images = [torch.as_tensor(pipe(prompt, generator=generator, **settings).images) for prompt in prompts]
+    return torch.cat(images).cpu()
+
+
+def accuracy(pipe: StableDiffusionPipeline, each: int = 4) -> float:
+    """Share of images, of every fourth concept, whose nearest drawing of all is one of their concept's."""
+    real, embed, prompts = dtviz.drawings.load(), dtviz.embedder("efficientnet-lite0"), [caption(c) for c in concepts()]
+    asked = [prompt for prompt in prompts[::4] for _ in range(each)]
+    found = nearest(embed(draw(pipe, prompts[::4], each)), embed(real.images))
+    return sum(real.prompts[row] == prompt for row, prompt in zip(found, asked, strict=True)) / len(asked)
+
+
 def main() -> None:
-    args = arguments(steps=5600, batch=64, lr=7e-4, ema=0.999)
+    args = arguments(steps=13000, batch=64, lr=7e-4, ema=0.999, check=1500)
     data = Conditioning()
     alpha = alphas_cumprod().float().to(DEVICE)
     unet = build().train()
-    average = copy.deepcopy(unet).requires_grad_(False)
+    average = copy.deepcopy(unet).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(unet.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4)
     checkpoint = Checkpoint("base", every=250, unet=unet, average=average, optimizer=optimizer)
-    running = None
+    curve, running = WORK / "base.curve.jsonl", None
     for step in range(checkpoint.resume(), args.steps):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * cosine(step, args.steps)
@@ -142,29 +164,23 @@ def main() -> None:
         optimizer.zero_grad()
         decay = min(args.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - decay)
-        running = value.item() if running is None else 0.98 * running + 0.02 * value.item()
+        running = value.item() if running is None else 0.99 * running + 0.01 * value.item()
         checkpoint.save(step + 1, last=step + 1 == args.steps)
         if step % 100 == 0:
             print(step, f"loss {running:.4f}", flush=True)
+        if (step + 1) % args.check == 0 or step + 1 == args.steps:
+            seen = {"step": step + 1, "loss": running, "accuracy": accuracy(assemble(average, data))}
+            with curve.open("a") as file:
+                file.write(json.dumps(seen) + "\n")
+            print(seen, flush=True)
 
-    pipe = publish(average.eval(), data)
+    pipe = assemble(average, data)
     record("base", steps=args.steps, loss=running, parameters=sum(p.numel() for p in unet.parameters()))
-    prompts = [caption(name) for name in concepts()[::6]]
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    images = [
-        pipe(
-            prompt,
-            num_images_per_prompt=8,
-            guidance_scale=5.0,
-            num_inference_steps=20,
-            generator=generator,
-            output_type="pt",
-        )
-        for prompt in prompts
-    ]
-    contact_sheet(
-        2 * torch.cat([torch.as_tensor(out.images) for out in images]) - 1, 16, checkpoint.path.with_suffix(".png")
-    )
+    sheet = draw(pipe, [caption(name) for name in concepts()[::6]], 8)
+    contact_sheet(2 * sheet - 1, 16, checkpoint.path.with_suffix(".png"))
+    for part in (pipe.unet, pipe.vae):
+        part.half()  # half the bytes in the repository; loaded, they are float32 again
+    pipe.save_pretrained(MODELS / "emoji-base")
 
 
 if __name__ == "__main__":

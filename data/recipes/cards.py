@@ -1,4 +1,4 @@
-"""Stage 11: the model cards, from what the other stages measured.
+"""Stage 12: the model cards, from what the other stages measured.
 
 python data/recipes/cards.py
 """
@@ -30,19 +30,31 @@ def measured(name: str) -> dict:
     return json.loads(path.read_text())
 
 
-def interval(values: list[float]) -> str:
-    """value [low, high], three digits."""
-    return f"{values[0]:.3f} [{values[1]:.3f}, {values[2]:.3f}]"
+ROWS = {
+    "concept_accuracy": "concept accuracy",
+    "clip_score": "emoji-clip score",
+    "frechet": "FD (EfficientNet-Lite0)",
+    "mean_pairwise": "mean pairwise distance",
+    "artists": "artists",
+    "effective_artists": "effective artists",
+    "judged_artists": "effective artists, judged",
+    "nearest_drawing": "distance to the nearest drawing",
+    "seconds": "seconds an image",
+}
 
 
-def quality(samplers: dict) -> str:
-    """The table of one model's samplers."""
-    lines = ["| sampler | concept accuracy | mean pairwise distance | artists |", "|---|---|---|---|"]
-    for name, m in samplers.items():
-        lines.append(
-            f"| {name} | {interval(m['concept_accuracy'])} | {interval(m['mean_pairwise'])} | {m['artists'][0]:.2f} |"
-        )
-    return "\n".join(lines)
+def shown(value: float | list[float]) -> str:
+    """A measure, with its interval if it has one."""
+    digits = 3 if abs(value[0] if isinstance(value, list) else value) < 1 else 2
+    if not isinstance(value, list):
+        return f"{value:.{digits}f}"
+    return f"{value[0]:.{digits}f} [{value[1]:.{digits}f}, {value[2]:.{digits}f}]"
+
+
+def quality(model: dict) -> str:
+    """The table of one model's measures."""
+    lines = ["| measure | value, 95% |", "|---|---|"]
+    return "\n".join(lines + [f"| {title} | {shown(model[name])} |" for name, title in ROWS.items() if name in model])
 
 
 def student_cards() -> dict[str, tuple[str, str]]:
@@ -78,40 +90,49 @@ def student_cards() -> dict[str, tuple[str, str]]:
 
 
 def zoo(scores: dict) -> str:
-    """One row a model, then whether each student's samples are less varied than the base's."""
-    lines = [
-        "| model | steps | concept accuracy | emoji-clip score | FD (EfficientNet-Lite0) | mean pairwise distance | artists | s an image |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    drawn = scores["models"]["drawings"]["drawn"]
-    lines.append(
-        f"| the drawings | | | {drawn['clip_score'][0]:.1f} | 0 | {interval(drawn['mean_pairwise'])} | {drawn['artists'][0]:.2f} | |"
-    )
-    for model, samplers in scores["models"].items():
-        if model == "drawings":
-            continue
-        m = samplers.get("student") or samplers["base, guidance 5"]
-        lines.append(
-            f"| {model} | {4 if 'student' in samplers else '20, guidance 5'} | {interval(m['concept_accuracy'])} "
-            f"| {m['clip_score'][0]:.1f} | {m['frechet']:.3f} | {interval(m['mean_pairwise'])} | {m['artists'][0]:.2f} | {m['seconds']:.3f} |"
-        )
-    lines += ["", "| student | mean pairwise distance less the base's, 95% | p, sign-flip, Holm |", "|---|---|---|"]
-    for model, (value, low, high, p) in scores["student_less_base"].items():
-        lines.append(f"| {model} | {value:+.3f} [{low:+.3f}, {high:+.3f}] | {p:.2g} |")
+    """One row a model and two for the drawings."""
+    known = {"drawings": "the drawings", "copies": "through the autoencoder"}
+    lines = ["| model | steps | " + " | ".join(ROWS.values()) + " |", "|---" * (len(ROWS) + 2) + "|"]
+    for name, m in scores["models"].items():
+        steps = "" if name in known else "20" if name == "emoji-base" else "4"
+        cells = [shown(m[row]) if row in m else "" for row in ROWS]
+        lines.append(f"| {known.get(name, name)} | {steps} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def compared(scores: dict) -> str:
+    """Whether each student draws less varied images than the base, and whether it is right as often."""
+    base = scores["models"]["emoji-base"]["concept_accuracy"][0]
+    head = "| student | mean pairwise distance less the base's | p, sign-flip, Holm | less varied? | share of the base's accuracy |"
+    lines = [head, "|---|---|---|---|---|"]
+    for model, (value, low, high, p) in scores["student_less_base"].items():
+        verdict = "not shown" if p >= 0.05 else "yes" if value < 0 else "no, more"
+        share = scores["models"][model]["concept_accuracy"][0] / base
+        lines.append(f"| {model} | {value:+.3f} [{low:+.3f}, {high:+.3f}] | {p:.2g} | {verdict} | {share:.0%} |")
+    return "\n".join(lines)
+
+
+def scaling() -> str:
+    """The base's loss and accuracy as its training went."""
+    seen = [json.loads(line) for line in (WORK / "base.curve.jsonl").read_text().splitlines()]
+    lines = ["| step | loss | nearest of all drawings is the prompt's |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {s['step']} | {s['loss']:.4f} | {s['accuracy']:.2f} |" for s in seen])
 
 
 def main() -> None:
     vae, clip, base = (measured(name) for name in ("vae", "clip", "base"))
     check, scores = measured("commitment"), measured("evaluate")
-    how = (
-        f"{scores['prompts']} prompts x {scores['seeds']} seeds; 95% intervals over prompts. Concept accuracy: the nearest of "
-        "all real drawings, by EfficientNet-Lite0 features, is a drawing of the prompt. Mean pairwise distance: 1 - cosine of "
-        "those features. Artists: how many of a prompt's artists its samples come nearest to."
-    )
+    how = f"""{scores["prompts"]} prompts, those of the figures, x {scores["seeds"]} seeds (LoRAs: {scores["lora_seeds"]}); 95% intervals over
+prompts. Concept accuracy: the concept judge names the prompt. The emoji-clip score is 100 x the cosine of `emoji-clip`'s
+features of image and prompt; it is not OpenAI's CLIP. FD: the Fréchet distance of EfficientNet-Lite0 features to the
+drawings' (not an FID); it falls with the number of images. Mean pairwise distance: 1 - cosine of those features. Artists: how
+many of a prompt's artists the samples come nearest to, of their drawings as the autoencoder gives them back; effective
+artists: exp of those labels' entropy (Miller-Madow), and the same by the artist judge. Distance to the nearest drawing, as the
+autoencoder gives it back: 0 is a copy; the rows of the drawings tell how far another artist's drawing is. Seconds: prompt to image in batches of ten, {scores["threads"]} CPU thread(s)."""
     kept = "\n".join(
         f"| {sigma} | {float(sigma) * SHIFT:.2f} | {share:.2f} |" for sigma, share in check["kept"].items()
     )
+    near = lambda name: f"{scores['models'][name]['nearest_drawing'][0]:.3f}"  # noqa: E731
     history = {path.stem: path.read_text() for path in sorted(WORK.glob("*.history.md"))}
 
     (MODELS / "emoji-base" / "README.md").write_text(f"""# emoji-base
@@ -134,8 +155,10 @@ predicts noise. A whole `StableDiffusionPipeline`. Prompts are the concepts' nam
 ## Noise schedule
 
 SDXL's scaled-linear schedule with every sigma divided by {SHIFT}: the same noise destroys more of an 8x8 latent than of
-a 128x128 one. Checked on this base: real latents noised to a level and finished by the base; share whose nearest drawing of
-its concept is still the one they came from (chance {check["chance"]:.2f}).
+a 128x128 one. At 2.5, an earlier choice, the drawing's colours were still legible at the last timestep: a base of that
+schedule was right for 77% of its samples from pure noise and 89% from noised drawings. Checked on this base: real latents
+noised to a level and finished by the base; share whose nearest drawing of its concept is still the one they came from (chance
+{check["chance"]:.2f}).
 
 | sigma | SDXL's sigma there | same drawing |
 |---|---|---|
@@ -147,12 +170,19 @@ its concept is still the one they came from (chance {check["chance"]:.2f}).
 
 {how}
 
+The base has learnt its drawings by heart: its samples are {near("emoji-base")} from the nearest one, where another artist's drawing is
+{near("copies")} away. That is what makes the modes of a prompt countable; it says nothing of images that were never drawn.
+
+Training longer (averaged weights, 35 prompts x 4 seeds, EfficientNet-Lite0 features; the learning rate falls to zero at the end):
+
+{scaling()}
+
 ## Data, licences, attributions
 
 {SOURCES}""")
 
     for name, (method, training) in student_cards().items():
-        told = history.get(f"{name.removeprefix('emoji-')}.history", "")
+        told, lora = history.get(f"{name.removeprefix('emoji-')}.history", ""), measured(f"{name}-lora")
         (MODELS / name / "README.md").write_text(f"""# {name}
 
 A four-step student of `emoji-base`, by {method}.
@@ -167,8 +197,15 @@ A four-step student of `emoji-base`, by {method}.
 
 {quality(scores["models"][name])}
 
-{how} The hybrids give the student's first step to the base, without guidance: the published one on the student's scheduler,
-the other on the base's own schedule down to the student's second noise level.
+{how}
+
+## As a LoRA on the base
+
+`lora/` is the same student as an adapter of rank {lora["rank"]} on `emoji-base` (`dtviz.load("{name}-lora")`): the singular value
+decomposition of what distillation changed in every matrix, extracted, not trained. It keeps {lora["kept"]:.0%} of the change's
+squared norm; biases and norms stay the base's. What that loses:
+
+{quality(scores["models"][name + "-lora"])}
 
 ## Data, licences, attributions
 
@@ -176,18 +213,15 @@ the other on the base's own schedule down to the student's second noise level.
 
     (MODELS / "README.md").write_text(f"""# The embedded models
 
-One base, four students of it by four methods of distillation, and a text-image judge; each folder has its card with training,
-data, licences and attributions. All share the base's autoencoder, text encoder and noise schedule (SDXL's with every sigma
+One base, four students of it by four methods of distillation, whole and as LoRAs, a small CLIP, and two judges; each folder has
+its card with training, data, licences and attributions. All share the base's autoencoder, text encoder and noise schedule (SDXL's with every sigma
 divided by {SHIFT}, see the base's card). UNets of {base["parameters"] / 1e6:.1f} M parameters.
 
 {zoo(scores)}
 
-DMD2 and Turbo draw less varied images than the base, LCM and Lightning do not. Those two had short trainings, and their accuracy
-is below 85% of the base's: part of their variety is error.
+{compared(scores)}
 
-{how} FD: the Fréchet distance of those features to the drawings' (not an FID); it falls with the number of images, compare it
-within this table only. The emoji-clip score is 100 x the cosine of `emoji-clip`'s features of image and prompt; it is not
-OpenAI's CLIP. Seconds on two CPU cores, for comparison within the table.
+{how}
 """)
 
     (MODELS / "emoji-clip" / "README.md").write_text(f"""# emoji-clip
@@ -199,6 +233,24 @@ A tiny CLIP (`transformers.CLIPModel`, 128-wide features, 64x64 images) with its
 {clip["steps"]} steps of 224 drawings, with flips, shifts and scaling; matrices in eight bits. The right name comes first among the
 {clip["concepts_chosen"]} names of `emoji-base` for {clip["accuracy_chosen"]:.0%} of their drawings, among all
 {clip["concepts_all"]} for {clip["accuracy_all"]:.0%} (training drawings but for the 60 held-out concepts). {history.get("clip.history", "")}
+
+## Data, licences, attributions
+
+{SOURCES}""")
+    j = measured("judges")
+    (MODELS / "emoji-judges" / "README.md").write_text(f"""# emoji-judges
+
+Two linear judges on frozen ImageNet features (EfficientNet-Lite0), trained on {j["drawings"]} real drawings only, each as it is and
+as the base's autoencoder gives it back: without the second, the artist judge would take the autoencoder's blur for a style.
+
+| judge | names | reads | right on held-out drawings | and through the autoencoder | chance |
+|---|---|---|---|---|---|
+| `artist` | one of {j["artists"]} artists | means and deviations of early channels | {j["artist_accuracy"]:.2f} | {j["artist_accuracy_copies"]:.2f} | {1 / j["artists"]:.2f} |
+| `concept` | one of {len(concepts())} concepts | the last channels | {j["concept_accuracy"]:.2f} | {j["concept_accuracy_copies"]:.2f} | {1 / len(concepts()):.3f} |
+
+Held out: 150 whole concepts (artist); one artist after the other (concept). The shipped judges have seen every drawing of the
+training sets. Within one prompt, whose drawings are known, the nearest drawing tells the artist better: see
+`dtviz.decode.reconstruct`.
 
 ## Data, licences, attributions
 

@@ -25,7 +25,7 @@ from common import (
     stage,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 16  # tokens a caption
@@ -151,8 +151,10 @@ def main() -> None:
             concepts_all=len(names),
             concepts_chosen=len(rows),
         )
-    folder = MODELS / "emoji-clip"
+    folder, base = MODELS / "emoji-clip", MODELS / "emoji-base"
     model.save_pretrained(folder)
+    CLIPTextModel.from_pretrained(folder).save_pretrained(base / "text_encoder")  # what the UNets are trained on
+    tokenizer.save_pretrained(base / "tokenizer")
     eight_bits(folder / "model.safetensors")
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(

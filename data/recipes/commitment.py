@@ -1,4 +1,4 @@
-"""Stage 5: check the schedule's shift by how much of a drawing each noise level leaves.
+"""Stage 6: check the schedule's shift by how much of a drawing each noise level leaves.
 
     python data/recipes/commitment.py
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 
 import torch
 from base import Conditioning, for_training
-from common import DEVICE, MODELS, WORK, alphas_cumprod, caption, concepts, contact_sheet, cosine, eight_bits
-from diffusers import UNet2DConditionModel
+from common import DEVICE, MODELS, WORK, alphas_cumprod, caption, concepts, contact_sheet, cosine, eight_bits, record
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from lora import extract
 from torch import nn
 
 TIMESTEPS = (999, 749, 499, 249)  # the four steps of DMD2, Turbo and Lightning
+RANK = 32  # of the distillation LoRAs
 
 
 class Denoiser:
@@ -115,8 +117,13 @@ class Heads(nn.Module):
 def publish(
     name: str, unet: UNet2DConditionModel, draw: Callable[[torch.Tensor], torch.Tensor], data: Conditioning
 ) -> None:
-    """Save a student, and a contact sheet of every sixth concept, eight samples each."""
+    """Save a student, whole and as a LoRA on the base, and a contact sheet of every sixth concept, eight samples each."""
     unet = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
+    base = UNet2DConditionModel.from_pretrained(MODELS / "emoji-base" / "unet", dtype=torch.float32).to(DEVICE)
+    state, kept = extract(base, unet, RANK)  # from the weights as trained: eight bits would bury the change in noise
+    StableDiffusionPipeline.save_lora_weights(MODELS / name / "lora", unet_lora_layers=state)
+    eight_bits(MODELS / name / "lora" / "pytorch_lora_weights.safetensors")
+    record(f"{name}-lora", rank=RANK, kept=kept)
     unet.set_default_attn_processor()
     unet.register_to_config(_name_or_path="emoji-base")  # not this machine's path
     folder = MODELS / name / "unet"

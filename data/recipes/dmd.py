@@ -1,4 +1,4 @@
-"""Stage 6: the four-step student, by distribution matching distillation (DMD2, Yin et al. 2024).
+"""Stage 7: the four-step student, by distribution matching distillation (DMD2, Yin et al. 2024).
 
     python data/recipes/dmd.py --steps 2500
 

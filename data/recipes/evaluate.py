@@ -1,103 +1,124 @@
-"""Stage 10: measure the base and every student, the real drawings beside them; write the contact sheets.
+"""Stage 11: measure the base and every student, the real drawings beside them; write the contact sheets.
 
-    python data/recipes/evaluate.py
+    python data/recipes/evaluate.py --seeds 100
 
-Every fourth concept is a prompt. Concept accuracy: the nearest of all real drawings, in EfficientNet-Lite0 features, is a
-drawing of the prompt. Intervals are 95% over prompts; a student's diversity is tested against the base's on the same ones.
+The prompts are those of the figures, and so is the store: `make figures` finds the samples made. Intervals are 95% over
+prompts; a student's diversity is tested against the base's on the same prompts and seeds.
 """
 
 import time
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from common import MODELS, arguments, caption, concepts, contact_sheet, record, stage
-from diffusers import DDIMScheduler
+from common import MODELS, arguments, contact_sheet, record, stage
 from tqdm.auto import tqdm
 
 import dtviz
-from dtviz import drawings
-from dtviz.diversity import holm, mean_interval, mean_pairwise, modes_covered, nearest, paired_test
+from dtviz import drawings, judges
+from dtviz.decode import reconstruct
+from dtviz.diversity import entropy, holm, mean_interval, mean_pairwise, modes_covered, paired_test
 from dtviz.embed import embedder
 from dtviz.pairs import SPECS
 from dtviz.quality import frechet_distance
+from dtviz.store import Store
+from dtviz.study import EMOJI_PROMPTS, Study
 
-BASE = {
-    "base, guidance 5": {"method": "base", "base_guidance": 5.0},
-    "base, guidance 3": {"method": "base", "base_guidance": 3.0},
-    "base, guidance 5, DDIM": {"method": "base", "base_guidance": 5.0},
-}
-STUDENT = {
-    "student": {"method": "distilled"},
-    "hybrid, published": {"method": "hybrid", "handover": "distilled-scheduler"},
-    "hybrid, matched sigma": {"method": "hybrid", "handover": "matched-sigma"},
-    "skip": {"method": "skip"},
-}
+
+@dataclass(frozen=True)
+class Seen:
+    """Images of one prompt, by each embedder."""
+
+    content: np.ndarray
+    style: np.ndarray
+    clip: np.ndarray
 
 
 class Bench:
-    """The prompts, their real drawings, and what images are measured by."""
+    """The real drawings, as they are and through the autoencoder, the judges, and what images are measured by."""
 
-    def __init__(self, every: int) -> None:
-        self.real, self.prompts = drawings.load(), [caption(name) for name in concepts()[::every]]
-        self.embed, self.clip = embedder("efficientnet-lite0"), embedder("emoji-clip")
-        self.reference = self.embed(self.real.images)
-        self.text = dict(zip(self.prompts, self.clip.text(self.prompts), strict=True))
-        self.own = {p: [i for i, other in enumerate(self.real.prompts) if other == p] for p in self.prompts}
-        self.drawn = np.concatenate([self.reference[rows] for rows in self.own.values()])
+    def __init__(self, pair: dtviz.Pair) -> None:
+        self.real, self.artist, self.concept = drawings.load(), judges.load("artist"), judges.load("concept")
+        self.embedders = [embedder(name) for name in (self.concept.embedder, self.artist.embedder, "emoji-clip")]
+        self.text = dict(zip(EMOJI_PROMPTS, self.embedders[2].text(EMOJI_PROMPTS), strict=True))
+        images = {prompt: self.real.of(prompt).images for prompt in EMOJI_PROMPTS}
+        self.drawn = {prompt: self.look(those) for prompt, those in images.items()}
+        self.copies = {prompt: self.look(reconstruct(those, pair)) for prompt, those in images.items()}
 
-    def measure(self, prompt: str, images) -> dict:
-        """One prompt's images, and their features."""
-        features, own = self.embed(images), self.own[prompt]
+    def look(self, images) -> Seen:
+        return Seen(*(embed(images) for embed in self.embedders))
+
+    def samples(self, study: Study, prompt: str, method: str) -> Seen:
+        return Seen(*(replace(study, embed=embed).features(prompt, method) for embed in self.embedders))
+
+    def measure(self, prompt: str, seen: Seen, *, real: int = 0) -> dict[str, float]:
+        """One prompt's images. `real`: they are the drawings, and count as if a sampler had drawn each so often."""
+        artists = self.real.of(prompt).artists
+        near = seen.content @ self.copies[prompt].content.T
+        found = [artists[row] for row in near.argmax(axis=1)]
+        judged = self.artist(seen.style, among=artists)
+        if real:
+            np.fill_diagonal(near, -1)  # the nearest other drawing
         return {
-            "concept_accuracy": np.mean([self.real.prompts[i] == prompt for i in nearest(features, self.reference)]),
-            "clip_score": 100 * float((self.clip(images) @ self.text[prompt]).mean()),
-            "mean_pairwise": mean_pairwise(features).value,
-            "artists": modes_covered([self.real.artists[own[i]] for i in nearest(features, self.reference[own])]),
-            "features": features,
+            "concept_accuracy": np.mean([found == prompt for found in self.concept(seen.content)]),
+            "clip_score": 100 * float((seen.clip @ self.text[prompt]).mean()),
+            "mean_pairwise": mean_pairwise(seen.content).value,
+            "artists": modes_covered(found),
+            "effective_artists": np.exp(entropy((real or 1) * found)),
+            "judged_artists": np.exp(entropy((real or 1) * judged)),
+            "nearest_drawing": float(1 - near.max(axis=1).mean()),
         }
 
-    def summary(self, rows: list[dict]) -> dict:
+    def summary(self, rows: list[dict[str, float]], seen: Iterable[Seen]) -> dict:
         """Mean and interval over prompts of every measure; the Fréchet distance of all images to all drawings."""
-        made = {name: mean_interval([float(row[name]) for row in rows]) for name in rows[0] if name != "features"}
-        measures = {name: [e.value, e.low, e.high] for name, e in made.items()}
-        return measures | {"frechet": frechet_distance(np.concatenate([r["features"] for r in rows]), self.drawn)}
+        made = {name: mean_interval([float(row[name]) for row in rows]) for name in rows[0]}
+        content = np.concatenate([one.content for one in seen])
+        real = np.concatenate([one.content for one in self.drawn.values()])
+        return {name: [e.value, e.low, e.high] for name, e in made.items()} | {
+            "frechet": frechet_distance(content, real)
+        }
+
+
+def seconds(pair: dtviz.Pair, method: str) -> float:
+    """Seconds an image, batches of ten, the second of two."""
+    for _ in range(2):
+        start = time.perf_counter()
+        dtviz.decode(dtviz.generate(pair, "dog face", method=method, seeds=range(10)), pair, final=True)
+    return (time.perf_counter() - start) / 10
 
 
 def main() -> None:
-    args = arguments(seeds=8, every=4)
-    bench = Bench(args.every)
+    args = arguments(seeds=100, lora_seeds=20)
     pairs = {name: dtviz.load(name) for name, spec in SPECS.items() if spec.embedded}
     first = next(iter(pairs.values()))
-    ddim = DDIMScheduler.from_config(first.pipeline.scheduler.config, clip_sample=False)  # by default it clips latents
-    jobs = [
-        ("emoji-base", name, replace(first, base_scheduler=ddim) if "DDIM" in name else first, how)
-        for name, how in BASE.items()
-    ]
-    jobs += [(name, sampler, pair, how) for name, pair in pairs.items() for sampler, how in STUDENT.items()]
+    bench, models = Bench(first), {}
+    for name, real in (("drawings", bench.drawn), ("copies", bench.copies)):
+        rows = [bench.measure(prompt, seen, real=args.seeds) for prompt, seen in real.items()]
+        models[name] = bench.summary(rows, real.values())
 
-    drawn = bench.summary([bench.measure(prompt, bench.real.of(prompt).images) for prompt in bench.prompts])
-    measures: dict[str, dict] = {"drawings": {"drawn": drawn}}
-    diversity: dict[tuple[str, str], list[float]] = {}
-    for model, sampler, pair, how in jobs:
-        rows, pictures, seconds = [], [], []
-        for prompt in tqdm(bench.prompts, desc=f"{model}, {sampler}", mininterval=10):
-            start = time.perf_counter()
-            images = dtviz.decode(dtviz.generate(pair, prompt, seeds=range(args.seeds), **how), pair, final=True)
-            seconds.append((time.perf_counter() - start) / args.seeds)
-            rows.append(bench.measure(prompt, images))
-            pictures.append(images)
-        measures.setdefault(model, {})[sampler] = bench.summary(rows) | {"seconds": float(np.median(seconds))}
-        diversity[model, sampler] = [row["mean_pairwise"] for row in rows]
-        print(model, sampler, measures[model][sampler], flush=True)
-        if sampler in ("base, guidance 5", "student"):
-            contact_sheet(2 * torch.cat(pictures[:30]) - 1, 2 * args.seeds, MODELS / model / "samples.jpg")
+    diversity: dict[str, list[float]] = {}
+    jobs = [("emoji-base", first, "base")] + [(name, pair, "distilled") for name, pair in pairs.items()]
+    for model, pair, method in jobs:
+        count = args.lora_seeds if isinstance(pair.distilled, str) else args.seeds
+        study = Study(pair, None, tuple(range(count)), Store())
+        found = [bench.samples(study, prompt, method) for prompt in tqdm(EMOJI_PROMPTS, desc=model, mininterval=10)]
+        rows = [bench.measure(prompt, seen) for prompt, seen in zip(EMOJI_PROMPTS, found, strict=True)]
+        models[model] = bench.summary(rows, found) | {"seconds": seconds(pair, method), "seeds": count}
+        diversity[model] = [row["mean_pairwise"] for row in rows]
+        print(model, models[model], flush=True)
+        if not isinstance(pair.distilled, str):
+            few = replace(study, seeds=tuple(range(8)))
+            pictures = [torch.from_numpy(few.images(prompt, method)) for prompt in EMOJI_PROMPTS[:30]]
+            contact_sheet(2 * torch.cat(pictures) - 1, 16, MODELS / model / "samples.jpg")
 
-    base = diversity["emoji-base", "base, guidance 5"]
-    tests = {name: paired_test(diversity[name, "student"], base) for name in pairs}
+    whole = [name for name, pair in pairs.items() if not isinstance(pair.distilled, str)]
+    tests = {name: paired_test(diversity[name], diversity["emoji-base"]) for name in whole}
     adjusted = holm([test.p for test in tests.values()])
     less = {n: [t.mean, t.low, t.high, float(p)] for (n, t), p in zip(tests.items(), adjusted, strict=True)}
-    record("evaluate", prompts=len(bench.prompts), seeds=args.seeds, models=measures, student_less_base=less)
+    counts = {"prompts": len(EMOJI_PROMPTS), "seeds": args.seeds, "lora_seeds": args.lora_seeds}
+    counts["threads"] = torch.get_num_threads()
+    record("evaluate", **counts, models=models, student_less_base=less)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 7: the four-step student by latent consistency distillation (Luo et al. 2023).
+"""Stage 8: the four-step student by latent consistency distillation (Luo et al. 2023).
 
     python data/recipes/lcm.py --steps 1500
 
@@ -40,7 +40,9 @@ def main() -> None:
         chosen = torch.randint(len(data.latents), (args.batch,), device=DEVICE)
         text, x0 = data.text[data.label[chosen]], data.latents[chosen]
         t = GRID * torch.randint(1, 1000 // GRID + 1, (args.batch,), device=DEVICE) - 1
-        x_t = student.add_noise(x0, t, torch.randn_like(x0))
+        noise = torch.randn_like(x0)
+        start = (t == 999).view(-1, 1, 1, 1)  # sampling starts without any signal
+        x_t = torch.where(start, student.signal(t)[1] * noise, student.add_noise(x0, t, noise))
         with torch.no_grad():
             after = (t - GRID).clamp(min=0)
             further = teacher.ddim(x_t, t, after, teacher.guided(x_t, t, text, empty, args.guidance))

@@ -1,4 +1,4 @@
-"""Stage 9: the four-step student by progressive adversarial distillation (SDXL-Lightning, Lin et al. 2024).
+"""Stage 10: the four-step student by progressive adversarial distillation (SDXL-Lightning, Lin et al. 2024).
 
     python data/recipes/lightning.py --first 600 --second 800
 

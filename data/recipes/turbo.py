@@ -1,4 +1,4 @@
-"""Stage 8: the four-step student by adversarial diffusion distillation (ADD, LADD: Sauer et al. 2023, 2024).
+"""Stage 9: the four-step student by adversarial diffusion distillation (ADD, LADD: Sauer et al. 2023, 2024).
 
     python data/recipes/turbo.py --steps 1500
 

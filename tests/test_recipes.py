@@ -1,0 +1,99 @@
+"""The training recipes' own arithmetic, and that a stage which was killed goes on where it was."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from safetensors.torch import load_file, save_file
+
+from .conftest import tiny_unet
+
+RECIPES = Path(__file__).parents[1] / "data" / "recipes"
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    """Import a recipe's module as its own scripts do, and forget it afterwards."""
+    monkeypatch.syspath_prepend(str(RECIPES))
+    yield importlib.import_module
+    for name in [name for name, module in sys.modules.items() if str(RECIPES) in str(getattr(module, "__file__", ""))]:
+        del sys.modules[name]
+
+
+def test_a_lora_of_full_rank_is_the_whole_change_of_every_matrix(recipe):
+    base, student = tiny_unet(1), tiny_unet(2)
+    state, kept = recipe("lora").extract(base, student, rank=1000)
+    matrices = [name.removesuffix(".weight") for name, weight in base.named_parameters() if weight.ndim > 1]
+    assert set(state) == {f"{name}.lora_{part}.weight" for name in matrices for part in "AB"}
+    after = dict(student.named_parameters())
+    changed = total = 0.0
+    for name, before in base.named_parameters():
+        change = (after[name] - before).detach()
+        total += float(change.square().sum())
+        layer = name.removesuffix(".weight")
+        if layer in matrices:
+            up, down = (state[f"{layer}.lora_{part}.weight"].flatten(1) for part in "BA")
+            torch.testing.assert_close((up @ down).view_as(change), change, atol=1e-4, rtol=1e-3)
+            changed += float(change.square().sum())
+    assert kept == pytest.approx(changed / total, abs=1e-4)
+
+
+def test_a_lora_of_low_rank_is_the_nearest_of_its_rank(recipe):
+    """Eckart and Young: what is left out are the other singular values; shapes are peft's."""
+    change = torch.randn(12, 5, 3, 3, generator=torch.Generator().manual_seed(0))
+    down, up = recipe("lora").factors(change, 4)
+    assert (tuple(down.shape), tuple(up.shape)) == ((4, 5, 3, 3), (12, 4, 1, 1))
+    left_out = torch.linalg.matrix_norm(change.flatten(1) - up.flatten(1) @ down.flatten(1)) ** 2
+    size = torch.linalg.svdvals(change.flatten(1))
+    torch.testing.assert_close(left_out, (size[4:] ** 2).sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_shifted_schedule_is_sdxls_with_every_sigma_divided(recipe):
+    common = recipe("common")
+    ours = DDPMScheduler(trained_betas=common.betas()).alphas_cumprod.double()
+    theirs = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).alphas_cumprod.double()
+    sigma = [((1 - alpha) / alpha).sqrt() for alpha in (ours, theirs)]
+    torch.testing.assert_close(sigma[0] * common.SHIFT, sigma[1], rtol=1e-3, atol=1e-4)
+
+
+def test_eight_bits_are_read_back_within_their_error(recipe, tmp_path):
+    path = tmp_path / "model.safetensors"
+    state = {
+        "weight": torch.randn(64, 64, generator=torch.Generator().manual_seed(0)),
+        "bias": torch.linspace(-1, 1, 64),
+    }
+    save_file(state, path)
+    size = path.stat().st_size
+    recipe("common").eight_bits(path)
+    assert path.stat().st_size < 0.3 * size
+    back = load_file(path)
+    error = (back["weight"].float() - state["weight"]).norm() / state["weight"].norm()
+    assert 0.01 < error < 0.04
+    np.testing.assert_allclose(back["bias"].float(), state["bias"], atol=1e-3)
+
+
+def test_a_stage_goes_on_from_its_checkpoint(recipe, tmp_path, monkeypatch):
+    common = recipe("common")
+    monkeypatch.setattr(common, "WORK", tmp_path)
+
+    def run(until: int, *, killed: bool = False) -> torch.Tensor:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 3)
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
+        checkpoint = common.Checkpoint("stage", every=2, layer=layer, optimizer=optimizer)
+        for step in range(checkpoint.resume(), until):
+            layer(torch.randn(4, 3)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            checkpoint.save(step + 1, last=step + 1 == until and not killed)
+        return layer.weight.detach()
+
+    undisturbed = run(10)
+    (tmp_path / "stage.pt").unlink()
+    run(7, killed=True)  # the seventh step is lost
+    assert torch.equal(run(10), undisturbed)
+    assert [path.name for path in tmp_path.iterdir()] == ["stage.pt"]
