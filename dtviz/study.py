@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from . import drawings
-from .decode import decode, decode_latents
+from .decode import decode, decode_latents, reconstruct
 from .diversity import nearest
 from .embed import Embedder, embedder
 from .generate import generate
@@ -124,18 +124,34 @@ class Study:
         return decode(self.trace(prompt, method, x_t=what == "x_t", **settings), self.pair, what=what).numpy()
 
     def artists(self, prompt: str, features: np.ndarray) -> list[str]:
-        """The artist whose drawing of this prompt is nearest to each image; embedded pairs only."""
+        """The artist whose drawing of this prompt, through the autoencoder, is nearest to each image; embedded pairs only."""
         real = drawings.load().of(prompt)
-        return [real.artists[row] for row in nearest(features, self.real_features(prompt))]
+        return [real.artists[row] for row in nearest(features, self.drawn_features(prompt))]
 
-    def real_features(self, prompt: str) -> np.ndarray:
-        """Features of this prompt's real drawings, (artist, d)."""
+    def drawn_features(self, prompt: str) -> np.ndarray:
+        """Features of this prompt's real drawings as the pair's autoencoder gives them back, (artist, d)."""
         images = drawings.load().of(prompt).images
-        facts = {"images": hashlib.sha256(images.tobytes()).hexdigest(), "embedder": self.embed.fingerprint}
-        return self.store.fetch("features", facts, lambda: {"features": self.embed(images)})["features"]
+        facts = {
+            "drawings": hashlib.sha256(images.tobytes()).hexdigest(),
+            "autoencoder": self.pair.base_fingerprint or self.pair.fingerprint,
+            "embedder": self.embed.fingerprint,
+        }
 
-    def describe(self, *, prompts: int, profile: str) -> str:
-        """One line for below a figure: pair, what ran with which guidance, how much of it."""
+        def make() -> dict[str, Any]:
+            return {"features": self.embed(reconstruct(images, self.pair))}
+
+        return self._keep("features", facts, make)["features"]
+
+    def ran(self, method: str, **settings: Any) -> dict[str, Any]:
+        """How samples that were read were made: the steps that really ran, denoiser evaluations, guidance, versions.
+
+        Raises:
+            KeyError: none were read with these settings.
+        """
+        return self.runs[_label(method, settings)]
+
+    def describe(self, *, prompts: int, profile: str, runs: bool = True) -> str:
+        """One line for below a figure: pair, how much of it, and unless not `runs`, what ran with which guidance."""
         told = []
         for label, run in self.runs.items():
             guidance = {"base": run["base_guidance"], "distilled": run["guidance"]}
@@ -143,7 +159,7 @@ class Study:
             told.append(f"{label}: {' + '.join(parts)}")
         prompted = f"{prompts} prompts x " if prompts > 1 else ""
         many = f"{prompted}{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
-        return f"{self.pair.name}, {many}, {profile} profile. Steps run: {'; '.join(told)}."
+        return f"{self.pair.name}, {many}, {profile} profile." + (f" Steps run: {'; '.join(told)}." if runs else "")
 
     def provenance(self, **more: Any) -> dict[str, Any]:
         """What a figure has to tell about how it was made, JSON-compatible."""
@@ -173,14 +189,16 @@ class Study:
         return [made.index(seed) for seed in self.seeds]
 
     def _facts(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> dict[str, Any]:
-        """All that decides what a block is: the name of its result in the store."""
-        defaults = ("steps", "base_steps", "guidance", "base_guidance", "handover", "timesteps")
+        """All that decides what a block is: the name of its result in the store. The base's is the same for all students."""
+        alone = method == "base"
+        defaults = ("base_steps", "base_guidance")
+        defaults += () if alone else ("steps", "guidance", "handover", "timesteps")
         facts = {name: getattr(self.pair, name) for name in defaults} | self.settings | settings
         return facts | {
             "method": method,
             "prompt": prompt,
             "seeds": list(seeds),
-            "weights": self.pair.fingerprint,
+            "weights": (alone and self.pair.base_fingerprint) or self.pair.fingerprint,
             "numbers": [str(self.pair.base.dtype), self.pair.base.device.type, version("torch"), version("diffusers")],
             "format": FORMAT,
         }
@@ -192,6 +210,7 @@ class Study:
 
         arrays = dict(self._keep("trace", self._facts(prompt, method, seeds, settings), make))
         told = self._note(method, settings, arrays.pop("facts"))
+        told["provenance"]["pair"] = self.pair.name  # the base's samples may have been made for another student
         return Trace.build({name: torch.as_tensor(array) for name, array in arrays.items()}, told)
 
     def _block_features(
@@ -218,14 +237,19 @@ class Study:
     def _note(self, method: str, settings: dict[str, Any], packed: np.ndarray) -> dict[str, Any]:
         """Remember how the run was made; the trace's facts, unpacked."""
         told = json.loads(bytes(packed))
-        chosen = [
-            str(value) if name == "handover" else f"{name}={value}" for name, value in settings.items() if name != "x_t"
-        ]
         kept = {
             name: value for name, value in told["provenance"].items() if name not in ("pair", "method", "fingerprint")
         }
-        self.runs[", ".join([method, *chosen])] = {"steps_run": told["steps_run"]} | kept
+        self.runs[_label(method, settings)] = {"steps_run": told["steps_run"]} | kept
         return told
+
+
+def _label(method: str, settings: dict[str, Any]) -> str:
+    """A run's name in figures: its method, and what differs from the pair's own settings."""
+    chosen = [
+        str(value) if name == "handover" else f"{name}={value}" for name, value in settings.items() if name != "x_t"
+    ]
+    return ", ".join([method, *chosen])
 
 
 def embedded(pair: str) -> bool:

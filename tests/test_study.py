@@ -9,6 +9,7 @@ import torch
 
 import dtviz
 from dtviz import drawings, study
+from dtviz.decode import reconstruct
 from dtviz.store import Store
 from dtviz.study import EMOJI_PROMPTS, PAPER_PROMPTS, Study, save_figure
 
@@ -29,7 +30,7 @@ class Pixels:
 
 @pytest.fixture
 def tiny(pair, tmp_path) -> Study:
-    return Study(replace(pair, fingerprint="tiny"), Pixels(), (0, 1, 2), Store(tmp_path))
+    return Study(replace(pair, fingerprint="tiny", base_fingerprint="tiny base"), Pixels(), (0, 1, 2), Store(tmp_path))
 
 
 def test_features_are_of_the_decoded_images(tiny):
@@ -54,7 +55,7 @@ def test_nothing_is_made_twice(tiny, monkeypatch):
 def test_other_weights_or_settings_are_another_result(tiny):
     plain = tiny.trace("a dog", "base")
     assert not torch.equal(plain.final, tiny.trace("a dog", "base", base_guidance=5.0).final)
-    other = replace(tiny, pair=replace(tiny.pair, fingerprint="other"))
+    other = replace(tiny, pair=replace(tiny.pair, fingerprint="other", base_fingerprint="other base"))
     assert tiny.store.root == other.store.root
     files = len(list(tiny.store.root.rglob("*.safetensors")))
     other.trace("a dog", "base")
@@ -116,10 +117,37 @@ def test_every_prompt_was_drawn_by_five_artists():
         real.of("unicorn rocket")
 
 
-def test_artists_are_those_of_the_nearest_drawings(tiny):
-    """A real drawing is nearest to itself."""
+def test_artists_are_those_of_the_nearest_drawings_through_the_autoencoder(tiny):
+    """What a model that copies one drawing would make is that artist's, however bad the autoencoder."""
     real = drawings.load().of("dog face")
-    assert tuple(tiny.artists("dog face", tiny.embed(real.images))) == real.artists
+    copies = reconstruct(real.images, tiny.pair)
+    assert tuple(tiny.artists("dog face", tiny.embed(copies))) == real.artists
+    assert tiny.drawn_features("dog face").shape == (len(real.artists), 3 * 64 * 64)
+
+
+def test_students_share_the_samples_of_their_base(tiny, monkeypatch):
+    """Another student of the same base: its base samples are read, not made, and say whose they are."""
+    first = tiny.trace("a dog", "base")
+    other = replace(tiny, pair=replace(tiny.pair, name="other", fingerprint="other", guidance=1.5))
+    assert not torch.equal(other.trace("a dog", "distilled").x0[0], other.trace("a dog", "base").x0[0])
+    monkeypatch.setattr(study, "generate", None)
+    again = other.trace("a dog", "base")
+    assert torch.equal(again.final, first.final)
+    assert again.provenance["pair"] == "other"
+    unknown = replace(other, pair=replace(other.pair, base_fingerprint=""))
+    with pytest.raises(TypeError):  # of a base that is not known nothing is shared
+        unknown.trace("a dog", "base")
+
+
+def test_a_study_tells_what_ran(tiny):
+    for k in (1, 2, 1):
+        tiny.features("a dog", "hybrid", k=k)
+    assert tiny.ran("hybrid", k=2)["steps_run"] == {"base": 2, "distilled": 2}
+    assert tiny.ran("hybrid", k=1)["nfe"] == {"base": 1, "distilled": 3}
+    with pytest.raises(KeyError):
+        tiny.ran("hybrid", k=3)
+    assert "hybrid, k=2: 2 base" in tiny.describe(prompts=1, profile="quick")
+    assert tiny.describe(prompts=1, profile="quick", runs=False).endswith("quick profile.")
 
 
 def test_save_figure(tmp_path):
