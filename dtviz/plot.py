@@ -250,7 +250,7 @@ def plot_table(cells: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     widths = [
         0.075 * max(len(line) for text in (head, *cells[head]) for line in text.split("\n")) + 0.2 for head in cells
     ]
-    left = 0.075 * max(len(name) for name in cells.index) + 0.1
+    left = 0.055 * max(len(name) for name in cells.index) + 0.1
     ends = left + np.cumsum(widths)
     if ax is None:
         ax = plt.subplots(figsize=(ends[-1], (len(cells) + 2.2) * LINE))[1]
