@@ -213,7 +213,7 @@ squared norm; biases and norms stay the base's. What that loses:
 
     (MODELS / "README.md").write_text(f"""# The embedded models
 
-One base, four students of it by four methods of distillation, whole and as LoRAs, a small CLIP, and two judges; each folder has
+One base, four students of it by four methods of distillation, whole and as LoRAs, a small CLIP (`emoji-clip`) and two judges (`emoji-judges`); each folder has
 its card with training, data, licences and attributions. All share the base's autoencoder, text encoder and noise schedule (SDXL's with every sigma
 divided by {SHIFT}, see the base's card). UNets of {base["parameters"] / 1e6:.1f} M parameters.
 
