@@ -30,7 +30,7 @@ MORE = ["#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#009E73", "#000000"]  # for
 AVERAGE = "Average"
 GREY = "#777777"
 LINE = 0.19  # inches from one row of a printed table to the next
-MARKERS = "osD^vP"
+MARKERS = "osD^v>"
 
 _STYLE = {
     "font.family": "DejaVu Sans", "font.size": 7, "axes.labelsize": 7, "axes.titlesize": 8, "xtick.labelsize": 6.5,
