@@ -181,6 +181,7 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
                 num_inference_steps=len(steps),
                 guidance_scale=2.0 if guided else 0.0,  # only says whether the pipeline doubles its batch
                 output_type="latent",
+                **({} if pair.size is None else {"height": pair.size[0], "width": pair.size[1]}),
             )
     finally:
         pipe.scheduler = scheduler

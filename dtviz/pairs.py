@@ -46,6 +46,7 @@ class Pair:
         guidance, base_guidance: default guidance scales; 0 and 1 both mean the conditional model without guidance.
         handover: how a hybrid goes from base to student, see `generate`.
         batch_size: samples generated together.
+        size: (height, width) in pixels that base and student are run at; None takes the pipeline's own.
         fingerprint: changes whenever the weights do; "" for a pair made by hand, whose results are not stored.
         base_fingerprint: the same of the base alone, whose samples all its students share; "" where it is not known.
     """
@@ -62,6 +63,7 @@ class Pair:
     base_guidance: float = 5.0
     handover: str = "distilled-scheduler"
     batch_size: int = 8
+    size: tuple[int, int] | None = None
     fingerprint: str = ""
     base_fingerprint: str = ""
 
@@ -76,6 +78,8 @@ class Pair:
         for name in ("steps", "base_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise ValueError(f"size={self.size} must be (height, width) in pixels, or None for the pipeline's own")
         if self.timesteps is not None:
             if len(self.timesteps) != self.steps or list(self.timesteps) != sorted(set(self.timesteps), reverse=True):
                 raise ValueError(
@@ -164,7 +168,8 @@ SPECS: dict[str, Spec] = {
     ),
     "sdxl-turbo": Spec(
         SDXL, "stabilityai/sdxl-turbo", "EulerAncestralDiscreteScheduler",
-        "OpenRAIL++ (base), Stability AI Community (student)", "12 GB", file="unet", scheduler_settings=_TRAILING, settings=_SDXL,
+        "OpenRAIL++ (base), Stability AI Community (student)", "12 GB", file="unet", scheduler_settings=_TRAILING,
+        settings=_SDXL | {"size": (512, 512)},  # what the student was trained at
     ),
     "sdxl-lightning": Spec(
         SDXL, "ByteDance/SDXL-Lightning", "EulerDiscreteScheduler", "OpenRAIL++", "12 GB",

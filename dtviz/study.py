@@ -194,6 +194,8 @@ class Study:
         defaults = ("base_steps", "base_guidance")
         defaults += () if alone else ("steps", "guidance", "handover", "timesteps")
         facts = {name: getattr(self.pair, name) for name in defaults} | self.settings | settings
+        if self.pair.size is not None:
+            facts["size"] = self.pair.size
         return facts | {
             "method": method,
             "prompt": prompt,

@@ -180,6 +180,15 @@ def test_a_sample_does_not_depend_on_its_batch(pair, options):
     torch.testing.assert_close(whole.final[[4, 3, 0]], uneven.final, **CLOSE)
 
 
+def test_a_pair_has_its_own_image_size(pair):
+    wide = replace(pair, size=(16, 24))  # two pixels of a latent
+    for method in ("base", "hybrid"):
+        assert dtviz.generate(wide, "a dog", method=method, seeds=[0]).final.shape == (1, 4, 8, 12)
+    for bad in ((16,), (0, 16)):
+        with pytest.raises(ValueError, match="size="):
+            replace(pair, size=bad)
+
+
 def test_same_seed_same_noise_for_every_method(pair):
     first = [
         dtviz.generate(pair, "a dog", method=m, seeds=[2], x_t=True).x_t[0]

@@ -189,7 +189,8 @@ def test_hub_pairs_at_tiny_size(name, tmp_path, monkeypatch):
         if name == "sdxl-lcm":
             other = diffusers.UNet2DConditionModel.from_config(unet.config, time_cond_proj_dim=16)
         other.save_pretrained(student / spec.file)
-    local = Spec(**{**vars(spec), "base": str(base), "student": str(student)})
+    settings = spec.settings | ({"size": (16, 16)} if "size" in spec.settings else {})
+    local = Spec(**{**vars(spec), "base": str(base), "student": str(student), "settings": settings})
     monkeypatch.setitem(SPECS, name, local)
     pair = load(name, device="cpu")
     assert type(pair.distilled_scheduler).__name__ == spec.scheduler

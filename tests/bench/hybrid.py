@@ -1,0 +1,59 @@
+"""What a hybrid costs beside its student: `make bench` writes figures/bench/hybrid.csv. Ratios within one run, in turns.
+
+The published hybrid has the student's own number of denoiser evaluations; with a distillation LoRA one network plays both
+parts, and what it needs more than the student alone is switching the adapter off and on.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import dtviz
+
+from .capture import timed
+
+
+def seconds(name: str, *, against: str = "distilled", repeats: int = 15) -> dict:
+    """`generate` with the hybrid against the same with another method, at four evaluations each."""
+    pair = dtviz.load(name)
+    options = {"seeds": range(10), "handover": "distilled-scheduler"}
+    methods = [lambda m=m: dtviz.generate(pair, "dog face", method=m, **options) for m in (against, "hybrid")]
+    for method in methods:
+        assert sum(method().provenance["nfe"].values()) == 4
+    pairs = [[timed(method) for method in methods] for _ in range(repeats)]
+    return {
+        "what": f"{name}: hybrid beside student, 4 evaluations, 10 samples",
+        "unit": "s",
+        "student": statistics.median(first for first, _ in pairs),
+        "hybrid": statistics.median(second for _, second in pairs),
+        "ratio": statistics.median(second / first for first, second in pairs),
+    }
+
+
+def weights(name: str) -> dict:
+    """Bytes of the denoisers that have to be in memory, beside those of the base alone."""
+    pair, alone = dtviz.load(name), dtviz.load("emoji-dmd").base
+    networks = {pair.base} | ({pair.distilled} if isinstance(pair.distilled, torch.nn.Module) else set())
+    size = [
+        sum(p.numel() * p.element_size() for n in those for p in n.parameters()) / 2**20
+        for those in ([alone], networks)
+    ]
+    what = f"{name}: weights of the hybrid's denoisers beside one network's"
+    return {"what": what, "unit": "MiB", "student": size[0], "hybrid": size[1], "ratio": size[1] / size[0]}
+
+
+def main() -> None:
+    names = ("emoji-dmd", "emoji-dmd-lora")
+    table = pd.DataFrame([*(seconds(name) for name in names), *(weights(name) for name in names)])
+    folder = Path("figures/bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "hybrid.csv", index=False, float_format="%.4g")
+    print(table.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
