@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from .rules import find
-from .switch import Switch
+from .switch import Switch, check_student
 
 
 @dataclass
@@ -118,18 +118,10 @@ def _checked(k: int, base: torch.nn.Module, student: torch.nn.Module | str, scal
     for name, scale in scales.items():
         if scale is not None and not scale >= 0:
             raise ValueError(f"{name}={scale!r} must be a number of at least 0, or None for the pipeline's own")
-    if isinstance(student, str):
-        adapters = list(getattr(base, "peft_config", {}))
-        if student not in adapters:
-            raise ValueError(f"student={student!r} is not an adapter of the base denoiser, which has {adapters}")
-    elif not isinstance(student, torch.nn.Module):
-        raise ValueError(f"student is a {type(student).__name__}: give a denoiser module or an adapter's name")
-    else:
-        for what, ours, theirs in (
-            ("latent channels", student.config.in_channels, base.config.in_channels),
-            ("dtype", student.dtype, base.dtype),
-            ("device", student.device, base.device),
-        ):
+    check_student(base, student, name="student")
+    if isinstance(student, torch.nn.Module):
+        for what in ("dtype", "device"):
+            ours, theirs = getattr(student, what), getattr(base, what)
             if ours != theirs:
                 raise ValueError(f"student and base differ in {what}: {ours} and {theirs}")
     return count

@@ -68,7 +68,7 @@ class Pair:
     base_fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        import torch
+        from .switch import check_student
 
         for role in ("base_scheduler", "distilled_scheduler"):
             if getattr(self, role) is None:
@@ -87,19 +87,7 @@ class Pair:
                 )
             if "timesteps" not in inspect.signature(self.distilled_scheduler.set_timesteps).parameters:
                 raise ValueError(f"timesteps={self.timesteps}: {type(self.distilled_scheduler).__name__} takes none")
-        if isinstance(self.distilled, str):
-            adapters = list(getattr(self.base, "peft_config", {}))
-            if self.distilled not in adapters:
-                raise ValueError(
-                    f"distilled={self.distilled!r} is not an adapter of the base denoiser, which has {adapters}"
-                )
-        elif not isinstance(self.distilled, torch.nn.Module):
-            raise ValueError(
-                f"distilled is a {type(self.distilled).__name__}: give a denoiser module or an adapter's name"
-            )
-        elif self.distilled.config.in_channels != self.base.config.in_channels:
-            channels = self.distilled.config.in_channels, self.base.config.in_channels
-            raise ValueError("distilled takes {} latent channels, the base {}: not a pair".format(*channels))
+        check_student(self.base, self.distilled, name="distilled")
 
     @property
     def denoiser_name(self) -> str:

@@ -22,6 +22,23 @@ def network(base: torch.nn.Module, student: torch.nn.Module | str, role: str) ->
     return base if role == "base" or isinstance(student, str) else student
 
 
+def check_student(base: torch.nn.Module, student: Any, *, name: str) -> None:
+    """Refuse what cannot be a student of this base; `name` is the argument that it was given as.
+
+    Raises:
+        ValueError: no denoiser, no adapter that is loaded on the base, or one of other latents.
+    """
+    if isinstance(student, str):
+        adapters = list(getattr(base, "peft_config", {}))
+        if student not in adapters:
+            raise ValueError(f"{name}={student!r} is not an adapter of the base denoiser, which has {adapters}")
+    elif not isinstance(student, torch.nn.Module):
+        raise ValueError(f"{name} is a {type(student).__name__}: give a denoiser module or an adapter's name")
+    elif student.config.in_channels != base.config.in_channels:
+        channels = student.config.in_channels, base.config.in_channels
+        raise ValueError(f"{name} takes {channels[0]} latent channels, the base {channels[1]}: not a pair")
+
+
 def embeds_guidance(denoiser: torch.nn.Module) -> bool:
     """Whether it takes its guidance scale as an input (LCM) instead of two evaluations."""
     return getattr(denoiser.config, "time_cond_proj_dim", None) is not None

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "recorder": {"guidance", "rules", "schedule"},
     "capture": {"recorder", "rules", "trace"},
     "errors": set(),
-    "pairs": {"errors"},
+    "pairs": {"errors", "switch"},
     "relay": {"recorder", "rules", "schedule", "pairs"},
     "switch": set(),
     "hybrid": {"rules", "switch"},
