@@ -112,16 +112,20 @@ def sdxl(device: str, repeats: int = 3, records: int = 200) -> dict:
     }
 
 
+def publish(rows: list[dict], name: str) -> None:
+    """Write figures/bench/<name>.csv, and print it."""
+    table, folder = pd.DataFrame(rows), Path("figures/bench")
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+    print(table.to_string(index=False))
+
+
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = [embedded()]
     if "--quick" not in sys.argv:
         rows.append(sdxl(device))
-    table = pd.DataFrame(rows)
-    folder = Path("figures/bench")
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "capture.csv", index=False, float_format="%.6g")
-    print(table.to_string(index=False))
+    publish(rows, "capture")
 
 
 if __name__ == "__main__":
