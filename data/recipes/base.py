@@ -8,6 +8,7 @@ Writes `data/models/emoji-base`, a whole diffusers pipeline.
 
 import copy
 import json
+from functools import cache
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 import dtviz
 from dtviz.diversity import nearest
+from dtviz.embed import Embedder
 
 
 def build() -> UNet2DConditionModel:
@@ -107,9 +109,7 @@ def assemble(unet: UNet2DConditionModel, data: Conditioning) -> StableDiffusionP
     """The whole pipeline, in float32."""
     # ancestral: fresh noise at every step mends what a small network gets wrong at the step before
     scheduler = EulerAncestralDiscreteScheduler(trained_betas=betas(), steps_offset=1, timestep_spacing="trailing")
-    scheduler.register_to_config(
-        clip_sample=False
-    )  # for those who put DDIM in its place: by default that clips latents
+    scheduler.register_to_config(clip_sample=False)  # for DDIM in its place, which by default clips latents
     unet = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
     unet.set_default_attn_processor()
     pipe = StableDiffusionPipeline(
@@ -134,11 +134,19 @@ def draw(pipe: StableDiffusionPipeline, prompts: list[str], each: int) -> torch.
     return torch.cat(images).cpu()
 
 
+@cache
+def gallery() -> tuple[Embedder, np.ndarray]:
+    """What `accuracy` looks with, and the features of all drawings."""
+    embed = dtviz.embedder("efficientnet-lite0")
+    return embed, embed(dtviz.drawings.load().images)
+
+
 def accuracy(pipe: StableDiffusionPipeline, each: int = 4) -> float:
     """Share of images, of every fourth concept, whose nearest drawing of all is one of their concept's."""
-    real, embed, prompts = dtviz.drawings.load(), dtviz.embedder("efficientnet-lite0"), [caption(c) for c in concepts()]
-    asked = [prompt for prompt in prompts[::4] for _ in range(each)]
-    found = nearest(embed(draw(pipe, prompts[::4], each)), embed(real.images))
+    (embed, drawn), real = gallery(), dtviz.drawings.load()
+    prompts = [caption(name) for name in concepts()[::4]]
+    asked = [prompt for prompt in prompts for _ in range(each)]
+    found = nearest(embed(draw(pipe, prompts, each)), drawn)
     return sum(real.prompts[row] == prompt for row, prompt in zip(found, asked, strict=True)) / len(asked)
 
 
