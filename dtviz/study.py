@@ -191,11 +191,9 @@ class Study:
     def _facts(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> dict[str, Any]:
         """All that decides what a block is: the name of its result in the store. The base's is the same for all students."""
         alone = method == "base"
-        defaults = ("base_steps", "base_guidance")
+        defaults = ("base_steps", "base_guidance", "size")
         defaults += () if alone else ("steps", "guidance", "handover", "timesteps")
         facts = {name: getattr(self.pair, name) for name in defaults} | self.settings | settings
-        if self.pair.size is not None:
-            facts["size"] = self.pair.size
         return facts | {
             "method": method,
             "prompt": prompt,
