@@ -10,19 +10,24 @@ turn it is, with its own guidance.
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
 import platform
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import diffusers
 import torch
 
+from .networks import embeds_guidance, network
 from .pairs import HANDOVERS, Pair
+from .plan import Scale, plan
 from .recorder import Recorder
-from .relay import HANDED, Relay, plan
-from .switch import Switch, embeds_guidance, network
+from .relay import HANDED, Relay
+from .rivals import anneal, repel
+from .switch import Switch
 from .trace import Trace
 
 CONVENTIONS = ("diffusers", "formula")
@@ -38,12 +43,14 @@ def generate(
     k: int = 1,
     steps: int | None = None,
     base_steps: int | None = None,
-    guidance: float | None = None,
-    base_guidance: float | None = None,
+    guidance: float | Sequence[float] | None = None,
+    base_guidance: float | Sequence[float] | None = None,
     convention: str = "diffusers",
     handover: str | None = None,
     handed: str = "x0",
     scaled: bool = True,
+    cads: float = 0.0,
+    particles: float = 0.0,
     batch_size: int | None = None,
     device: str | None = None,
     x_t: bool = False,
@@ -60,16 +67,21 @@ def generate(
         k: leading student steps given to the base (hybrid) or left out (skip), 1 to steps - 1; unused otherwise.
         steps, base_steps: steps of the student's and of the base's schedule; None takes the pair's.
         guidance, base_guidance: guidance scale of the student's and of the base's steps; None takes the pair's, and a
-            hybrid's base steps then run without guidance, as published. 0 and 1 both mean the conditional model.
+            hybrid's base steps then run without guidance, as published. 0 and 1 both mean the conditional model. A list
+            has one for each step that is really made, such as none at the first steps, or only within an interval.
         convention: of `base_guidance`: "diffusers", where 0 and 1 are the conditional model; "formula", u + guidance (c - u)
             for every guidance, where 0 is the unconditional model.
         handover: "distilled-scheduler" runs the base's `k` steps on the student's scheduler (the published way);
             "matched-sigma" runs the base on its own scheduler, `base_steps` long, down to the noise level at which the
             student's step `k` starts. None takes the pair's.
         handed: what a hybrid hands over beside the noise, to see what the base's plan is good for: "x0", its plan; "mean", its
-            plans' mean over the samples of a batch (give `batch_size=len(seeds)`); "zero", none, only noise.
+            plans' mean over the samples of a batch (give `batch_size=len(seeds)`); "zero", none, only noise; "own", the
+            student's own plan of the same sample, at the cost of one more evaluation.
         scaled: whether `skip` scales the initial noise for the first step that runs; False is the published code, in which
             Euler students see noise of the skipped step's size.
+        cads: deviation of the noise that anneals the text at high noise levels (Sadat et al. 2024); 0: none.
+        particles: strength at which the plans of a batch repel each other (Corso et al. 2024); 0: none. As with "mean", a
+            sample then depends on its batch.
         batch_size: samples denoised together; None takes the pair's.
         device: moves the pair there first.
         x_t: keep the noisy latents before each step as well.
@@ -97,21 +109,21 @@ def generate(
         "k": k if method in ("hybrid", "skip") else None,
         "steps": steps,
         "base_steps": base_steps,
-        "guidance": pair.guidance if guidance is None else guidance,
-        "base_guidance": _base_guidance(pair, method, base_guidance),
+        "guidance": _scale(pair, "distilled", guidance, pair.guidance),
+        "base_guidance": _scale(pair, "base", base_guidance, 0.0 if method == "hybrid" else pair.base_guidance),
         "convention": convention,
         "handover": (handover or pair.handover) if method == "hybrid" else None,
         "handed": handed if method == "hybrid" else None,
         "scaled": scaled if method == "skip" else None,
+        "cads": cads,
+        "particles": particles,
     }
-    for role, name in (("distilled", "guidance"), ("base", "base_guidance")):
-        embedded = embeds_guidance(network(pair.base, pair.distilled, role))
-        if settings[name] < 0 or (embedded and settings[name] < 1):
-            least = "1, the least this network was trained for" if settings[name] >= 0 else "0"
-            raise ValueError(f"{name}={settings[name]} must be at least {least}")
+    for name in ("cads", "particles"):
+        if not 0 <= settings[name] < math.inf:
+            raise ValueError(f"{name}={settings[name]} must be a number of at least 0; 0 leaves it out")
     if device is not None:
         pair.pipeline.to(device)
-        if isinstance(pair.distilled, torch.nn.Module):
+        if isinstance(pair.distilled, torch.nn.Module) and not pair.offload:
             pair.distilled.to(device)
     parts = [
         _run(pair, prompt, seeds[i : i + size], settings, {"x_t": x_t, "dtype": dtype})
@@ -149,28 +161,44 @@ def _count(pair: Pair, name: str, value: int | None) -> int:
     return value
 
 
-def _base_guidance(pair: Pair, method: str, asked: float | None) -> float:
-    if asked is not None:
-        return asked
-    return 0.0 if method == "hybrid" else pair.base_guidance
+def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: float) -> Scale:
+    """A role's guidance, one number or one a step, the usual for None."""
+    scales = usual if asked is None else tuple(asked) if isinstance(asked, Sequence) else asked
+    lowest = min(scales, default=0) if isinstance(scales, tuple) else scales
+    embedded = embeds_guidance(network(pair.base, pair.distilled, role))
+    if not lowest >= (1 if embedded else 0):
+        name = "guidance" if role == "distilled" else "base_guidance"
+        least = "1, the least this network was trained for" if lowest >= 0 else "0"
+        raise ValueError(f"{name}={asked} must be at least {least}")
+    return scales
 
 
 def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, Any], kept: dict[str, Any]) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(**kept)
     names = ("method", "steps", "base_steps", "k", "handover")
-    steps = plan(pair, **{n: settings[n] for n in names}, device=pipe.device)
-    relay = Relay(steps, recorder, handed=settings["handed"] or "x0", scaled=settings["scaled"] is not False)
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
+    calls = plan(pair, **{n: settings[n] for n in names}, scales=scales, device=pipe.device)
+    strength = settings["particles"]
+    relay = Relay(
+        calls,
+        recorder,
+        handed=settings["handed"] or "x0",
+        scaled=settings["scaled"] is not False,
+        replan=functools.partial(repel, strength=strength) if strength else None,
+    )
     switch = Switch(
         pipe,
         pair.base,
         pair.distilled,
-        role=lambda: relay.role,
-        scales=scales,
+        turn=lambda: relay.now,
         doubled=lambda n: n == 2 * len(seeds),
         formula=("base",) if settings["convention"] == "formula" else (),
+        condition=_annealed(relay, seeds, settings["cads"]) if settings["cads"] else None,
+        probe=lambda: relay.probe,
+        probed=relay.probed,
+        offload=pair.offload,
     )
-    guided = any(switch.needs_both(role) for role in {step.role for step in steps})
+    guided = any(switch.needs_both(call) for call in calls)
 
     scheduler, pipe.scheduler = pipe.scheduler, relay
     try:
@@ -178,7 +206,7 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
             pipe(
                 prompt=[prompt] * len(seeds),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-                num_inference_steps=len(steps),
+                num_inference_steps=len(calls),
                 guidance_scale=2.0 if guided else 0.0,  # only says whether the pipeline doubles its batch
                 output_type="latent",
                 **({} if pair.size is None else {"height": pair.size[0], "width": pair.size[1]}),
@@ -190,6 +218,18 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
         **recorder.fields(),
         seeds=seeds,
         prompt=prompt,
-        steps_run=dict(Counter(steps[call].role for call in recorder.starts())),
+        steps_run=dict(Counter(call.role for call in calls if call.starts)),
         provenance=settings | {"nfe": dict(switch.evaluations), "fingerprint": pair.fingerprint, "versions": versions},
     )
+
+
+def _annealed(relay: Relay, seeds: tuple[int, ...], scale: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What CADS makes of the text of the call whose turn it is; its noise is the seed's own, apart from the sample's."""
+    generators = [torch.Generator("cpu").manual_seed(seed + 2**32) for seed in seeds]
+
+    def condition(text: torch.Tensor) -> torch.Tensor:
+        noise = torch.stack([torch.randn(text.shape[1:], generator=generator) for generator in generators])
+        time = float(relay.now.timestep) / relay.now.scheduler.config.num_train_timesteps
+        return anneal(text, time=time, scale=scale, noise=noise)
+
+    return condition

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
+from .networks import check_student
 from .rules import find
-from .switch import Switch, check_student
+from .switch import Switch, Turn
 
 
 @dataclass
@@ -36,10 +37,10 @@ class Run:
     steps_run: Counter[str] = field(default_factory=Counter)
     nfe: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def role(self) -> str:
-        """Whose turn it is."""
-        return "base" if self.steps_run.total() < self.k else "distilled"
+    def role(self, scheduler: Any) -> str:
+        """Whose turn it is: of a step of several calls, all are the same one's."""
+        within = not find(scheduler).begins(scheduler)
+        return "base" if self.steps_run.total() - within < self.k else "distilled"
 
     def begin(self) -> None:
         """Another call begins."""
@@ -64,6 +65,7 @@ def hybrid(
     k: int = 1,
     base_guidance: float | None = 0.0,
     guidance: float | None = None,
+    offload: bool = False,
 ) -> Iterator[Run]:
     """Give the first `k` steps of every pipeline call inside the block to the base, the others to the student.
 
@@ -79,48 +81,55 @@ def hybrid(
             call must have a guidance_scale above 1, whatever its value, so that the pipeline prepares the unconditional
             prompt. None leaves guidance to the pipeline.
         guidance: the same of the student's steps; None leaves it to the pipeline.
+        offload: keep the network whose turn it is not in the host's memory, so that the accelerator holds one of the two.
+            Have the student there already when the block begins.
 
     Yields:
         A `Run` with `steps_run` of the last call and `nfe` of all calls.
 
     Raises:
         ValueError: an argument is not what it may be, or student and base do not fit.
-        NotImplementedError: the scheduler is not known, or takes several calls a step.
+        NotImplementedError: the scheduler is not known.
     """
     base = next((m for name in ("unet", "transformer") if (m := getattr(pipe, name, None)) is not None), None)
     if base is None:
         raise ValueError(f"pipe is a {type(pipe).__name__} without a unet or transformer")
-    run = Run(_checked(k, base, student, {"base_guidance": base_guidance, "guidance": guidance}))
+    scales = {"base": base_guidance, "distilled": guidance}
+    run = Run(_checked(k, base, student, scales, offload))
     batch = _Batch(pipe)
     watch = _Watch(run, batch)
 
-    def role() -> str:
+    def turn() -> Turn:
         watch.follow(pipe.scheduler)
-        return run.role
+        role = run.role(pipe.scheduler)
+        return Turn(role, scales[role])
 
-    scales = {"base": base_guidance, "distilled": guidance}
+    switch = Switch(pipe, base, student, turn=turn, doubled=batch.doubled, offload=offload, evaluations=run.nfe)
     watch.follow(pipe.scheduler)
     try:
-        with Switch(pipe, base, student, role=role, scales=scales, doubled=batch.doubled, evaluations=run.nfe).on():
+        with switch.on():
             yield run
     finally:
         watch.release()
     run.end()
 
 
-def _checked(k: int, base: torch.nn.Module, student: torch.nn.Module | str, scales: dict[str, float | None]) -> int:
+def _checked(
+    k: int, base: torch.nn.Module, student: torch.nn.Module | str, scales: dict[str, float | None], offload: bool
+) -> int:
     try:
         count = operator.index(k)
     except TypeError:
         count = 0
     if isinstance(k, bool) or count < 1:
         raise ValueError(f"k={k!r} must be an integer of at least 1: the leading steps that the base takes")
-    for name, scale in scales.items():
+    for role, scale in scales.items():
         if scale is not None and not scale >= 0:
+            name = "base_guidance" if role == "base" else "guidance"
             raise ValueError(f"{name}={scale!r} must be a number of at least 0, or None for the pipeline's own")
     check_student(base, student, name="student")
     if isinstance(student, torch.nn.Module):
-        for what in ("dtype", "device"):
+        for what in ("dtype",) if offload else ("dtype", "device"):
             ours, theirs = getattr(student, what), getattr(base, what)
             if ours != theirs:
                 raise ValueError(f"student and base differ in {what}: {ours} and {theirs}")
@@ -157,10 +166,6 @@ class _Watch:
         if any(scheduler is known for known in self.watched):
             return
         rule = find(scheduler)
-        if rule.first is not None:
-            raise NotImplementedError(
-                f"{type(scheduler).__name__} calls the denoiser several times a step: use a first-order scheduler"
-            )
         self.run.begin()
         scheduler.__class__ = self._counting(type(scheduler), rule.step, rule.names)
         self.watched.append(scheduler)
@@ -176,8 +181,9 @@ class _Watch:
         @functools.wraps(step)
         def counting_step(scheduler, *args, **kwargs):
             self.batch.check(signature.bind(scheduler, *args, **kwargs).arguments[arguments[2]])
+            role, begins = self.run.role(scheduler), find(scheduler).begins(scheduler)
             output = step(scheduler, *args, **kwargs)
-            self.run.steps_run[self.run.role] += 1
+            self.run.steps_run[role] += begins
             return output
 
         @functools.wraps(set_timesteps)

@@ -47,6 +47,8 @@ class Pair:
         handover: how a hybrid goes from base to student, see `generate`.
         batch_size: samples generated together.
         size: (height, width) in pixels that base and student are run at; None takes the pipeline's own.
+        offload: keep the denoiser whose turn it is not in the host's memory, so that an accelerator holds one of the two; for
+            pairs of two networks.
         fingerprint: changes whenever the weights do; "" for a pair made by hand, whose results are not stored.
         base_fingerprint: the same of the base alone, whose samples all its students share; "" where it is not known.
     """
@@ -64,11 +66,12 @@ class Pair:
     handover: str = "distilled-scheduler"
     batch_size: int = 8
     size: tuple[int, int] | None = None
+    offload: bool = False
     fingerprint: str = ""
     base_fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        from .switch import check_student
+        from .networks import check_student
 
         for role in ("base_scheduler", "distilled_scheduler"):
             if getattr(self, role) is None:
@@ -212,13 +215,14 @@ def check(name: str) -> None:
         )
 
 
-def load(name: str, *, device: str | None = None, dtype: torch.dtype | None = None) -> Pair:
+def load(name: str, *, device: str | None = None, dtype: torch.dtype | None = None, offload: bool = False) -> Pair:
     """The pair of this name, ready for `generate`.
 
     Args:
         name: one of `dtviz.pairs()`.
         device: torch device; None takes CUDA when there is one.
         dtype: None takes float32 on a CPU and for embedded pairs, float16 for hub pairs on a GPU.
+        offload: see `Pair`; the student then waits in the host's memory until its first step.
 
     Raises:
         ValueError: no pair has this name.
@@ -242,8 +246,9 @@ def load(name: str, *, device: str | None = None, dtype: torch.dtype | None = No
     scheduler = getattr(diffusers, spec.scheduler).from_config(pipeline.scheduler.config, **spec.scheduler_settings)
     return Pair(
         pipeline,
-        student if isinstance(student, str) else student.to(device).eval().requires_grad_(False),
+        student if isinstance(student, str) else student.to("cpu" if offload else device).eval().requires_grad_(False),
         distilled_scheduler=scheduler,
+        offload=offload,
         name=name,
         fingerprint=_fingerprint(spec),
         base_fingerprint=_fingerprint(spec, student=False),

@@ -103,8 +103,7 @@ class Recorder:
             return planned(scheduler, output, timestep, sample, level, clip=self.clip)
 
         x0 = x0_of(model_output) if guided is None else guided.float()
-        first = find(scheduler).first
-        starts = first is None or first(scheduler)
+        starts = find(scheduler).begins(scheduler)
         step = (self.calls[-1][0] if self.calls else -1) + starts
         self.calls.append((step, level.max(), torch.as_tensor(timestep).flatten()[0]))
         kept.append((self.x0 if starts else self.later, x0, expected))

@@ -45,6 +45,10 @@ class Rule:
     step: str = "step"
     names: tuple[str, str, str] = ("model_output", "timestep", "sample")
 
+    def begins(self, scheduler) -> bool:
+        """Whether the call about to be made is the first of its step."""
+        return self.first is None or bool(self.first(scheduler))
+
 
 def exact(value) -> torch.Tensor:
     """In float64, or in float32 where the device has no other."""

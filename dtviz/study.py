@@ -7,6 +7,7 @@ study.features("dog face", "hybrid")        # (30, d), generated, decoded and em
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import platform
 from collections.abc import Callable, Iterable
@@ -155,7 +156,7 @@ class Study:
         told = []
         for label, run in self.runs.items():
             guidance = {"base": run["base_guidance"], "distilled": run["guidance"]}
-            parts = [f"{n} {role} (guidance {guidance[role]:g})" for role, n in run["steps_run"].items()]
+            parts = [f"{n} {role} (guidance {_scales(guidance[role])})" for role, n in run["steps_run"].items()]
             told.append(f"{label}: {' + '.join(parts)}")
         prompted = f"{prompts} prompts x " if prompts > 1 else ""
         many = f"{prompted}{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
@@ -247,9 +248,18 @@ class Study:
 def _label(method: str, settings: dict[str, Any]) -> str:
     """A run's name in figures: its method, and what differs from the pair's own settings."""
     chosen = [
-        str(value) if name == "handover" else f"{name}={value}" for name, value in settings.items() if name != "x_t"
+        str(value) if name == "handover" else f"{name}={_scales(value) if isinstance(value, list | tuple) else value}"
+        for name, value in settings.items()
+        if name != "x_t"
     ]
     return ", ".join([method, *chosen])
+
+
+def _scales(guidance: float | list[float] | tuple[float, ...]) -> str:
+    """One scale, or how many steps each of several lasts: "0 x 10, 5 x 10"."""
+    if not isinstance(guidance, list | tuple):
+        return f"{guidance:g}"
+    return ", ".join(f"{scale:g} x {len(list(steps))}" for scale, steps in itertools.groupby(guidance))
 
 
 def embedded(pair: str) -> bool:

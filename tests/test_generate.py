@@ -162,13 +162,6 @@ def test_base_equals_the_plain_pipeline(pair, kind):
     assert trace.provenance["nfe"] == {"base": 2 * calls}  # guidance costs two evaluations a call
 
 
-def test_second_order_is_not_cut_in_the_middle(pair):
-    heun = diffusers.HeunDiscreteScheduler.from_config(pair.pipeline.scheduler.config)
-    again = dtviz.Pair(pair.pipeline, pair.distilled, base_scheduler=heun, distilled_scheduler=pair.distilled_scheduler)
-    with pytest.raises(NotImplementedError, match="HeunDiscreteScheduler calls the denoiser several times"):
-        dtviz.generate(again, "a dog", method="hybrid", seeds=[0])
-
-
 @pytest.mark.parametrize(
     "options", [{"method": "base"}, {"method": "distilled"}, {"method": "hybrid"}, {"method": "skip"}]
 )
@@ -271,7 +264,7 @@ def test_a_forward_of_the_instance_is_put_back(pair):
         ({"seeds": []}, r"seeds=\(\)"),
         ({"seeds": [1, 1]}, "different integers"),
         ({"handover": "euler"}, "matched-sigma"),
-        ({"handed": "nothing"}, "handed='nothing' is not one of x0, mean, zero"),
+        ({"handed": "nothing"}, "handed='nothing' is not one of x0, mean, zero, own"),
         ({"convention": "paper"}, "convention='paper' is not one of diffusers, formula"),
         ({"steps": 0}, "steps=0 must be an integer of at least 1"),
         ({"batch_size": -1}, "batch_size=-1"),

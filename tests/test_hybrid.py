@@ -191,13 +191,34 @@ def test_bad_input_is_refused_before_the_block(few, options, words):
     assert type(pipe.scheduler) is LCMScheduler
 
 
-def test_second_order_schedulers_are_refused(few):
-    pipe, student, _ = few
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_second_order_scheduler_is_not_cut_within_a_step(pipe, k):
+    """Heun's step k ends at its call 2k - 1 from the start, where the oracle's callback puts the student in."""
     pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
-    with pytest.raises(NotImplementedError, match="HeunDiscreteScheduler calls the denoiser several times"):
-        dtviz.hybrid(pipe, student).__enter__()
+    base, student = pipe.unet, tiny_unet(2)
+
+    def run(**options) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return pipe(
+            "dog", guidance_scale=0, num_inference_steps=4, generator=generator, output_type="latent", **options
+        )[0]
+
+    def swap(pipe, call, timestep, kwargs):
+        if call == 2 * k - 1:
+            pipe.unet = student
+        return {}
+
+    expected = run(callback_on_step_end=swap)
+    pipe.unet = base
+    with dtviz.hybrid(pipe, student, k=k) as told:
+        torch.testing.assert_close(run(), expected)
+    assert told.steps_run == {"base": k, "distilled": 4 - k}
+    assert told.nfe == {"base": 2 * k, "distilled": 7 - 2 * k}
+
+
+def test_what_is_no_pipeline_is_refused(few):
     with pytest.raises(ValueError, match="without a unet or transformer"):
-        dtviz.hybrid(object(), student).__enter__()
+        dtviz.hybrid(object(), few[1]).__enter__()
 
 
 def test_the_schedulers_signature_is_kept(few):

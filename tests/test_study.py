@@ -83,6 +83,9 @@ def test_prompts_and_provenance(tiny):
     assert run["steps_run"] == {"base": 2, "distilled": 2}
     assert (run["guidance"], run["base_guidance"], run["nfe"]) == (0.0, 0.0, {"base": 2, "distilled": 2})
     assert "hybrid, k=2: 2 base (guidance 0) + 2 distilled (guidance 0)" in tiny.describe(prompts=1, profile="quick")
+    tiny.features("a dog", "distilled", guidance=[0.0, 0.0, 3.0, 3.0])
+    told = "distilled, guidance=0 x 2, 3 x 2: 4 distilled (guidance 0 x 2, 3 x 2)"
+    assert told in tiny.describe(prompts=1, profile="quick")
     assert json.dumps(told)
 
 
