@@ -8,13 +8,35 @@ from collections.abc import Callable
 
 import torch
 from base import Conditioning, for_training
-from common import DEVICE, MODELS, WORK, alphas_cumprod, caption, concepts, contact_sheet, cosine, eight_bits, record
+from common import (
+    DEVICE,
+    MODELS,
+    SHIFT,
+    WORK,
+    alphas_cumprod,
+    caption,
+    concepts,
+    contact_sheet,
+    cosine,
+    eight_bits,
+    record,
+)
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from lora import extract
 from torch import nn
 
 TIMESTEPS = (999, 749, 499, 249)  # the four steps of DMD2, Turbo and Lightning
 RANK = 32  # of the distillation LoRAs
+
+
+def shifted(shift: float) -> tuple[int, ...]:
+    """The base's timesteps at which its sigmas are those of TIMESTEPS on SDXL's schedule, divided by `shift`.
+
+    The first stays where sampling starts, in pure noise. TIMESTEPS themselves for the base's own shift.
+    """
+    sigma = ((1 - alphas_cumprod()) / alphas_cumprod()).sqrt()
+    levels = sigma[list(TIMESTEPS[1:])] * SHIFT / shift
+    return (TIMESTEPS[0], *(int((sigma - level).abs().argmin()) for level in levels))
 
 
 class Denoiser:

@@ -5,19 +5,24 @@
 The student starts as the base. Each iteration rolls it without gradient to one of its four timesteps (backward
 simulation), then the fake score learns to denoise what the student makes; every fifth iteration the student moves
 along the difference between the fake score and the guided base. No adversarial head.
+
+With another `--shift` than the base's, its four noise levels are those of a schedule shifted so: an ablation, which
+`shift.py` measures and nothing ships.
 """
 
 import torch
 import torch.nn.functional as F
 from base import Conditioning
-from common import DEVICE, Checkpoint, arguments, concepts, record, stage
-from distil import TIMESTEPS, Denoiser, copies, descend, follow, optimizer, publish
+from common import DEVICE, SHIFT, WORK, Checkpoint, arguments, concepts, record, stage
+from distil import TIMESTEPS, Denoiser, copies, descend, follow, optimizer, publish, shifted
 
 
-def student_input(student: Denoiser, text: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+def student_input(
+    student: Denoiser, text: torch.Tensor, steps: int, timesteps: tuple[int, ...] = TIMESTEPS
+) -> tuple[torch.Tensor, torch.Tensor]:
     """x_t and t after `steps` steps of the student's own sampler, without gradient."""
     x_t = torch.randn(len(text), 16, 8, 8, device=DEVICE)
-    times = [torch.full((len(text),), t, device=DEVICE) for t in TIMESTEPS]
+    times = [torch.full((len(text),), t, device=DEVICE) for t in timesteps]
     with torch.no_grad():
         for step in range(steps):
             x0 = student.x0(x_t, times[step], student.noise(x_t, times[step], text))
@@ -45,17 +50,18 @@ def draw(student: Denoiser, text: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    args = arguments(steps=2500, batch=64, lr=1e-4, fake_lr=2e-4, guidance=3.0, ratio=5, ema=0.98)
-    data = Conditioning()
+    args = arguments(steps=2500, batch=64, lr=1e-4, fake_lr=2e-4, guidance=3.0, ratio=5, ema=0.98, shift=SHIFT)
+    timesteps, data = shifted(args.shift), Conditioning()
+    name = "dmd" if args.shift == SHIFT else f"dmd-shift-{args.shift:g}"
     teacher, student, fake, average = copies(4, frozen=(0, 3))
     moves, learns = optimizer(student.unet.parameters(), args.lr), optimizer(fake.unet.parameters(), args.fake_lr)
     checkpoint = Checkpoint(
-        "dmd", student=student.unet, fake=fake.unet, average=average.unet, moves=moves, learns=learns
+        name, student=student.unet, fake=fake.unet, average=average.unet, moves=moves, learns=learns
     )
     empty = data.text[data.empty].expand(args.batch, -1, -1)
     for step in range(checkpoint.resume(), args.steps):
         text = data.text[torch.randint(len(concepts()), (args.batch,), device=DEVICE)]
-        x_t, t = student_input(student, text, int(torch.randint(len(TIMESTEPS), ())))
+        x_t, t = student_input(student, text, int(torch.randint(len(timesteps), ())), timesteps)
         student_turn = step % args.ratio == args.ratio - 1
         with torch.set_grad_enabled(student_turn):
             x0 = student.x0(x_t, t, student.noise(x_t, t, text))
@@ -70,6 +76,9 @@ def main() -> None:
         if step % 50 == 0:
             print(step, f"fake loss {value.item():.4f}", flush=True)
 
+    if name != "dmd":
+        average.unet.half().save_pretrained(WORK / name)
+        return
     record("dmd", steps=args.steps, student_updates=args.steps // args.ratio, guidance=args.guidance)
     publish("emoji-dmd", average.unet, lambda text: draw(average, text), data)
 
