@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "embed": {"backbones", "errors"},
     "curves": set(),
     "diversity": set(),
+    "claims": {"diversity"},
     "quality": {"embed"},
     "control": {"generate", "pairs"},
     "store": {"trace"},
@@ -49,7 +50,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "__main__": ANYTHING,
     "__init__": ANYTHING,
 }
-NUMERIC = ("curves", "diversity")
+NUMERIC = ("claims", "curves", "diversity")
 
 
 # Pins
