@@ -16,14 +16,16 @@ import operator
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import diffusers
 import torch
 
+from .adaptive import Adaptive, Parting
 from .networks import embeds_guidance, network
 from .pairs import HANDOVERS, Pair
-from .plan import Scale, plan
+from .plan import Scale, branches, plan
 from .recorder import Recorder
 from .relay import HANDED, Relay
 from .rivals import anneal, repel
@@ -31,7 +33,7 @@ from .switch import Switch
 from .trace import Trace
 
 CONVENTIONS = ("diffusers", "formula")
-METHODS = ("base", "distilled", "hybrid", "skip")
+METHODS = ("base", "distilled", "hybrid", "skip", "adaptive")
 
 
 def generate(
@@ -51,6 +53,7 @@ def generate(
     scaled: bool = True,
     cads: float = 0.0,
     particles: float = 0.0,
+    adaptive: Adaptive | None = None,
     batch_size: int | None = None,
     device: str | None = None,
     x_t: bool = False,
@@ -62,7 +65,8 @@ def generate(
         pair: the base and its student.
         prompt: the text, not empty.
         method: "base"; "distilled"; "hybrid", the base for the student's first `k` steps; "skip", the student without
-            its first `k` steps, noise scaled for the first step that runs.
+            its first `k` steps, noise scaled for the first step that runs; "adaptive", a hybrid whose k is decided on the
+            way, by `adaptive`.
         seeds: one sample a seed; a sample depends on its seed alone, not on its batch.
         k: leading student steps given to the base (hybrid) or left out (skip), 1 to steps - 1; unused otherwise.
         steps, base_steps: steps of the student's and of the base's schedule; None takes the pair's.
@@ -82,6 +86,8 @@ def generate(
         cads: deviation of the noise that anneals the text at high noise levels (Sadat et al. 2024); 0: none.
         particles: strength at which the plans of a batch repel each other (Corso et al. 2024); 0: none. As with "mean", a
             sample then depends on its batch.
+        adaptive: the signal and thresholds of method "adaptive", which decides for all seeds together, in one batch; call
+            it with one seed to decide for a sample alone. `provenance` tells k and the `signals` seen.
         batch_size: samples denoised together; None takes the pair's.
         device: moves the pair there first.
         x_t: keep the noisy latents before each step as well.
@@ -92,7 +98,7 @@ def generate(
 
     Raises:
         ValueError: an argument is out of range; the message names it and what is allowed.
-        NotImplementedError: a scheduler has no x̂0 rule.
+        NotImplementedError: a scheduler has no x̂0 rule; or the pipeline of an adaptive run cannot end it early.
     """
     seeds = _check(pair, prompt, method, seeds, handover)
     for name, value, allowed in (("convention", convention, CONVENTIONS), ("handed", handed, HANDED)):
@@ -103,6 +109,8 @@ def generate(
     k = operator.index(k)
     if method in ("hybrid", "skip") and not 1 <= k < steps:
         raise ValueError(f"k={k} is out of range: a {method} of {steps} student steps takes k from 1 to {steps - 1}")
+    if method == "adaptive":
+        _check_adaptive(pair, adaptive, steps, len(seeds), size, handed)
     settings = {
         "pair": pair.name,
         "method": method,
@@ -110,10 +118,13 @@ def generate(
         "steps": steps,
         "base_steps": base_steps,
         "guidance": _scale(pair, "distilled", guidance, pair.guidance),
-        "base_guidance": _scale(pair, "base", base_guidance, 0.0 if method == "hybrid" else pair.base_guidance),
+        "base_guidance": _scale(
+            pair, "base", base_guidance, 0.0 if method in ("hybrid", "adaptive") else pair.base_guidance
+        ),
         "convention": convention,
-        "handover": (handover or pair.handover) if method == "hybrid" else None,
+        "handover": (handover or pair.handover) if method in ("hybrid", "adaptive") else None,
         "handed": handed if method == "hybrid" else None,
+        "adaptive": asdict(adaptive) if method == "adaptive" else None,
         "scaled": scaled if method == "skip" else None,
         "cads": cads,
         "particles": particles,
@@ -150,6 +161,23 @@ def _check(pair: Pair, prompt: str, method: str, seeds: Iterable[int], handover:
     return chosen
 
 
+def _check_adaptive(pair: Pair, adaptive: Adaptive | None, steps: int, seeds: int, size: int, handed: str) -> None:
+    if not isinstance(adaptive, Adaptive):
+        raise ValueError(
+            f"adaptive={adaptive!r}: method 'adaptive' takes a dtviz.Adaptive, with its signal and thresholds"
+        )
+    if len(adaptive.ks) >= steps:
+        raise ValueError(f"thresholds={adaptive.thresholds} must be at most {steps - 2} for {steps} student steps")
+    if seeds > size:
+        raise ValueError(f"batch_size={size} is less than the {seeds} seeds, for which 'adaptive' decides together")
+    if adaptive.signal == "dispersion" and seeds < 2:
+        raise ValueError(f"signal='dispersion' compares the samples of a batch: give two seeds or more, not {seeds}")
+    if handed != "x0":
+        raise ValueError(f"handed={handed!r}: method 'adaptive' hands over the base's plan, 'x0'")
+    if not hasattr(type(pair.pipeline), "interrupt"):
+        raise NotImplementedError(f"{type(pair.pipeline).__name__} cannot be interrupted, as an early hand-over needs")
+
+
 def _count(pair: Pair, name: str, value: int | None) -> int:
     """A number of steps or samples, the pair's own for None."""
     if value is None:
@@ -175,9 +203,16 @@ def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: 
 
 def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, Any], kept: dict[str, Any]) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(**kept)
-    names = ("method", "steps", "base_steps", "k", "handover")
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
-    calls = plan(pair, **{n: settings[n] for n in names}, scales=scales, device=pipe.device)
+    how = {name: settings[name] for name in ("steps", "base_steps", "handover")} | {
+        "scales": scales,
+        "device": pipe.device,
+    }
+    parting = None
+    if settings["adaptive"] is not None:
+        adaptive = Adaptive(**settings["adaptive"])
+        parting = Parting(adaptive, branches(pair, ks=adaptive.ks, **how))
+    calls = parting.longest if parting else plan(pair, method=settings["method"], k=settings["k"], **how)
     strength = settings["particles"]
     relay = Relay(
         calls,
@@ -185,6 +220,8 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
         handed=settings["handed"] or "x0",
         scaled=settings["scaled"] is not False,
         replan=functools.partial(repel, strength=strength) if strength else None,
+        parting=parting,
+        finish=lambda: setattr(pipe, "_interrupt", True),  # diffusers' own way to end a run
     )
     switch = Switch(
         pipe,
@@ -213,12 +250,14 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
             )
     finally:
         pipe.scheduler = scheduler
+    if parting is not None:
+        settings = settings | {"k": parting.k, "signals": {str(k): value for k, value in parting.signals.items()}}
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
     return Trace(
         **recorder.fields(),
         seeds=seeds,
         prompt=prompt,
-        steps_run=dict(Counter(call.role for call in calls if call.starts)),
+        steps_run=dict(Counter(call.role for call in relay.plan if call.starts)),
         provenance=settings | {"nfe": dict(switch.evaluations), "fingerprint": pair.fingerprint, "versions": versions},
     )
 
