@@ -2,7 +2,7 @@
 
 adaptive = Adaptive("change", (0.4, 0.2))     # after k = 1 if its signal is at most .4, after k = 2 at most .2, else after 3
 trace = dtviz.generate(pair, "dog face", method="adaptive", adaptive=adaptive, batch_size=8, seeds=range(8))
-trace.provenance["k"], trace.provenance["signals"]      # 2, {"1": 0.52, "2": 0.17}
+trace.provenance["k"], trace.provenance["signals"]      # 2, {"1": [0.52, ...], "2": [0.17, ...]}, one a sample
 """
 
 from __future__ import annotations
@@ -30,15 +30,19 @@ def disagreement(x0: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def dispersion(x0: torch.Tensor) -> torch.Tensor:
-    """Share of the plans' power that is not their mean's: 0 equal, 1 unrelated; unbiased; nan for one sample.
+    """How far each plan is from those of the other samples, (sample,); the mean is the share of power that is not common.
+
+    n / (n - 1) |x̂0 - mean|² / mean |x̂0|²: of equal plans 0, of unrelated ones 1 on average; unbiased. nan for one sample.
 
     >>> dispersion(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
-    tensor(1.)
+    tensor([1., 1.])
     """
     flat = x0.flatten(1)
     n = len(flat)
-    spread = (flat - flat.mean(dim=0)).square().sum() / (n - 1) if n > 1 else torch.tensor(math.nan)
-    return spread / flat.square().sum() * n
+    if n < 2:
+        return torch.full((n,), math.nan)
+    away = (flat - flat.mean(dim=0)).square().sum(dim=1)
+    return n / (n - 1) * away / flat.square().sum(dim=1).mean()
 
 
 # Whether one hands over at a signal of at most its threshold, or of at least: a plan that has settled, plans that differ.
@@ -51,8 +55,8 @@ class Adaptive:
 
     Attributes:
         signal: "change", of the base's plan in its last step; "disagreement", of student and base about the plan, at the
-            cost of one evaluation of the student each time it is asked; both hand over at a mean over the batch of at most
-            the threshold. "dispersion", of a batch's plans, hands over at the threshold or above.
+            cost of one evaluation of the student each time it is asked; both hand over when the mean over the batch is at
+            most the threshold. "dispersion", of a batch's plans, hands over at the threshold or above.
         thresholds: one for k = 1, 2, ...; where none is met the hybrid hands over one step after the last of them.
     """
 
@@ -85,7 +89,7 @@ class Parting:
 
     Attributes:
         k: after which the base's part ended; the largest as long as none was taken.
-        signals: what was seen, for each k that was asked about.
+        signals: what was seen of each sample, for each k that was asked about.
 
     Raises:
         ValueError: two k end the base's part at the same call, or there is no call before it to see a change.
@@ -102,7 +106,8 @@ class Parting:
             raise ValueError(
                 "signal='change' compares two base steps, and k=1 has one: give matched-sigma, or base_steps"
             )
-        self.k, self.signals, self.before = max(branches), {}, None
+        self.k, self.before = max(branches), None
+        self.signals: dict[int, list[float]] = {}
 
     @property
     def longest(self) -> Sequence:
@@ -120,13 +125,13 @@ class Parting:
         if k is not None:
             match self.adaptive.signal:
                 case "disagreement":
-                    value = disagreement(x0, theirs).mean()
+                    seen = disagreement(x0, theirs)
                 case "change":
-                    value = change(x0, self.before).mean()
+                    seen = change(x0, self.before)
                 case _:
-                    value = dispersion(x0)
-            self.signals[k] = float(value)
-            if self.adaptive.met(k, self.signals[k]):
+                    seen = dispersion(x0)
+            self.signals[k] = seen.tolist()
+            if self.adaptive.met(k, float(seen.mean())):
                 self.k = k
         self.before = x0
         return self.branches[self.k]

@@ -24,13 +24,15 @@ def test_change_and_disagreement_are_relative_distances():
 
 
 def test_dispersion_is_the_share_of_what_differs():
-    assert float(dispersion(torch.ones(5, 3))) == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(dispersion(torch.ones(5, 3)), torch.zeros(5))
     torch.manual_seed(0)
     draws = torch.stack([dispersion(1.0 + 2.0 * torch.randn(4, 3000)) for _ in range(50)])
     assert float(draws.mean()) == pytest.approx(
         4 / 5, abs=0.005
     )  # variance 4 of a mean square of 5; unbiased for n = 4
-    assert math.isnan(dispersion(torch.ones(1, 3)))
+    away = dispersion(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    torch.testing.assert_close(away, torch.tensor([1.0, 1.0, 4.0]) / 3)
+    assert dispersion(torch.ones(1, 3)).isnan().all()
 
 
 @pytest.mark.parametrize("base_guidance", [0.0, 3.0])
@@ -69,12 +71,12 @@ def test_the_signals_are_those_of_the_plans(pair):
         with torch.no_grad():
             theirs = (x_t - (1 - alphas[t]).sqrt() * pair.distilled(x_t, t, text).sample) / alphas[t].sqrt()
         expected = {
-            "change": change(x0, trace.x0[last - 1]).mean(),
+            "change": change(x0, trace.x0[last - 1]),
             "dispersion": dispersion(x0),
-            "disagreement": disagreement(x0, theirs).mean(),
+            "disagreement": disagreement(x0, theirs),
         }
         for signal, value in expected.items():
-            assert seen[signal][k] == pytest.approx(float(value), rel=1e-4)
+            assert seen[signal][k] == pytest.approx(value.tolist(), rel=1e-4)
 
 
 def test_one_decides_by_what_it_sees(pair):
@@ -83,7 +85,7 @@ def test_one_decides_by_what_it_sees(pair):
     seen = {}
     for seed in (5, 6):
         trace = dtviz.generate(pair, "a dog", adaptive=dtviz.Adaptive("change", (NEVER,)), seeds=[seed], **options)
-        seen[seed] = trace.provenance["signals"]["1"]
+        [seen[seed]] = trace.provenance["signals"]["1"]
     adaptive = dtviz.Adaptive("change", (sum(seen.values()) / 2,))
     for seed, value in seen.items():
         trace = dtviz.generate(pair, "a dog", adaptive=adaptive, seeds=[seed], **options)
