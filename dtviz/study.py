@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -123,6 +123,28 @@ class Study:
     def images(self, prompt: str, method: str, *, what: str = "final", **settings: Any) -> np.ndarray:
         """Images float32 in [0, 1] of the final latents, or of "x0" or "x_t" at every step."""
         return decode(self.trace(prompt, method, x_t=what == "x_t", **settings), self.pair, what=what).numpy()
+
+    def grid(
+        self, prompts: Iterable[str], methods: Mapping[str, tuple[str, dict[str, Any]]]
+    ) -> tuple[np.ndarray, pd.DataFrame]:
+        """The images of all seeds, a prompt a row, side by side for `plot.plot_image_grid`; and what is where.
+
+        Args:
+            prompts: at least one, the rows.
+            methods: heading -> (method, its settings), at least one: the groups of columns, a seed a column.
+
+        Returns:
+            Images (prompt, method x seed, 3, height, width), float32 in [0, 1], and a table of their `prompt`, `method`
+            (the heading) and `seed`, one row an image, along the rows of the grid.
+
+            images, cells = study.grid(["dog face"], {"Base": ("base", {}), "Hybrid": ("hybrid", {"k": 1})})
+        """
+        rows, cells = [], []
+        for prompt in prompts:
+            made = [self.images(prompt, method, **settings) for method, settings in methods.values()]
+            rows.append(np.concatenate(made))
+            cells += [(prompt, heading, seed) for heading in methods for seed in self.seeds]
+        return np.stack(rows), pd.DataFrame(cells, columns=["prompt", "method", "seed"])
 
     def artists(self, prompt: str, features: np.ndarray) -> list[str]:
         """The artist whose drawing of this prompt, through the autoencoder, is nearest to each image; embedded pairs only."""

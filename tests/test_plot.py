@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dtviz import plot
+from dtviz import plot, plot_curves, plot_grid, plot_style, plot_tables
+from dtviz.plot_style import colours_of
 
 
 @pytest.fixture(autouse=True)
@@ -206,17 +207,18 @@ def test_footer_stays_inside_the_figure_and_below_the_axes():
 
 
 def test_colours_are_fixed_for_methods_and_distinct_for_others():
-    assert plot._colours(["hybrid", "base"]) == [plot.COLOURS["hybrid"], plot.COLOURS["base"]]
+    assert colours_of(["hybrid", "base"]) == [plot.COLOURS["hybrid"], plot.COLOURS["base"]]
     names = ["base", "emoji-dmd", "emoji-lcm", "emoji-turbo", "emoji-lightning"]
-    assert len(set(plot._colours(names))) == 5
-    assert len(plot._colours([f"model {i}" for i in range(20)])) == 20
+    assert len(set(colours_of(names))) == 5
+    assert len(colours_of([f"model {i}" for i in range(20)])) == 20
 
 
 def test_import_touches_no_setting_and_opens_no_figure():
     import importlib
 
     before = dict(mpl.rcParams)
-    importlib.reload(plot)
+    for module in (plot_style, plot_curves, plot_grid, plot_tables, plot):
+        importlib.reload(module)
     assert dict(mpl.rcParams) == before
     assert plt.get_fignums() == []
 

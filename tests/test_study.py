@@ -42,6 +42,20 @@ def test_features_are_of_the_decoded_images(tiny):
     np.testing.assert_allclose(steps[1], Pixels()(dtviz.decode(trace, tiny.pair)[1]), atol=1e-4)
 
 
+def test_a_grid_holds_each_image_where_its_table_says(tiny):
+    methods = {"Student": ("distilled", {}), "Two steps": ("hybrid", {"k": 2}), "One step": ("hybrid", {"k": 1})}
+    images, cells = tiny.grid(iter(["a dog", "a cat"]), methods)
+    assert (images.shape, images.dtype) == ((2, 9, 3, 16, 16), np.float32)
+    assert list(cells["seed"][:4]) == [0, 1, 2, 0]
+    for image, (prompt, heading, seed) in zip(
+        images.reshape(-1, 3, 16, 16), cells.itertuples(index=False), strict=True
+    ):
+        method, settings = methods[heading]
+        alone = replace(tiny, seeds=(seed,)).images(prompt, method, **settings)[0]
+        np.testing.assert_allclose(image, alone, atol=1e-5)  # float32, decoded in batches of another size
+    assert list(tiny.runs) == ["distilled", "hybrid, k=2", "hybrid, k=1"]
+
+
 def test_nothing_is_made_twice(tiny, monkeypatch):
     first = tiny.features("a dog", "distilled")
     monkeypatch.setattr(study, "generate", None)  # whoever calls it again fails
