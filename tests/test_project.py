@@ -41,6 +41,8 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "quality": {"embed"},
     "control": {"generate", "pairs"},
     "store": {"trace"},
+    "prompts": set(),
+    "dataset": {"decode", "generate", "pairs", "prompts", "store"},
     "table": set(),
     "plot": set(),
     "study": {"drawings", "generate", "decode", "embed", "store", "pairs", "trace", "curves", "diversity", "table"},
