@@ -16,7 +16,7 @@ import operator
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import diffusers
@@ -38,7 +38,7 @@ METHODS = ("base", "distilled", "hybrid", "skip", "adaptive")
 
 def generate(
     pair: Pair,
-    prompt: str,
+    prompt: str | Sequence[str],
     *,
     method: str = "distilled",
     seeds: Iterable[int] = range(4),
@@ -59,15 +59,16 @@ def generate(
     x_t: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Trace:
-    """Sample one prompt and record the predicted x̂0 of every step.
+    """Sample a prompt, or one for each seed, and record the predicted x̂0 of every step.
 
     Args:
         pair: the base and its student.
-        prompt: the text, not empty.
+        prompt: the text, not empty; or a list with one for each seed, so that a batch may hold different prompts.
         method: "base"; "distilled"; "hybrid", the base for the student's first `k` steps; "skip", the student without
             its first `k` steps, noise scaled for the first step that runs; "adaptive", a hybrid whose k is decided on the
             way, by `adaptive`.
-        seeds: one sample a seed; a sample depends on its seed alone, not on its batch.
+        seeds: one sample a seed; a sample depends on its prompt and seed alone, not on its batch. With a list of prompts
+            a seed may come again.
         k: leading student steps given to the base (hybrid) or left out (skip), 1 to steps - 1; unused otherwise.
         steps, base_steps: steps of the student's and of the base's schedule; None takes the pair's.
         guidance, base_guidance: guidance scale of the student's and of the base's steps; None takes the pair's, and a
@@ -100,7 +101,7 @@ def generate(
         ValueError: an argument is out of range; the message names it and what is allowed.
         NotImplementedError: a scheduler has no x̂0 rule; or the pipeline of an adaptive run cannot end it early.
     """
-    seeds = _check(pair, prompt, method, seeds, handover)
+    seeds, prompts = _check(pair, prompt, method, seeds, handover)
     for name, value, allowed in (("convention", convention, CONVENTIONS), ("handed", handed, HANDED)):
         if value not in allowed:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
@@ -132,22 +133,32 @@ def generate(
     for name in ("cads", "particles"):
         if not 0 <= settings[name] < math.inf:
             raise ValueError(f"{name}={settings[name]} must be a number of at least 0; 0 leaves it out")
+    if not isinstance(prompt, str) and (particles or settings["handed"] == "mean" or method == "adaptive"):
+        raise ValueError(
+            f"method={method!r}, handed={handed!r}, particles={particles}: what joins the samples of a batch takes one prompt"
+        )
     if device is not None:
         pair.pipeline.to(device)
         if isinstance(pair.distilled, torch.nn.Module) and not pair.offload:
             pair.distilled.to(device)
     parts = [
-        _run(pair, prompt, seeds[i : i + size], settings, {"x_t": x_t, "dtype": dtype})
+        _run(pair, prompts[i : i + size], seeds[i : i + size], settings, {"x_t": x_t, "dtype": dtype})
         for i in range(0, len(seeds), size)
     ]
-    return Trace.join(parts)
+    trace = Trace.join(parts)
+    return replace(trace, prompt=prompt) if isinstance(prompt, str) else trace
 
 
-def _check(pair: Pair, prompt: str, method: str, seeds: Iterable[int], handover: str | None) -> tuple[int, ...]:
+def _check(
+    pair: Pair, prompt: str | Sequence[str], method: str, seeds: Iterable[int], handover: str | None
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The seeds, and the prompt of each."""
     if not isinstance(pair, Pair):
         raise ValueError(f"pair is a {type(pair).__name__}: give what dtviz.load(name) or dtviz.Pair(...) returns")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"prompt={prompt!r} must be a text that is not empty; call generate once for each prompt")
+    texts = (prompt,) if isinstance(prompt, str) or not isinstance(prompt, Sequence) else tuple(prompt)
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"prompt={text!r} must be a text that is not empty, or a list of such, one for each seed")
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not one of {', '.join(METHODS)}")
     if handover is not None and handover not in HANDOVERS:
@@ -156,9 +167,12 @@ def _check(pair: Pair, prompt: str, method: str, seeds: Iterable[int], handover:
         chosen = tuple(operator.index(seed) for seed in seeds)
     except TypeError:
         raise ValueError(f"seeds={seeds!r} must be integers in a list or range; one sample a seed") from None
-    if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
+    one = isinstance(prompt, str)
+    if not chosen or min(chosen) < 0 or (one and len(set(chosen)) != len(chosen)):
         raise ValueError(f"seeds={chosen} must be one or more different integers, none negative")
-    return chosen
+    if not one and len(texts) != len(chosen):
+        raise ValueError(f"prompt has {len(texts)} texts for {len(chosen)} seeds: give one text, or one for each seed")
+    return chosen, texts * len(chosen) if one else texts
 
 
 def _check_adaptive(pair: Pair, adaptive: Adaptive | None, steps: int, seeds: int, size: int, handed: str) -> None:
@@ -201,7 +215,9 @@ def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: 
     return scales
 
 
-def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, Any], kept: dict[str, Any]) -> Trace:
+def _run(
+    pair: Pair, prompts: tuple[str, ...], seeds: tuple[int, ...], settings: dict[str, Any], kept: dict[str, Any]
+) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(**kept)
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
     how = {name: settings[name] for name in ("steps", "base_steps", "handover")} | {
@@ -241,7 +257,7 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
     try:
         with switch.on():
             pipe(
-                prompt=[prompt] * len(seeds),
+                prompt=list(prompts),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 num_inference_steps=len(calls),
                 guidance_scale=2.0 if guided else 0.0,  # only says whether the pipeline doubles its batch
@@ -256,7 +272,7 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
     return Trace(
         **recorder.fields(),
         seeds=seeds,
-        prompt=prompt,
+        prompt=prompts,
         steps_run=dict(Counter(call.role for call in relay.plan if call.starts)),
         provenance=settings | {"nfe": dict(switch.evaluations), "fingerprint": pair.fingerprint, "versions": versions},
     )

@@ -43,6 +43,8 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "quality": {"embed"},
     "control": {"generate", "pairs"},
     "store": {"trace"},
+    "prompts": set(),
+    "dataset": {"decode", "generate", "pairs", "prompts", "store"},
     "table": set(),
     "plot_style": set(),
     "plot_curves": {"plot_style"},
