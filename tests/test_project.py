@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "pairs": {"errors", "networks"},
     "plan": {"rules", "schedule", "pairs"},
     "adaptive": set(),
+    "thresholds": set(),
     "relay": {"adaptive", "plan", "recorder", "rules", "schedule"},
     "switch": {"networks"},
     "rivals": set(),
@@ -51,13 +52,25 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "plot_grid": {"plot_style"},
     "plot_tables": {"plot_style"},
     "plot": {"plot_curves", "plot_grid", "plot_style", "plot_tables"},
-    "study": {"drawings", "generate", "decode", "embed", "store", "pairs", "trace", "curves", "diversity", "table"},
+    "study": {
+        "adaptive",
+        "drawings",
+        "generate",
+        "decode",
+        "embed",
+        "store",
+        "pairs",
+        "trace",
+        "curves",
+        "diversity",
+        "table",
+    },
     "explorer": ANYTHING,
     "figures": ANYTHING,
     "__main__": ANYTHING,
     "__init__": ANYTHING,
 }
-NUMERIC = ("claims", "curves", "diversity")
+NUMERIC = ("claims", "curves", "diversity", "thresholds")
 
 
 # Pins
