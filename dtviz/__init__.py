@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .adaptive import Adaptive as Adaptive
     from .capture import capture as capture
     from .curves import similarity_to_final as similarity_to_final
     from .decode import decode as decode
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 # Public name: (module, name there). Imported on first use, so that the command line answers before torch is loaded.
 _PUBLIC = {
+    "Adaptive": ("adaptive", "Adaptive"),
     "capture": ("capture", "capture"),
     "similarity_to_final": ("curves", "similarity_to_final"),
     "decode": ("decode", "decode"),

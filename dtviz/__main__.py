@@ -1,4 +1,4 @@
-"""Command line: `python -m dtviz figures` makes the figures, `python -m dtviz pairs` lists the pairs.
+"""Command line: `python -m dtviz figures | pairs | generate`.
 
 Exit status: 0; 1 when a notebook failed; 2 for bad input, said in one line on stderr; 130 after Ctrl-C.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -50,12 +51,52 @@ def _pairs(args: argparse.Namespace) -> None:
     print(table().to_string())
 
 
+def _generate(args: argparse.Namespace) -> None:
+    from dtviz import prompts
+    from dtviz.pairs import check, load
+
+    rows = prompts.read(args.prompts)[: args.first]
+    check(args.pair)
+    import torch  # only now: bad rows are named before the seconds that torch and the models take
+
+    from dtviz import dataset
+
+    rank, world, local = (int(os.environ.get(name, usual)) for name, usual in _LAUNCHED.items())
+
+    device = args.device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+    settings = {name: getattr(args, name) for name in (*_SETTINGS, "method", "handover", "convention")}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    made = dataset.run(
+        load(args.pair, device=device),
+        rows,
+        args.out,
+        settings=settings,
+        batch_size=args.batch_size,
+        rank=rank,
+        world=world,
+        progress=rank == 0,
+    )
+    print(f"{args.out}: {len(rows)} images, {made} of them made now by process {rank + 1} of {world}")
+
+
 def _value(text: str) -> object:
     """A parameter as typed on the command line: a Python literal, or else the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+
+
+# What torchrun and `accelerate launch` tell each process of: its number, how many, its number on this host
+_LAUNCHED = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+# Numbers of `generate`, and what they are
+_SETTINGS = {
+    "k": (int, "leading student steps given to the base (hybrid) or left out (skip)"),
+    "steps": (int, "the student's steps"),
+    "base_steps": (int, "the base's steps"),
+    "guidance": (float, "guidance of the student's steps"),
+    "base_guidance": (float, "guidance of the base's steps"),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,6 +114,20 @@ def _parser() -> argparse.ArgumentParser:
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
         help="a parameter for every notebook that runs, as in papermill; may be repeated",
     )  # fmt: skip
+
+    job = commands.add_parser("generate", help="make one image for each row of a prompts file; run again to go on")
+    job.set_defaults(command=_generate)
+    job.add_argument("--pair", default="emoji-dmd", metavar="NAME", help="models (default: %(default)s)")
+    job.add_argument("--method", default="hybrid", help="base, distilled, hybrid or skip (default: %(default)s)")
+    job.add_argument("--prompts", required=True, metavar="CSV", help="columns case_number, prompt, evaluation_seed")
+    job.add_argument("--out", required=True, metavar="DIR", help="folder of the images, seen by all processes")
+    job.add_argument("--first", type=int, metavar="N", help="only the first N rows (default: all)")
+    job.add_argument("--handover", help="distilled-scheduler or matched-sigma (default: the pair's)")
+    job.add_argument("--convention", help="of a base guidance of 0: diffusers or formula (default: diffusers)")
+    for name, (kind, text) in _SETTINGS.items():
+        job.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=f"{text} (default: as generate)")
+    job.add_argument("--batch-size", type=int, metavar="N", help="images denoised together (default: the pair's)")
+    job.add_argument("--device", help="torch device (default: this process's GPU, or the CPU)")
 
     commands.add_parser("pairs", help="list the pairs of models").set_defaults(command=_pairs)
     return parser

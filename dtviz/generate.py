@@ -16,14 +16,16 @@ import operator
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import diffusers
 import torch
 
+from .adaptive import Adaptive, Parting
 from .networks import embeds_guidance, network
 from .pairs import HANDOVERS, Pair
-from .plan import Scale, plan
+from .plan import Scale, branches, plan
 from .recorder import Recorder
 from .relay import HANDED, Relay
 from .rivals import anneal, repel
@@ -31,12 +33,12 @@ from .switch import Switch
 from .trace import Trace
 
 CONVENTIONS = ("diffusers", "formula")
-METHODS = ("base", "distilled", "hybrid", "skip")
+METHODS = ("base", "distilled", "hybrid", "skip", "adaptive")
 
 
 def generate(
     pair: Pair,
-    prompt: str,
+    prompt: str | Sequence[str],
     *,
     method: str = "distilled",
     seeds: Iterable[int] = range(4),
@@ -51,19 +53,22 @@ def generate(
     scaled: bool = True,
     cads: float = 0.0,
     particles: float = 0.0,
+    adaptive: Adaptive | None = None,
     batch_size: int | None = None,
     device: str | None = None,
     x_t: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Trace:
-    """Sample one prompt and record the predicted x̂0 of every step.
+    """Sample a prompt, or one for each seed, and record the predicted x̂0 of every step.
 
     Args:
         pair: the base and its student.
-        prompt: the text, not empty.
+        prompt: the text, not empty; or a list with one for each seed, so that a batch may hold different prompts.
         method: "base"; "distilled"; "hybrid", the base for the student's first `k` steps; "skip", the student without
-            its first `k` steps, noise scaled for the first step that runs.
-        seeds: one sample a seed; a sample depends on its seed alone, not on its batch.
+            its first `k` steps, noise scaled for the first step that runs; "adaptive", a hybrid whose k is decided on the
+            way, by `adaptive`.
+        seeds: one sample a seed; a sample depends on its prompt and seed alone, not on its batch. With a list of prompts
+            a seed may come again.
         k: leading student steps given to the base (hybrid) or left out (skip), 1 to steps - 1; unused otherwise.
         steps, base_steps: steps of the student's and of the base's schedule; None takes the pair's.
         guidance, base_guidance: guidance scale of the student's and of the base's steps; None takes the pair's, and a
@@ -82,6 +87,8 @@ def generate(
         cads: deviation of the noise that anneals the text at high noise levels (Sadat et al. 2024); 0: none.
         particles: strength at which the plans of a batch repel each other (Corso et al. 2024); 0: none. As with "mean", a
             sample then depends on its batch.
+        adaptive: the signal and thresholds of method "adaptive", which decides for all seeds together, in one batch; call
+            it with one seed to decide for a sample alone. `provenance` tells k and the `signals` seen.
         batch_size: samples denoised together; None takes the pair's.
         device: moves the pair there first.
         x_t: keep the noisy latents before each step as well.
@@ -92,9 +99,9 @@ def generate(
 
     Raises:
         ValueError: an argument is out of range; the message names it and what is allowed.
-        NotImplementedError: a scheduler has no x̂0 rule.
+        NotImplementedError: a scheduler has no x̂0 rule; or the pipeline of an adaptive run cannot end it early.
     """
-    seeds = _check(pair, prompt, method, seeds, handover)
+    seeds, prompts = _check(pair, prompt, method, seeds, handover)
     for name, value, allowed in (("convention", convention, CONVENTIONS), ("handed", handed, HANDED)):
         if value not in allowed:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
@@ -103,6 +110,8 @@ def generate(
     k = operator.index(k)
     if method in ("hybrid", "skip") and not 1 <= k < steps:
         raise ValueError(f"k={k} is out of range: a {method} of {steps} student steps takes k from 1 to {steps - 1}")
+    if method == "adaptive":
+        _check_adaptive(pair, adaptive, steps, len(seeds), size, handed)
     settings = {
         "pair": pair.name,
         "method": method,
@@ -110,10 +119,13 @@ def generate(
         "steps": steps,
         "base_steps": base_steps,
         "guidance": _scale(pair, "distilled", guidance, pair.guidance),
-        "base_guidance": _scale(pair, "base", base_guidance, 0.0 if method == "hybrid" else pair.base_guidance),
+        "base_guidance": _scale(
+            pair, "base", base_guidance, 0.0 if method in ("hybrid", "adaptive") else pair.base_guidance
+        ),
         "convention": convention,
-        "handover": (handover or pair.handover) if method == "hybrid" else None,
+        "handover": (handover or pair.handover) if method in ("hybrid", "adaptive") else None,
         "handed": handed if method == "hybrid" else None,
+        "adaptive": asdict(adaptive) if method == "adaptive" else None,
         "scaled": scaled if method == "skip" else None,
         "cads": cads,
         "particles": particles,
@@ -121,22 +133,32 @@ def generate(
     for name in ("cads", "particles"):
         if not 0 <= settings[name] < math.inf:
             raise ValueError(f"{name}={settings[name]} must be a number of at least 0; 0 leaves it out")
+    if not isinstance(prompt, str) and (particles or settings["handed"] == "mean" or method == "adaptive"):
+        raise ValueError(
+            f"method={method!r}, handed={handed!r}, particles={particles}: what joins the samples of a batch takes one prompt"
+        )
     if device is not None:
         pair.pipeline.to(device)
         if isinstance(pair.distilled, torch.nn.Module) and not pair.offload:
             pair.distilled.to(device)
     parts = [
-        _run(pair, prompt, seeds[i : i + size], settings, {"x_t": x_t, "dtype": dtype})
+        _run(pair, prompts[i : i + size], seeds[i : i + size], settings, {"x_t": x_t, "dtype": dtype})
         for i in range(0, len(seeds), size)
     ]
-    return Trace.join(parts)
+    trace = Trace.join(parts)
+    return replace(trace, prompt=prompt) if isinstance(prompt, str) else trace
 
 
-def _check(pair: Pair, prompt: str, method: str, seeds: Iterable[int], handover: str | None) -> tuple[int, ...]:
+def _check(
+    pair: Pair, prompt: str | Sequence[str], method: str, seeds: Iterable[int], handover: str | None
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The seeds, and the prompt of each."""
     if not isinstance(pair, Pair):
         raise ValueError(f"pair is a {type(pair).__name__}: give what dtviz.load(name) or dtviz.Pair(...) returns")
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError(f"prompt={prompt!r} must be a text that is not empty; call generate once for each prompt")
+    texts = (prompt,) if isinstance(prompt, str) or not isinstance(prompt, Sequence) else tuple(prompt)
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"prompt={text!r} must be a text that is not empty, or a list of such, one for each seed")
     if method not in METHODS:
         raise ValueError(f"method={method!r} is not one of {', '.join(METHODS)}")
     if handover is not None and handover not in HANDOVERS:
@@ -145,9 +167,29 @@ def _check(pair: Pair, prompt: str, method: str, seeds: Iterable[int], handover:
         chosen = tuple(operator.index(seed) for seed in seeds)
     except TypeError:
         raise ValueError(f"seeds={seeds!r} must be integers in a list or range; one sample a seed") from None
-    if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
+    one = isinstance(prompt, str)
+    if not chosen or min(chosen) < 0 or (one and len(set(chosen)) != len(chosen)):
         raise ValueError(f"seeds={chosen} must be one or more different integers, none negative")
-    return chosen
+    if not one and len(texts) != len(chosen):
+        raise ValueError(f"prompt has {len(texts)} texts for {len(chosen)} seeds: give one text, or one for each seed")
+    return chosen, texts * len(chosen) if one else texts
+
+
+def _check_adaptive(pair: Pair, adaptive: Adaptive | None, steps: int, seeds: int, size: int, handed: str) -> None:
+    if not isinstance(adaptive, Adaptive):
+        raise ValueError(
+            f"adaptive={adaptive!r}: method 'adaptive' takes a dtviz.Adaptive, with its signal and thresholds"
+        )
+    if len(adaptive.ks) >= steps:
+        raise ValueError(f"thresholds={adaptive.thresholds} must be at most {steps - 2} for {steps} student steps")
+    if seeds > size:
+        raise ValueError(f"batch_size={size} is less than the {seeds} seeds, for which 'adaptive' decides together")
+    if adaptive.signal == "dispersion" and seeds < 2:
+        raise ValueError(f"signal='dispersion' compares the samples of a batch: give two seeds or more, not {seeds}")
+    if handed != "x0":
+        raise ValueError(f"handed={handed!r}: method 'adaptive' hands over the base's plan, 'x0'")
+    if not hasattr(type(pair.pipeline), "interrupt"):
+        raise NotImplementedError(f"{type(pair.pipeline).__name__} cannot be interrupted, as an early hand-over needs")
 
 
 def _count(pair: Pair, name: str, value: int | None) -> int:
@@ -173,11 +215,20 @@ def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: 
     return scales
 
 
-def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, Any], kept: dict[str, Any]) -> Trace:
+def _run(
+    pair: Pair, prompts: tuple[str, ...], seeds: tuple[int, ...], settings: dict[str, Any], kept: dict[str, Any]
+) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(**kept)
-    names = ("method", "steps", "base_steps", "k", "handover")
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
-    calls = plan(pair, **{n: settings[n] for n in names}, scales=scales, device=pipe.device)
+    how = {name: settings[name] for name in ("steps", "base_steps", "handover")} | {
+        "scales": scales,
+        "device": pipe.device,
+    }
+    parting = None
+    if settings["adaptive"] is not None:
+        adaptive = Adaptive(**settings["adaptive"])
+        parting = Parting(adaptive, branches(pair, ks=adaptive.ks, **how))
+    calls = parting.longest if parting else plan(pair, method=settings["method"], k=settings["k"], **how)
     strength = settings["particles"]
     relay = Relay(
         calls,
@@ -185,6 +236,8 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
         handed=settings["handed"] or "x0",
         scaled=settings["scaled"] is not False,
         replan=functools.partial(repel, strength=strength) if strength else None,
+        parting=parting,
+        finish=lambda: setattr(pipe, "_interrupt", True),  # diffusers' own way to end a run
     )
     switch = Switch(
         pipe,
@@ -204,7 +257,7 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
     try:
         with switch.on():
             pipe(
-                prompt=[prompt] * len(seeds),
+                prompt=list(prompts),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 num_inference_steps=len(calls),
                 guidance_scale=2.0 if guided else 0.0,  # only says whether the pipeline doubles its batch
@@ -213,12 +266,14 @@ def _run(pair: Pair, prompt: str, seeds: tuple[int, ...], settings: dict[str, An
             )
     finally:
         pipe.scheduler = scheduler
+    if parting is not None:
+        settings = settings | {"k": parting.k, "signals": {str(k): value for k, value in parting.signals.items()}}
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
     return Trace(
         **recorder.fields(),
         seeds=seeds,
-        prompt=prompt,
-        steps_run=dict(Counter(call.role for call in calls if call.starts)),
+        prompt=prompts,
+        steps_run=dict(Counter(call.role for call in relay.plan if call.starts)),
         provenance=settings | {"nfe": dict(switch.evaluations), "fingerprint": pair.fingerprint, "versions": versions},
     )
 

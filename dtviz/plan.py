@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,9 +67,45 @@ def plan(
             scales are not as many as the steps.
     """
     if method == "base":
-        base = _fresh(pair.base_scheduler)
-        base.set_timesteps(base_steps, device=device)
-        return _guided(_calls("base", base), scales)
+        return _guided(_base(pair, base_steps, device), scales)
+    if method == "hybrid":
+        settings = {"steps": steps, "base_steps": base_steps, "handover": handover, "scales": scales, "device": device}
+        return branches(pair, ks=(k,), **settings)[k]
+    student = _student(pair, steps, device)
+    return _guided(_from_step(student, k) if method == "skip" else _calls("distilled", student), scales)
+
+
+def branches(
+    pair: Pair,
+    *,
+    ks: Iterable[int],
+    steps: int,
+    base_steps: int,
+    handover: str,
+    scales: Mapping[str, Scale],
+    device,
+) -> dict[int, list[Call]]:
+    """Each k's hybrid; they share the base's calls and its scheduler, so that one can be left for another where they part."""
+    if handover == "distilled-scheduler":
+        calls = _calls("distilled", _student(pair, steps, device))
+        plans = {k: [replace(call, role="base") for call in calls[: _starts(calls)[k]]] for k in ks}
+        plans = {k: [*first, *calls[len(first) :]] for k, first in plans.items()}
+    else:
+        calls = _base(pair, base_steps, device)
+        rests = {k: _from_step(_student(pair, steps, device), k) for k in ks}
+        plans = {k: [*_down_to(calls, rest[0], base_steps), *rest] for k, rest in rests.items()}
+    return {k: _guided(plan, scales) for k, plan in plans.items()}
+
+
+def _base(pair: Pair, base_steps: int, device) -> list[Call]:
+    """The base's calls on its own schedule."""
+    base = _fresh(pair.base_scheduler)
+    base.set_timesteps(base_steps, device=device)
+    return _calls("base", base)
+
+
+def _student(pair: Pair, steps: int, device):
+    """The student's scheduler, at its trained timesteps where it runs as many steps."""
     student = _fresh(pair.distilled_scheduler)
     if pair.timesteps is not None and steps == pair.steps:
         if "original_inference_steps" in student.config:  # LCM's own grid would warn about any other timesteps
@@ -77,14 +113,7 @@ def plan(
         student.set_timesteps(timesteps=list(pair.timesteps), device=device)
     else:
         student.set_timesteps(steps, device=device)
-    if method == "distilled":
-        return _guided(_calls("distilled", student), scales)
-    if handover == "distilled-scheduler":
-        calls = _calls("distilled", student)
-        first = _starts(calls)[k]
-        return _guided([*(replace(call, role="base") for call in calls[:first]), *calls[first:]], scales)
-    rest = _from_step(student, k)
-    return _guided(rest if method == "skip" else [*_down_to(pair, base_steps, student, rest, device), *rest], scales)
+    return student
 
 
 def _from_step(student, k: int) -> list[Call]:
@@ -99,12 +128,12 @@ def _from_step(student, k: int) -> list[Call]:
     return calls[first:]
 
 
-def _down_to(pair: Pair, base_steps: int, student, rest: list[Call], device) -> list[Call]:
-    """The base's calls on its own schedule down to the noise level at which the rest begins."""
-    base = _fresh(pair.base_scheduler)
-    base.set_timesteps(base_steps, device=device)
-    calls = _calls("base", base)
-    target = sigma_at(student, rest[0].timestep) * (1 + 1e-3)  # two schedulers' roundings of one level are one level
+def _down_to(calls: list[Call], rest: Call, base_steps: int) -> list[Call]:
+    """The base's calls down to the noise level of the student's first, the last of them handing over to it."""
+    base = calls[0].scheduler
+    target = sigma_at(rest.scheduler, rest.timestep) * (
+        1 + 1e-3
+    )  # two schedulers' roundings of one level are one level
     above = [i for i in _starts(calls) if _level(base, i, calls[i].timestep) > target]
     if not above:
         raise ValueError(
@@ -112,7 +141,7 @@ def _down_to(pair: Pair, base_steps: int, student, rest: list[Call], device) -> 
             f"{target:.3g}: no base step would run; give a larger k or other base steps"
         )
     last = above[-1]
-    return [*calls[:last], replace(calls[last], to=student, to_timestep=rest[0].timestep)]
+    return [*calls[:last], replace(calls[last], to=rest.scheduler, to_timestep=rest.timestep)]
 
 
 def _guided(calls: list[Call], scales: Mapping[str, Scale]) -> list[Call]:

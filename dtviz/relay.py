@@ -7,10 +7,11 @@ pipe.scheduler = relay
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from .adaptive import Parting
 from .plan import Call
 from .recorder import Recorder
 from .rules import exact, space
@@ -31,24 +32,29 @@ class Relay:
         scaled: whether the initial noise is scaled for the first step that runs, or for the scheduler's first, as in the
             published code.
         replan: changes the x̂0 (sample, ...) inside the sample that every call but the last leaves; None: nothing does.
+        parting: decides after which k to hand over; `plan` is then its longest.
+        finish: called when a shorter plan was taken and carried out.
 
     Attributes:
-        probed: where the student's output is to be put when there is a `probe`: "own" hands over its plan.
+        probed: where the student's output is to be put when there is a `probe`: its plan is handed over, or looked at.
     """
 
     order = 1
 
     def __init__(
         self,
-        plan: list[Call],
+        plan: Sequence[Call],
         recorder: Recorder,
         *,
         handed: str = "x0",
         scaled: bool = True,
         replan: Replan | None = None,
+        parting: Parting | None = None,
+        finish: Callable[[], None] = lambda: None,
     ) -> None:
         self.plan, self.recorder, self.index = plan, recorder, 0
         self.handed, self.scaled, self.replan = handed, scaled, replan
+        self.parting, self.finish = parting, finish
         self.probed: list[torch.Tensor] = []
         self.config = plan[0].scheduler.config
         self.timesteps = torch.stack([call.timestep for call in plan])
@@ -61,6 +67,8 @@ class Relay:
     @property
     def probe(self) -> Call | None:
         """The student's coming call, if it is to look at this call's sample too."""
+        if self.parting is not None:
+            return self.parting.probe(self.index)
         return self.plan[self.index + 1] if self.handed == "own" and self._hands_over() else None
 
     @property
@@ -81,7 +89,11 @@ class Relay:
         now = self.now
         timestep = now.timestep  # in its own scheduler's type: a plan may mix integers and floats
         x0 = self.recorder.before(now.scheduler, model_output, timestep, sample, expected=len(self.plan))
-        other = self._other(x0, sample)
+        theirs = self._theirs(sample) if self.probed else None
+        if self.parting is not None:
+            self._go_on(self.parting.decide(self.index, x0, theirs))
+            now = self.now
+        other = self._other(x0, theirs)
         if now.to is None:
             seeded = "generator" in inspect.signature(now.scheduler.step).parameters
             noise = {"generator": generator} if seeded else {}
@@ -94,25 +106,33 @@ class Relay:
             output = (self._replanned(output[0], other - x0), *output[1:])
         self.recorder.after(output)
         self.index += 1
+        if self.index == len(self.plan) < len(self.timesteps):
+            self.finish()
         return output
+
+    def _go_on(self, plan: Sequence[Call]) -> None:
+        """Carry out this plan from here; in place, since the pipeline's loop holds the timesteps already."""
+        if plan is not self.plan:
+            self.plan = plan
+            coming = slice(self.index + 1, len(plan))
+            self.timesteps[coming] = torch.stack([call.timestep for call in plan[coming]]).to(self.timesteps)
 
     def _hands_over(self) -> bool:
         """Whether this is the base's last call."""
         after = self.plan[self.index + 1 : self.index + 2]
         return self.now.role == "base" and bool(after) and after[0].role != "base"
 
-    def _other(self, x0: torch.Tensor, sample: torch.Tensor) -> torch.Tensor | None:
+    def _theirs(self, sample: torch.Tensor) -> torch.Tensor:
+        """The student's plan of this call's sample, of which it was asked."""
+        output = self.probed.pop()[-len(sample) :]  # a doubled batch has the same output in both halves
+        return predict_x0(self.now.scheduler, output, self.now.timestep, sample)
+
+    def _other(self, x0: torch.Tensor, theirs: torch.Tensor | None) -> torch.Tensor | None:
         """The x̂0 to be put into the sample that this call leaves in place of its own, if any."""
         if self.index + 1 == len(self.plan):
             return None
         if self.handed != "x0" and self._hands_over():
-            match self.handed:
-                case "mean":
-                    return x0.mean(dim=0, keepdim=True)
-                case "own":
-                    output = self.probed.pop()[-len(sample) :]  # a doubled batch has the same output in both halves
-                    return predict_x0(self.now.scheduler, output, self.now.timestep, sample)
-            return torch.zeros_like(x0)
+            return {"mean": x0.mean(dim=0, keepdim=True), "own": theirs, "zero": torch.zeros_like(x0)}[self.handed]
         whole = self.plan[self.index + 1].starts  # not within a second-order step
         return self.replan(x0) if self.replan is not None and whole else None
 

@@ -93,12 +93,12 @@ def _read(path: Path, settings: Mapping, *, warn: bool) -> dict[str, np.ndarray]
     return None
 
 
-def _write(path: Path, settings: Mapping, arrays: dict[str, np.ndarray]) -> None:
-    text = _canonical(settings)
-    data = save(arrays, metadata={"settings": text, "sha256": _digest(text, arrays)})
-    partial = path.with_suffix(
-        ".partial"
-    )  # one name a key, and we hold its lock: a killed writer's rest is overwritten
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is whole or absent, whatever happens; one process at a time may write a path.
+
+    Beside its place under one name, so that the rest of a killed writer is overwritten by the next.
+    """
+    partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
             file.write(data)
@@ -107,6 +107,11 @@ def _write(path: Path, settings: Mapping, arrays: dict[str, np.ndarray]) -> None
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _write(path: Path, settings: Mapping, arrays: dict[str, np.ndarray]) -> None:
+    text = _canonical(settings)
+    write_whole(path, save(arrays, metadata={"settings": text, "sha256": _digest(text, arrays)}))
 
 
 def _digest(text: str, arrays: dict[str, np.ndarray]) -> str:

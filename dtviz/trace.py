@@ -50,7 +50,7 @@ class Trace:
         conditional, unconditional: like `x0`, of the denoiser's outputs before guidance mixed them; None unless asked
             for, and nan at steps for which the pipeline computed no unconditional output.
         seeds: the seed of each sample, None when the caller drove the random state.
-        prompt: the prompt of every sample, None when the caller passed it to the pipeline directly.
+        prompt: the prompt of every sample, or one for each; None when the caller passed it to the pipeline directly.
         steps_run: how many steps each denoiser really ran, e.g. `{"base": 1, "distilled": 3}`.
         provenance: JSON-compatible facts about the run: pair, method, guidance, versions.
         later_x0, call_steps, call_sigmas, call_timesteps: of schedulers that call the denoiser more than once a step,
@@ -65,7 +65,7 @@ class Trace:
     final: torch.Tensor
     x_t: torch.Tensor | None = field(default_factory=_none)
     seeds: tuple[int, ...] | None = field(default_factory=_none)
-    prompt: str | None = field(default_factory=_none)
+    prompt: str | tuple[str, ...] | None = field(default_factory=_none)
     steps_run: dict[str, int] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     conditional: torch.Tensor | None = field(default_factory=_none)
@@ -84,6 +84,8 @@ class Trace:
                 )
         if self.seeds is not None and len(self.seeds) != samples:
             raise ValueError(f"seeds has {len(self.seeds)} entries for {samples} samples")
+        if isinstance(self.prompt, tuple) and len(self.prompt) != samples:
+            raise ValueError(f"prompt has {len(self.prompt)} entries for {samples} samples")
 
     def __getattr__(self, name: str) -> Any:
         if name == "calls" or name in {f.name for f in fields(Trace)}:
@@ -96,7 +98,8 @@ class Trace:
         if "x0" not in vars(self):
             return "Trace(filled in when the `with dtviz.capture(...)` block ends)"
         steps, samples, *shape = self.x0.shape
-        named = "" if self.prompt is None else f" of {self.prompt!r}"
+        one = not isinstance(self.prompt, tuple)
+        named = "" if self.prompt is None else f" of {self.prompt!r}" if one else f" of {len(set(self.prompt))} prompts"
         levels = f"sigma {self.sigmas[0]:.3g} to {self.sigmas[-1]:.3g}"
         return f"Trace({steps} steps, {samples} samples{named}, latents {tuple(shape)}, {levels}, steps_run={self.steps_run})"
 
@@ -123,14 +126,16 @@ class Trace:
             **{name: part[:, rows] for name, part in parts.items() if part is not None},
             final=self.final[rows],
             seeds=None if self.seeds is None else tuple(self.seeds[row] for row in rows),
+            prompt=tuple(self.prompt[row] for row in rows) if isinstance(self.prompt, tuple) else self.prompt,
         )
 
     @staticmethod
     def join(traces: list[Trace]) -> Trace:
         """The samples of several runs of the same settings as one trace, in the order given."""
         first = traces[0]
+        each = all(isinstance(trace.prompt, tuple) for trace in traces)  # a prompt for each sample
         for other in traces[1:]:
-            if other.prompt != first.prompt or not torch.equal(other.sigmas, first.sigmas):
+            if not (each or other.prompt == first.prompt) or not torch.equal(other.sigmas, first.sigmas):
                 raise ValueError("traces can be joined when they share prompt and noise levels; these differ")
         if len(traces) == 1:
             return first
@@ -140,6 +145,7 @@ class Trace:
             **{name: torch.cat([getattr(t, name) for t in traces], dim=1) for name in parts},
             final=torch.cat([t.final for t in traces]),
             seeds=None if first.seeds is None else tuple(seed for t in traces for seed in t.seeds),
+            prompt=tuple(prompt for t in traces for prompt in t.prompt) if each else first.prompt,
         )
 
     def arrays(self) -> dict[str, torch.Tensor]:
@@ -149,13 +155,14 @@ class Trace:
     def facts(self) -> dict[str, Any]:
         """Everything else, JSON-compatible."""
         seeds = None if self.seeds is None else list(self.seeds)
-        return {"seeds": seeds, "prompt": self.prompt, "steps_run": self.steps_run, "provenance": self.provenance}
+        prompt = list(self.prompt) if isinstance(self.prompt, tuple) else self.prompt
+        return {"seeds": seeds, "prompt": prompt, "steps_run": self.steps_run, "provenance": self.provenance}
 
     @classmethod
     def build(cls, arrays: dict[str, torch.Tensor], facts: dict[str, Any]) -> Trace:
         """The inverse of `arrays` and `facts`."""
-        seeds = facts["seeds"]
-        return cls(**arrays, **(facts | {"seeds": None if seeds is None else tuple(seeds)}))
+        lists = {name: tuple(facts[name]) for name in ("seeds", "prompt") if isinstance(facts[name], list)}
+        return cls(**arrays, **(facts | lists))
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write one safetensors file with the facts as JSON in its header; atomic."""

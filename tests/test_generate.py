@@ -173,6 +173,21 @@ def test_a_sample_does_not_depend_on_its_batch(pair, options):
     torch.testing.assert_close(whole.final[[4, 3, 0]], uneven.final, **CLOSE)
 
 
+@pytest.mark.parametrize("method", ["base", "distilled", "hybrid", "skip"])
+def test_a_batch_may_hold_different_prompts(pair, method, tmp_path):
+    prompts, seeds = ["a dog", "a cat", "a dog"], [5, 5, 11]
+    together = dtviz.generate(pair, prompts, seeds=seeds, method=method)  # in batches of two
+    for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        alone = dtviz.generate(pair, prompt, seeds=[seed], method=method)
+        torch.testing.assert_close(together.final[row : row + 1], alone.final, **CLOSE)
+        torch.testing.assert_close(together.x0[:, row : row + 1], alone.x0, **CLOSE)
+    assert (together.prompt, together.seeds) == (tuple(prompts), tuple(seeds))
+    assert not torch.allclose(together.final[0], together.final[1], **CLOSE)
+    assert dtviz.Trace.load(together.save(tmp_path / "t")).prompt == tuple(prompts)
+    assert together.select([2, 1]).prompt == ("a dog", "a cat")
+    assert "of 2 prompts" in repr(together)
+
+
 def test_a_pair_has_its_own_image_size(pair):
     wide = replace(pair, size=(16, 24))  # two pixels of a latent
     for method in ("base", "hybrid"):
@@ -260,7 +275,12 @@ def test_a_forward_of_the_instance_is_put_back(pair):
         ({"method": "skip", "k": 0}, "k=0 is out of range"),
         ({"method": "fast"}, "method='fast' is not one of base, distilled"),
         ({"prompt": " "}, "prompt=' '"),
-        ({"prompt": ["a", "b"]}, "call generate once for each prompt"),
+        ({"prompt": ["a", "b"]}, "2 texts for 4 seeds"),
+        ({"prompt": ["a", ""], "seeds": [0, 1]}, "prompt='' must be a text"),
+        ({"prompt": ["a", 3], "seeds": [0, 1]}, "prompt=3 must be a text"),
+        ({"prompt": None}, "prompt=None must be a text"),
+        ({"prompt": ["a", "b"], "seeds": [0, 1], "particles": 1.0}, "takes one prompt"),
+        ({"prompt": ["a", "b"], "seeds": [0, 1], "method": "hybrid", "handed": "mean"}, "takes one prompt"),
         ({"seeds": []}, r"seeds=\(\)"),
         ({"seeds": [1, 1]}, "different integers"),
         ({"handover": "euler"}, "matched-sigma"),
