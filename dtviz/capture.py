@@ -16,6 +16,7 @@ from typing import Any
 import diffusers
 import torch
 
+from .own_class import give_own_class, take_own_class
 from .recorder import DTYPES, Recorder
 from .rules import find, prediction
 from .trace import Trace
@@ -126,7 +127,7 @@ class _Session:
         if session not in (None, self) or step in vars(scheduler):
             raise RuntimeError(f"this {kind.__name__} is being captured or patched already: captures do not nest")
         if session is None:  # otherwise a copy of one that is watched, now in its place
-            scheduler.__class__ = _recording(kind, step, self)
+            give_own_class(scheduler, _recording(kind, step, self))
         self.watched.append(scheduler)
 
     def _keep_output(self, _, __, output) -> None:
@@ -138,7 +139,7 @@ class _Session:
         self.open = False
         for scheduler in (*self.watched, *(copy for copy, _ in self.copies)):
             if hasattr(scheduler, "_dtviz_session"):
-                scheduler.__class__ = type(scheduler).__mro__[1]
+                take_own_class(scheduler)
 
     def forget(self) -> None:
         """Let go of the run: schedulers' classes and the session hold each other until the next garbage collection."""
@@ -171,8 +172,8 @@ class _Session:
         return stepped[0]
 
 
-def _recording(kind: type, name: str, session: _Session) -> type:
-    """A class like `kind` that records; named like it, since pipelines and rules ask for the name."""
+def _recording(kind: type, name: str, session: _Session) -> dict[str, Any]:
+    """The members of a class like `kind` that records."""
     step, set_timesteps = getattr(kind, name), kind.set_timesteps
     signature = inspect.signature(step)
 
@@ -195,10 +196,4 @@ def _recording(kind: type, name: str, session: _Session) -> type:
             session.recorder(self).restart()
         return set_timesteps(self, *args, **kwargs)
 
-    body = {
-        name: recording_step,
-        "set_timesteps": recording_set_timesteps,
-        "_dtviz_session": session,
-        **{part: getattr(kind, part) for part in ("__module__", "__qualname__", "__doc__")},
-    }
-    return type(kind.__name__, (kind,), body)
+    return {name: recording_step, "set_timesteps": recording_set_timesteps, "_dtviz_session": session}

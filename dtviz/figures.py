@@ -10,7 +10,6 @@ refused, with everything else that can be known beforehand, before any slow work
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import subprocess
@@ -22,38 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from .notebooks import ROOT as ROOT
+from .notebooks import Notebook as Notebook
+from .notebooks import check_parameters, choose, paths
+from .notebooks import notebooks as notebooks
 from .pairs import check
+from .profiles import PROFILES as PROFILES
+from .profiles import check_profile
 
-ROOT = Path(__file__).resolve().parents[1]  # the checkout: notebooks run here
-PROFILES = ("quick", "full")
 _OWN = ("pair", "profile", "out")  # parameters that `run` sets from its own arguments
-_TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 
 
 class NotebookError(RuntimeError):
     """One or more notebooks failed; the message names each, its cell, its error and where to read it."""
-
-
-@dataclass(frozen=True)
-class Notebook:
-    """A notebook that can be run, and its parameters: name -> declared type ("int", "str", ..., or "None")."""
-
-    path: Path
-    parameters: Mapping[str, str]
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
-
-
-def notebooks(*, folder: str | Path | None = None) -> list[Notebook]:
-    """The notebooks of `folder` (default: the checkout's `notebooks/`) with a cell tagged `parameters`, by name.
-
-    Raises FileNotFoundError when there is no such folder.
-
-        [notebook.name for notebook in notebooks()]
-    """
-    return [found for path in _paths(folder).values() if (found := _read(path)) is not None]
 
 
 def run(
@@ -79,101 +59,24 @@ def run(
     alone and is kept beside it as `<name>.failed.ipynb`; the others still run.
 
     Raises, before any work: ValueError for an unknown notebook, parameter, pair or profile, a parameter of another
-    type than the notebook declares, or jobs < 1; `dtviz.pairs.Unavailable` for a pair that cannot be loaded here;
+    type than the notebook declares, or jobs < 1; `dtviz.Unavailable` for a pair that cannot be loaded here;
     FileNotFoundError without a notebooks folder. Afterwards: NotebookError if any notebook failed.
 
         run(["fig5"], parameters={"n_seeds": 4})
     """
     parameters = dict(parameters or {})
-    if profile not in PROFILES:
-        raise ValueError(f"profile={profile!r} is not one of {', '.join(PROFILES)}")
+    check_profile(profile)
     if clash := sorted(parameters.keys() & set(_OWN)):
         raise ValueError(f"{clash[0]!r} is given as {clash[0]}=..., not among the parameters")
-    paths = _paths(folder)
+    there = paths(folder)
     check(pair)  # before the notebooks are read, which loads papermill
-    chosen = _choose(names, paths)
+    chosen = choose(names, there)
     workers = _workers(jobs, len(chosen))
     target = Path(out).resolve() if out is not None else ROOT / "figures" / pair
     values = {"pair": pair, "profile": profile} | ({} if out is None else {"out": str(target)}) | parameters
     for notebook in chosen:
-        _check_parameters(notebook, values)
+        check_parameters(notebook, values)
     return _run_all(chosen, values=values, target=target, workers=workers)
-
-
-# Choosing and checking -----------------------------------------------------------------------------------------------
-
-
-def _paths(folder: str | Path | None) -> dict[str, Path]:
-    folder = ROOT / "notebooks" if folder is None else Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no notebooks folder at {folder}: the notebooks are in a checkout of dtviz")
-    return {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
-
-
-def _read(path: Path) -> Notebook | None:
-    """The notebook at `path`; None when no cell of it is tagged `parameters`."""
-    import nbformat
-    from papermill.translators import PythonTranslator
-
-    cells = nbformat.read(path, as_version=4).cells
-    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    if not tagged:
-        return None
-    return Notebook(path, {p.name: p.inferred_type_name for p in PythonTranslator.inspect(tagged[0])})
-
-
-def _choose(names: Iterable[str] | None, paths: Mapping[str, Path]) -> list[Notebook]:
-    if names is None:
-        chosen = [found for path in paths.values() if (found := _read(path)) is not None]
-        if not chosen:
-            raise ValueError(f"no notebook with a cell tagged 'parameters' among {sorted(paths) or 'no notebooks'}")
-        return chosen
-    if isinstance(names, str):
-        raise ValueError(f"names={names!r} is one string: pass a list, [{names!r}]")
-    resolved = list(dict.fromkeys(_resolve(name, paths) for name in names))
-    if not resolved:
-        raise ValueError("names is empty: name a notebook, or pass None for all of them")
-    chosen = []
-    for path in resolved:
-        notebook = _read(path)
-        if notebook is None:
-            raise ValueError(f"notebook {path.stem} has no cell tagged 'parameters': tag the cell that sets them")
-        chosen.append(notebook)
-    return chosen
-
-
-def _resolve(name: str, paths: Mapping[str, Path]) -> Path:
-    if name in paths:
-        return paths[name]
-    matches = [stem for stem in paths if stem.split("_")[0] == name]
-    if len(matches) == 1:
-        return paths[matches[0]]
-    if matches:
-        raise ValueError(f"notebook {name!r} may be any of {', '.join(matches)}: give the whole name")
-    hint = _hint(name, [*paths, *(stem.split("_")[0] for stem in paths)])
-    raise ValueError(f"there is no notebook {name!r}{hint}; there are: {', '.join(paths) or 'none'}")
-
-
-def _check_parameters(notebook: Notebook, values: Mapping[str, object]) -> None:
-    allowed = notebook.parameters
-    for name, value in values.items():
-        if name not in allowed:
-            raise ValueError(
-                f"notebook {notebook.name} has no parameter {name!r}{_hint(name, allowed)}; "
-                f"it has: {', '.join(allowed) or 'none'}"
-            )
-        types = _TYPES.get(allowed[name])
-        # bool is a subclass of int, but True is no number of seeds
-        if types and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
-            raise ValueError(
-                f"parameter {name!r} of notebook {notebook.name} is of type {allowed[name]}, "
-                f"got {value!r} ({type(value).__name__})"
-            )
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _cores() -> int:
@@ -185,9 +88,6 @@ def _workers(jobs: int | None, notebooks: int) -> int:
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs} must be at least 1")
     return min(notebooks, max(1, _cores() // 4) if jobs is None else jobs)
-
-
-# Running -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

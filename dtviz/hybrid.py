@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from .networks import check_student
+from .own_class import give_own_class, take_own_class
 from .rules import find
 from .switch import Switch, Turn
 
@@ -167,14 +168,14 @@ class _Watch:
             return
         rule = find(scheduler)
         self.run.begin()
-        scheduler.__class__ = self._counting(type(scheduler), rule.step, rule.names)
+        give_own_class(scheduler, self._counting(type(scheduler), rule.step, rule.names))
         self.watched.append(scheduler)
 
     def release(self) -> None:
         for scheduler in self.watched:
-            scheduler.__class__ = type(scheduler).__mro__[1]
+            take_own_class(scheduler)
 
-    def _counting(self, kind: type, name: str, arguments: tuple[str, str, str]) -> type:
+    def _counting(self, kind: type, name: str, arguments: tuple[str, str, str]) -> dict[str, Any]:
         step, set_timesteps = getattr(kind, name), kind.set_timesteps
         signature = inspect.signature(step)
 
@@ -191,5 +192,4 @@ class _Watch:
             self.run.begin()
             return set_timesteps(scheduler, *args, **kwargs)
 
-        same = {part: getattr(kind, part) for part in ("__module__", "__qualname__", "__doc__")}
-        return type(kind.__name__, (kind,), {name: counting_step, "set_timesteps": beginning_set_timesteps} | same)
+        return {name: counting_step, "set_timesteps": beginning_set_timesteps}

@@ -7,22 +7,22 @@ pair = dtviz.load("sdxl-dmd")       # from the model hub or its local cache
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import inspect
 import json
-import os
-import socket
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-from .errors import Unavailable
+from .available import check as check
+from .available import missing as missing
+from .available import models as models
+from .specs import LORA as LORA
+from .specs import SPECS as SPECS
+from .specs import Spec as Spec
+from .specs import spec_of
 
 # torch, diffusers and pandas are imported where they are used: a wrong name is refused before they are loaded
 if TYPE_CHECKING:
@@ -103,118 +103,6 @@ class Pair:
         return getattr(self.pipeline, self.denoiser_name)
 
 
-@dataclass(frozen=True)
-class Spec:
-    """A pair known by name: where it comes from and the settings it was trained for.
-
-    `file` is the student's weights: a safetensors file or a diffusers folder in `student`; of an embedded pair "unet", a
-    whole network, or "lora", an adapter on the base, so that one network in memory plays both parts.
-    """
-
-    base: str
-    student: str
-    scheduler: str
-    licence: str
-    size: str
-    file: str = ""
-    scheduler_settings: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def embedded(self) -> bool:
-        """Whether dtviz ships it."""
-        return "/" not in self.base
-
-
-SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-TRAINED = (999, 749, 499, 249)  # DMD2's generator steps
-LORA = "pytorch_lora_weights.safetensors"  # diffusers' name
-_TRAILING = {"timestep_spacing": "trailing"}
-_SDXL = {"base_steps": 50, "base_guidance": 5.0, "batch_size": 1}
-
-# Sources: each student's model card. DMD2: LCM scheduler at its trained timesteps, no guidance. LCM: LCM scheduler,
-# guidance embedded in the network, 8. Turbo: Euler ancestral, trailing. Lightning: Euler, trailing.
-_EMOJI = {"base_steps": 20, "base_guidance": 5.0, "batch_size": 10}
-_DRAWN = "MIT (weights); drawings Apache-2.0, MIT, CC-BY-4.0"
-_STUDENTS: dict[str, dict[str, Any]] = {
-    "emoji-dmd": {"scheduler": "LCMScheduler", "settings": {"timesteps": TRAINED} | _EMOJI},
-    "emoji-lcm": {"scheduler": "LCMScheduler", "settings": _EMOJI},
-    "emoji-turbo": {
-        "scheduler": "EulerAncestralDiscreteScheduler", "scheduler_settings": _TRAILING, "settings": _EMOJI,
-    },
-    "emoji-lightning": {"scheduler": "EulerDiscreteScheduler", "scheduler_settings": _TRAILING, "settings": _EMOJI},
-}  # fmt: skip
-SPECS: dict[str, Spec] = {
-    **{n: Spec("emoji-base", n, licence=_DRAWN, size="27 MiB", file="unet", **how) for n, how in _STUDENTS.items()},
-    **{
-        f"{n}-lora": Spec("emoji-base", n, licence=_DRAWN, size="22 MiB", file="lora", **how)
-        for n, how in _STUDENTS.items()
-    },
-    "sdxl-dmd": Spec(
-        SDXL, "tianweiy/DMD2", "LCMScheduler", "OpenRAIL++ (base), CC-BY-NC-4.0 (student)", "12 GB",
-        file="dmd2_sdxl_4step_unet_fp16.safetensors", settings=_SDXL | {"timesteps": TRAINED},
-    ),
-    "sdxl-lcm": Spec(
-        SDXL, "latent-consistency/lcm-sdxl", "LCMScheduler", "OpenRAIL++", "12 GB", settings=_SDXL | {"guidance": 8.0}
-    ),
-    "sdxl-turbo": Spec(
-        SDXL, "stabilityai/sdxl-turbo", "EulerAncestralDiscreteScheduler",
-        "OpenRAIL++ (base), Stability AI Community (student)", "12 GB", file="unet", scheduler_settings=_TRAILING,
-        settings=_SDXL | {"size": (512, 512)},  # what the student was trained at
-    ),
-    "sdxl-lightning": Spec(
-        SDXL, "ByteDance/SDXL-Lightning", "EulerDiscreteScheduler", "OpenRAIL++", "12 GB",
-        file="sdxl_lightning_4step_unet.safetensors", scheduler_settings=_TRAILING, settings=_SDXL,
-    ),
-}  # fmt: skip
-
-
-def models() -> Path:
-    """The folder of the embedded models: `$DTVIZ_MODELS`, or `data/models` beside the package."""
-    return Path(os.environ.get("DTVIZ_MODELS") or Path(__file__).resolve().parents[1] / "data" / "models")
-
-
-def missing(name: str) -> str:
-    """What a pair lacks on this machine, "" when it can be loaded offline; no network is touched."""
-    spec = _spec(name)
-    weights = "diffusion_pytorch_model.safetensors"
-    if spec.embedded:
-        wanted = [models() / spec.base / "model_index.json", models() / spec.base / "unet" / weights]
-        wanted.append(models() / spec.student / spec.file / (LORA if spec.file == "lora" else weights))
-        return ", ".join(str(path) for path in wanted if not path.exists())
-    from huggingface_hub import try_to_load_from_cache
-
-    student = spec.file if spec.file.endswith(".safetensors") else f"{spec.file}/{weights}".lstrip("/")
-    half = f"unet/{weights.replace('.safetensors', '.fp16.safetensors')}"
-    wanted = {spec.base: (f"unet/{weights}", half), spec.student: (student, student)}
-    gone = [repo for repo, files in wanted.items() if not any(_have(try_to_load_from_cache, repo, f) for f in files)]
-    return ", ".join(gone)
-
-
-def _have(cached: Any, repo: str, file: str) -> bool:
-    return (Path(repo) / file).is_file() or isinstance(cached(repo, file), str)
-
-
-def check(name: str) -> None:
-    """Refuse a pair that `load` could not load, before any slow work.
-
-    Raises:
-        ValueError: no pair has this name.
-        Unavailable: its weights are not here and the hub cannot be reached (asked for two seconds at most).
-    """
-    gone = missing(name)
-    if not gone:
-        return
-    if _spec(name).embedded:
-        raise Unavailable(f"pair {name!r} lacks {gone}: restore it from the repository, or run `make models`")
-    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True") or not _hub_answers():
-        raise Unavailable(
-            f"pair {name!r} is not on this machine (missing: {gone}) and the model hub is out of reach. "
-            f"Download it where there is a network (`hf download {gone.split(', ')[0]}`), set HF_HOME to that cache, "
-            f"or use an embedded pair: {', '.join(n for n, s in SPECS.items() if s.embedded)}"
-        )
-
-
 def load(name: str, *, device: str | None = None, dtype: torch.dtype | None = None, offload: bool = False) -> Pair:
     """The pair of this name, ready for `generate`.
 
@@ -232,7 +120,7 @@ def load(name: str, *, device: str | None = None, dtype: torch.dtype | None = No
     import diffusers
     import torch
 
-    spec = _spec(name)
+    spec = spec_of(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float16 if device.startswith("cuda") and not spec.embedded else torch.float32)
     root = str(models() / spec.base) if spec.embedded else spec.base
@@ -274,14 +162,6 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("pair")
 
 
-def _spec(name: str) -> Spec:
-    if name not in SPECS:
-        near = difflib.get_close_matches(str(name), SPECS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"pair {name!r} is not known, there are {', '.join(SPECS)}{hint}")
-    return SPECS[name]
-
-
 def _load_student(spec: Spec, pipeline: Any, dtype: torch.dtype) -> torch.nn.Module | str:
     """The student's network, or the name of its adapter, loaded on the base and switched off."""
     base = pipeline.unet
@@ -319,23 +199,6 @@ def _silent() -> Iterator[None]:
     finally:
         for log in shown:
             log.enable_progress_bar()
-
-
-def _hub_answers(seconds: float = 2.0) -> bool:
-    """Whether the hub, or the proxy to it, takes a connection; a dead resolver may not hold us up either."""
-    asked = getproxies().get("https") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    where = urlsplit(asked if "//" in asked else f"//{asked}")
-    answered = threading.Event()
-
-    def ask() -> None:
-        with contextlib.suppress(OSError):
-            socket.create_connection((where.hostname, where.port or 443), timeout=seconds).close()
-            answered.set()
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answered.is_set()
 
 
 @cache

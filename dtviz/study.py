@@ -27,6 +27,7 @@ from .diversity import nearest
 from .embed import Embedder, embedder
 from .generate import generate
 from .pairs import SPECS, Pair, check, load
+from .profiles import seeds_of as seeds_of
 from .store import Store
 from .table import save
 from .trace import FORMAT, Trace
@@ -41,9 +42,6 @@ EMOJI_PROMPTS = (
     "watermelon", "hamburger", "birthday cake", "umbrella", "crown", "guitar", "rocket", "bicycle", "ghost", "house",
     "volcano", "snowflake",
 )  # fmt: skip
-
-
-PROFILES = ("quick", "full")
 
 
 @dataclass(frozen=True)
@@ -296,19 +294,6 @@ def _scales(guidance: float | list[float] | tuple[float, ...]) -> str:
 def embedded(pair: str) -> bool:
     """Whether this pair is one that dtviz ships, whose real drawings are known."""
     return pair in SPECS and SPECS[pair].embedded
-
-
-def seeds_of(profile: str, n: int, *, quick: int, full: int, least: int = 1) -> range:
-    """The seeds of a profile, or the first `n` where n is not 0.
-
-    Raises:
-        ValueError: an unknown profile, or fewer seeds than the measure needs.
-    """
-    if profile not in PROFILES:
-        raise ValueError(f"profile={profile!r} is not one of {', '.join(PROFILES)}")
-    if n != 0 and n < least:
-        raise ValueError(f"n_seeds={n} must be at least {least}, or 0 for the {profile} profile's")
-    return range(n or {"quick": quick, "full": full}[profile])
 
 
 def _pack(facts: dict[str, Any]) -> np.ndarray:

@@ -146,7 +146,7 @@ def test_interrupt_ends_the_notebooks_and_leaves_nothing_behind(folder, tmp_path
         "import importlib, signal, sys; from dtviz import __main__, figures\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "importlib.import_module('dtviz.pairs').check = lambda name: None\n"
-        f"paths = figures._paths; figures._paths = lambda folder: paths({str(folder)!r})\n"
+        f"paths = figures.paths; figures.paths = lambda folder: paths({str(folder)!r})\n"
         f"sys.exit(__main__.main(['figures', '--out', {str(tmp_path / 'out')!r}]))"
     )
     runner = subprocess.Popen([sys.executable, "-c", script], cwd=figures.ROOT, stderr=subprocess.PIPE, text=True)
