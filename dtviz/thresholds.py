@@ -1,7 +1,8 @@
 """Thresholds of an adaptive hand-over, and whether they pay: from runs of every fixed k, without running anything again.
 
     chosen = cross_fit(signals, shares=(0.5, 0.5), below=True)      # (prompt,) each prompt's k, fitted on the other prompts
-    expected, p = against_shuffled(chosen, value)                   # the same ks, dealt out at random
+    images = looked_up(features, chosen)                            # (prompt, sample, d) of (k, prompt, sample, d)
+    expected, p = against_shuffled(chosen, features, measure)       # the same ks, dealt out at random
 
 An adaptive run is the hybrid of the k that comes out, so that what it makes can be looked up. Arrays in, numbers out.
 """
@@ -72,17 +73,34 @@ def cross_fit(signals, *, shares: Sequence[float], below: bool, folds: int = 6) 
     return chosen
 
 
-def against_shuffled(chosen, value: Callable[[np.ndarray], float], *, draws: int = 1000) -> tuple[float, float]:
-    """The mean value of the same ks dealt out at random, and the one-sided p that chance does as well as `chosen`.
+def looked_up(runs, chosen) -> np.ndarray:
+    """What an adaptive hand-over makes, from the runs of every k: (prompt, sample, ...).
 
     Args:
-        chosen: each prompt's, or prompt's and sample's, k.
-        value: of such an array, more is better.
+        runs: (k, prompt, sample, ...) of k = 1, 2, ...
+        chosen: the k of each (prompt,) or (prompt, sample).
+
+    >>> looked_up([[["a1", "b1"]], [["a2", "b2"]]], [[1, 2]]).tolist()
+    [['a1', 'b2']]
+    """
+    runs, chosen = np.asarray(runs), np.asarray(chosen)
+    prompts, samples = runs.shape[1:3]
+    ks = np.broadcast_to(chosen.reshape(prompts, -1), (prompts, samples))
+    return runs[ks - 1, np.arange(prompts)[:, None], np.arange(samples)]
+
+
+def against_shuffled(chosen, runs, measure: Callable[[np.ndarray], float], *, draws: int = 1000) -> tuple[float, float]:
+    """What the same ks dealt out at random make, and the one-sided p that chance does as well as `chosen`.
+
+    Args:
+        chosen, runs: as for `looked_up`.
+        measure: of one prompt's samples, (sample, ...) -> float, more is better; compared is its mean over prompts.
         draws: random deals, with a fixed seed; p = (those at least as good + 1) / (draws + 1) (Phipson & Smyth 2010).
     """
     chosen, rng = np.asarray(chosen), np.random.default_rng(0)
-    dealt = np.array([value(rng.permutation(chosen.ravel()).reshape(chosen.shape)) for _ in range(draws)])
-    return float(dealt.mean()), float((np.sum(dealt >= value(chosen) - 1e-12) + 1) / (draws + 1))
+    deals = [chosen, *(rng.permutation(chosen.ravel()).reshape(chosen.shape) for _ in range(draws))]
+    ours, *dealt = [np.mean([measure(samples) for samples in looked_up(runs, ks)]) for ks in deals]
+    return float(np.mean(dealt)), float((np.sum(np.array(dealt) >= ours - 1e-12) + 1) / (draws + 1))
 
 
 def _signals(signals, below: bool) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dtviz.thresholds import against_shuffled, cross_fit, decide, fit
+from dtviz.thresholds import against_shuffled, cross_fit, decide, fit, looked_up
 
 RNG = np.random.default_rng(1)
 
@@ -46,17 +46,29 @@ def test_samples_may_be_decided_one_by_one():
     assert len(set(chosen[0])) > 1
 
 
+@pytest.mark.parametrize("a_sample", [False, True])
+def test_what_is_looked_up_is_the_chosen_ks_run(a_sample):
+    runs = RNG.normal(size=(3, 4, 5, 2))
+    chosen = RNG.integers(1, 4, size=(4, 5) if a_sample else 4)
+    made = looked_up(runs, chosen)
+    assert made.shape == (4, 5, 2)
+    for prompt, sample in np.ndindex(4, 5):
+        k = chosen[prompt, sample] if a_sample else chosen[prompt]
+        assert (made[prompt, sample] == runs[k - 1, prompt, sample]).all()
+
+
 def test_chance_does_as_well_where_the_signal_says_nothing():
     """p of a random assignment is uniform, and of the best assignment the least there can be."""
-    gain = RNG.normal(size=20)
-    value = lambda ks: float(gain[ks == 2].sum())  # noqa: E731 - a value is a function
-    ps = [against_shuffled(RNG.permutation([1] * 10 + [2] * 10), value, draws=200)[1] for _ in range(200)]
+    runs = RNG.normal(size=(2, 20, 1))
+    deal = [1] * 10 + [2] * 10
+    ps = [against_shuffled(RNG.permutation(deal), runs, np.mean, draws=100)[1] for _ in range(200)]
     assert np.mean(ps) == pytest.approx(0.5, abs=0.08)
-    assert np.mean(np.array(ps) < 0.05) < 0.1
+    assert np.mean(np.array(ps) <= 0.05) < 0.11
+    gain = runs[1, :, 0] - runs[0, :, 0]
     best = np.where(gain >= np.sort(gain)[10], 2, 1)
-    expected, p = against_shuffled(best, value, draws=1000)
-    assert expected == pytest.approx(gain.mean() * 10, abs=0.3)
-    assert p < 0.005
+    expected, p = against_shuffled(best, runs, np.mean, draws=1000)
+    assert expected == pytest.approx(runs.mean(), abs=0.02)
+    assert p == pytest.approx(1 / 1001)
 
 
 @pytest.mark.parametrize(
