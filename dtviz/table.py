@@ -67,7 +67,7 @@ def load(path: str | Path) -> pd.DataFrame:
 
 
 def golden(name: str) -> pd.DataFrame:
-    """The paper's own table, as printed, its last row the average. ValueError: a name that is not there.
+    """The paper's own table, as printed; Table 3's last row is the average. ValueError: a name that is not there.
 
     >>> golden("table3").set_index("prompt").loc["Person", "hybrid"].item()
     0.461

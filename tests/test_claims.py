@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 
 from dtviz import claims, table
-from dtviz.claims import Comparison, compare
-from dtviz.diversity import PairedTest
+from dtviz.claims import Comparison, compare, pseudovalues
+from dtviz.diversity import PairedTest, mean_interval
+from dtviz.quality import frechet_distance
 
 PAPER = table.golden("table3").query("prompt != 'Average'")
 
@@ -98,6 +99,40 @@ def test_bad_input_is_refused():
         compare({"x": ([1.0], [1.0, 2.0])})
     with pytest.raises(ValueError, match="sign=0 must be 1"):
         comparison(0.2, 0.01).verdict(sign=0)
+    for bad in ([], [np.ones((1, 2, 1))], [np.ones((3, 1, 1)), np.ones((2, 1, 1))]):
+        with pytest.raises(ValueError, match="at least two in each"):
+            pseudovalues(np.mean, *bad)
+
+
+def test_pseudovalues_of_a_mean_are_the_prompts_own_and_of_a_variance_are_unbiased():
+    rows = np.random.default_rng(2).normal(size=(7, 1))
+    np.testing.assert_allclose(pseudovalues(np.mean, list(rows)), rows[:, 0], atol=1e-14)
+    assert pseudovalues(np.var, list(rows)).mean() == pytest.approx(rows.var(ddof=1), rel=1e-12)  # Quenouille 1956
+
+
+def test_pseudovalues_of_a_frechet_distance_against_a_loop_and_a_known_shift():
+    """Samples that are the drawings moved by 2: the distance is 4, whichever prompt is left out."""
+    rng = np.random.default_rng(3)
+    real = [rng.normal(i, 1, (5, 3)) for i in range(4)]
+    moved = [array + np.array([2, 0, 0]) for array in real]
+    np.testing.assert_allclose(pseudovalues(frechet_distance, moved, real), 4, rtol=1e-9)
+    made = [rng.normal(i, 2, (6, 3)) for i in range(4)]
+    whole = frechet_distance(np.vstack(made), np.vstack(real))
+    for i, found in enumerate(pseudovalues(frechet_distance, made, real)):
+        rest = [j for j in range(4) if j != i]
+        without = frechet_distance(np.vstack([made[j] for j in rest]), np.vstack([real[j] for j in rest]))
+        assert found == pytest.approx(4 * whole - 3 * without, rel=1e-9)
+
+
+def test_the_pseudovalues_interval_covers_a_variance():
+    """Normal values, whose true variance is 1: the nominal 95% interval holds it in about 90% of runs of 30 (a known
+    shortfall of the jackknife for skewed statistics), and no less."""
+    rng, runs = np.random.default_rng(4), 400
+    held = 0
+    for _ in range(runs):
+        interval = mean_interval(pseudovalues(np.var, list(rng.normal(size=(30, 1)))))
+        held += interval.low <= 1 <= interval.high
+    assert 0.86 <= held / runs <= 0.97  # the standard error of a share of .9 in 400 runs is .015
 
 
 def test_examples():

@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "hybrid": {"networks", "own_class", "rules", "switch"},
     "generate": {"adaptive", "networks", "plan", "relay", "recorder", "rivals", "switch", "trace", "pairs"},
     "decode": {"trace", "pairs"},
+    "timing": {"decode", "generate", "pairs"},
     "drawings": set(),
     "judges": {"errors", "pairs"},
     "backbones": set(),

@@ -31,6 +31,13 @@ def test_golden_table_3_is_the_papers_and_its_average_is_the_mean():
         table.golden("table9")
 
 
+def test_golden_table_4_is_the_papers():
+    golden = table.golden("table4").set_index("method")
+    assert golden.loc["hybrid"].tolist() == [4, 10.79, 26.13, 32.12, 0.64]
+    assert golden.loc["skip"].tolist() == [3, 10.12, 24.69, 31.71, 0.53]
+    assert golden.attrs["units"] == {"seconds": "s"}
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.floats(allow_nan=False), min_size=1, max_size=4),
