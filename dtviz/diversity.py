@@ -9,19 +9,11 @@ Arrays in, numbers out. Features are (n, d), one row an image; they are normalis
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
+
+from .estimate import Estimate, checked, mean_interval, t_interval
 
 EXACT_UP_TO = 40  # pairs: two halves of 2^20 signed sums each, under a second
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its confidence interval (nan where there are too few data for one) from n items."""
-
-    value: float
-    low: float
-    high: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ def mean_pairwise(features, *, confidence: float = 0.95) -> Estimate:
         return Estimate(value, np.nan, np.nan, n)
     without = (total - 2 * rows) / ((n - 1) * (n - 2))
     error = np.sqrt((n - 1) / n * ((without - value) ** 2).sum())
-    return _interval(value, error, n, confidence)
+    return t_interval(value, error, n, confidence)
 
 
 def vendi(features, *, q: float = 2) -> float:
@@ -139,18 +131,6 @@ def nearest(features, reference, *, chunk: int = 1024) -> np.ndarray:
     return np.concatenate([(rows[i : i + chunk] @ others.T).argmax(axis=1) for i in range(0, len(rows), chunk)])
 
 
-def mean_interval(values, *, confidence: float = 0.95) -> Estimate:
-    """Mean with Student's t interval, for values that are independent, such as one a prompt; nan interval for n = 1.
-
-    >>> mean_interval([1.0, 2.0, 3.0]).value
-    2.0
-    """
-    values = _values(values, name="values")
-    n = len(values)
-    error = values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return _interval(float(values.mean()), error, n, confidence)
-
-
 def paired_test(a, b, *, confidence: float = 0.95) -> PairedTest:
     """Is the mean of a - b zero? Sign-flip test, two-sided, with Student's t interval for the mean difference.
 
@@ -163,7 +143,7 @@ def paired_test(a, b, *, confidence: float = 0.95) -> PairedTest:
     >>> paired_test([3.0, 4.0, 5.0], [1.0, 1.0, 1.0]).p
     0.25
     """
-    a, b = _values(a, name="a"), _values(b, name="b")
+    a, b = checked(a, name="a"), checked(b, name="b")
     if a.shape != b.shape:
         raise ValueError(f"a has {len(a)} values and b {len(b)}: they must be of the same prompts, in the same order")
     difference = a - b
@@ -188,7 +168,7 @@ def holm(pvalues) -> np.ndarray:
     >>> holm([0.01, 0.04, 0.03])
     array([0.03, 0.06, 0.06])
     """
-    p = _values(pvalues, name="pvalues")
+    p = checked(pvalues, name="pvalues")
     if (p < 0).any() or (p > 1).any():
         raise ValueError(f"pvalues {p.tolist()} must lie in [0, 1]")
     order = np.argsort(p)
@@ -211,20 +191,6 @@ def _signed_sums(values: np.ndarray) -> np.ndarray:
     for value in values:
         sums = np.concatenate([sums - value, sums + value])
     return sums
-
-
-def _interval(value: float, error: float, n: int, confidence: float) -> Estimate:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence = {confidence} must lie between 0 and 1: .95, not 95")
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * error) if n > 1 else np.nan
-    return Estimate(value, value - half, value + half, n)
-
-
-def _values(values, *, name: str) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"{name} of shape {values.shape} must be (n,) finite numbers, n >= 1")
-    return values
 
 
 def _unit(features, *, name: str, least: int) -> np.ndarray:

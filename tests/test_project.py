@@ -37,8 +37,9 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "backbones": set(),
     "embed": {"backbones", "errors"},
     "curves": set(),
-    "diversity": set(),
-    "quality": {"embed"},
+    "estimate": set(),
+    "diversity": {"estimate"},
+    "quality": {"estimate"},
     "control": {"generate", "pairs"},
     "store": {"trace"},
     "prompts": set(),
@@ -51,7 +52,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "__main__": ANYTHING,
     "__init__": ANYTHING,
 }
-NUMERIC = ("curves", "diversity")
+NUMERIC = ("curves", "diversity", "estimate", "quality")
 
 
 # Pins
