@@ -1,4 +1,4 @@
-"""Command line: `python -m dtviz figures | pairs | generate`.
+"""Command line: `python -m dtviz figures | generate | score | pairs`.
 
 Exit status: 0; 1 when a notebook failed; 2 for bad input, said in one line on stderr; 130 after Ctrl-C.
 """
@@ -79,6 +79,16 @@ def _generate(args: argparse.Namespace) -> None:
     print(f"{args.out}: {len(rows)} images, {made} of them made now by process {rank + 1} of {world}")
 
 
+def _score(args: argparse.Namespace) -> None:
+    from dtviz import score, table
+    from dtviz.embed import embedder
+
+    embed, text = (name and embedder(name, device=args.device) for name in (args.embedder, args.text))
+    found = score.score(args.dir, embed=embed, reference=args.reference, text=text)
+    print(found.to_string(index=False, na_rep="", float_format="{:.4g}".format))
+    print(table.save(found, f"{args.dir}/score.csv", units=score.UNITS))
+
+
 def _value(text: str) -> object:
     """A parameter as typed on the command line: a Python literal, or else the text itself."""
     try:
@@ -128,6 +138,14 @@ def _parser() -> argparse.ArgumentParser:
         job.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=f"{text} (default: as generate)")
     job.add_argument("--batch-size", type=int, metavar="N", help="images denoised together (default: the pair's)")
     job.add_argument("--device", help="torch device (default: this process's GPU, or the CPU)")
+
+    rate = commands.add_parser("score", help="measure a folder of images, against real ones and against its prompts")
+    rate.set_defaults(command=_score)
+    rate.add_argument("dir", metavar="DIR", help="a folder that `generate` made, or any folder of images")
+    rate.add_argument("--reference", metavar="DIR", help="a folder of real images, or one that `generate` made")
+    rate.add_argument("--embedder", default="inception", metavar="NAME", help="whose features (default: %(default)s)")
+    rate.add_argument("--text", metavar="NAME", help="a CLIP for the prompts: clip:<hub id or folder>, emoji-clip")
+    rate.add_argument("--device", help="torch device (default: the GPU, or the CPU)")
 
     commands.add_parser("pairs", help="list the pairs of models").set_defaults(command=_pairs)
     return parser

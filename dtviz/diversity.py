@@ -43,7 +43,7 @@ def mean_pairwise(features, *, confidence: float = 0.95) -> Estimate:
     n = len(centred)
     centred -= centred.mean(axis=0)
     # d_ij = |f_i - f_j|^2 / 2 for unit rows; summed over j about the mean this needs no n x n matrix and no 1 - cos.
-    squares = (centred**2).sum(axis=1)
+    squares = np.einsum("ij,ij->i", centred, centred)
     rows = (n * squares + squares.sum()) / 2
     total = rows.sum()
     value = float(total / (n * (n - 1)))
@@ -131,6 +131,39 @@ def nearest(features, reference, *, chunk: int = 1024) -> np.ndarray:
     return np.concatenate([(rows[i : i + chunk] @ others.T).argmax(axis=1) for i in range(0, len(rows), chunk)])
 
 
+def nearest_distance(features, *, chunk: int = 1024) -> np.ndarray:
+    """Distance (n,), 1 - cosine, of each image to its nearest other: near 0 where samples repeat each other.
+
+    It falls as n grows, since more images lie closer: compare at equal n only. features: (n, d), n >= 2; chunk: features
+    compared at once (memory chunk x n). ValueError: fewer than two images, bad features, chunk below 1.
+
+    >>> nearest_distance([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
+    array([0., 1., 0.])
+    """
+    rows = _unit(features, name="features", least=2)
+    if chunk < 1:
+        raise ValueError(f"chunk = {chunk} must be at least 1")
+    found = np.empty(len(rows))
+    for start in range(0, len(rows), chunk):
+        cosine = rows[start : start + chunk] @ rows.T
+        cosine[np.arange(len(cosine)), start + np.arange(len(cosine))] = -np.inf  # not itself
+        found[start : start + chunk] = 1 - cosine.max(axis=1)
+    return np.maximum(found, 0)
+
+
+def medoid(features) -> int:
+    """Index of the most typical image, with the least mean distance to the others; the first of equals.
+
+    Among unit features it is the one nearest to their mean, so no pair is ever compared. features: (n, d), n >= 1.
+    ValueError: bad features.
+
+    >>> medoid([[1.0, 0.0], [1.0, 0.2], [1.0, 0.5]])
+    1
+    """
+    rows = _unit(features, name="features", least=1)
+    return int((rows @ rows.mean(axis=0)).argmax())
+
+
 def paired_test(a, b, *, confidence: float = 0.95) -> PairedTest:
     """Is the mean of a - b zero? Sign-flip test, two-sided, with Student's t interval for the mean difference.
 
@@ -195,10 +228,11 @@ def _signed_sums(values: np.ndarray) -> np.ndarray:
 
 def _unit(features, *, name: str, least: int) -> np.ndarray:
     features = np.array(features, dtype=np.float64)
-    norm = np.linalg.norm(features, axis=-1, keepdims=True) if features.ndim == 2 else np.zeros(1)
+    norm = np.sqrt(np.einsum("ij,ij->i", features, features))[:, None] if features.ndim == 2 else np.zeros(1)
     if features.ndim != 2 or len(features) < least or not np.isfinite(norm).all() or (norm == 0).any():
         raise ValueError(
             f"{name} of shape {features.shape} must be (n, d) with n >= {least} and finite rows of nonzero length; a "
             "zero or nan feature has no cosine, and features of several prompts or steps must be given one at a time"
         )
-    return features / norm
+    features /= norm  # in place: of 30,000 images nothing is held twice
+    return features

@@ -155,11 +155,11 @@ def inception_score(probabilities, *, splits: int = 10) -> float:
     return float(np.exp(parts).mean())
 
 
-def clip_score(images, texts, *, confidence: float = 0.95) -> Estimate:
-    """100 times the mean cosine of each image with its own prompt, with Student's t interval over images.
+def clip_score(images, texts, *, prompts=None, confidence: float = 0.95) -> Estimate:
+    """100 times the mean cosine of each image with its own prompt, with Student's t interval over images, or over prompts.
 
-    images, texts: (n, d) features of a CLIP, row for row. The name of the CLIP belongs to the number. Images of one prompt
-    are not independent: with several a prompt give the prompts' means to `mean_interval` instead. Hessel et al. (2021)
+    images, texts: (n, d) features of a CLIP, row for row. prompts: (n,) which prompt each image is of; the mean is then of the
+    prompts' means, since images of one prompt are not independent. The name of the CLIP belongs to the number. Hessel et al. (2021)
     scale by 2.5 and cut at 0 where this, as is common in tables of generated images, scales by 100.
 
     Raises:

@@ -34,16 +34,19 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "decode": {"trace", "pairs"},
     "drawings": set(),
     "judges": {"errors", "pairs"},
-    "backbones": set(),
+    "inception": set(),
+    "backbones": {"inception"},
     "embed": {"backbones", "errors"},
     "curves": set(),
     "estimate": set(),
     "diversity": {"estimate"},
+    "compare": {"estimate"},
     "quality": {"estimate"},
     "control": {"generate", "pairs"},
     "store": {"trace"},
     "prompts": set(),
     "dataset": {"decode", "generate", "pairs", "prompts", "store"},
+    "score": {"dataset", "embed", "estimate", "prompts", "quality", "store"},
     "table": set(),
     "plot": set(),
     "study": {"drawings", "generate", "decode", "embed", "store", "pairs", "trace", "curves", "diversity", "table"},
@@ -52,7 +55,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "__main__": ANYTHING,
     "__init__": ANYTHING,
 }
-NUMERIC = ("curves", "diversity", "estimate", "quality")
+NUMERIC = ("compare", "curves", "diversity", "estimate", "quality")
 
 
 # Pins

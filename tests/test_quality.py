@@ -142,6 +142,11 @@ def test_clip_score_against_scipy():
     found, expected = clip_score(a, b), stats.ttest_1samp(cosines, 0).confidence_interval()
     assert found.value == pytest.approx(np.mean(cosines))
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    several = clip_score(a, b, prompts=list("aabbbcccc"))  # the mean of three prompts' means
+    means = [np.mean(cosines[:2]), np.mean(cosines[2:5]), np.mean(cosines[5:])]
+    assert (several.value, several.n) == (pytest.approx(np.mean(means)), 3)
+    with pytest.raises(ValueError, match="prompts has 2 entries for 9"):
+        clip_score(a, b, prompts=["a", "b"])
     for bad in (b[:-1], np.zeros_like(b)):
         with pytest.raises(ValueError, match="one prompt an image"):
             clip_score(a, bad)
