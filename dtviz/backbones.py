@@ -118,7 +118,7 @@ def dreamsim(folder: Path, kind: str, device: torch.device) -> Model:
 
 
 def inception(weights: Path, antialias: bool, device: torch.device) -> Model:
-    """FID's Inception-v3: 299 px, bicubic and antialiased (Parmar et al. 2022), or as most published numbers, neither."""
+    """FID's Inception-v3: 299 px, bicubic and antialiased (Parmar et al. 2022), or as pytorch-fid resizes, neither."""
     model, classes = load_inception(weights, device)
 
     def encode(images: torch.Tensor) -> torch.Tensor:
@@ -126,7 +126,7 @@ def inception(weights: Path, antialias: bool, device: torch.device) -> Model:
             images = _resize(images, SIZE, "bicubic")
         else:
             images = F.interpolate(images, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
-        return model(2 * images - 1)
+        return model((255 * images - 128) / 128)  # as TensorFlow's graph
 
     return Model(encode, 2048, classify=lambda features: (features @ classes.T).softmax(dim=1))
 

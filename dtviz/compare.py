@@ -60,8 +60,9 @@ def permutation_test(a, b, *, confidence: float = 0.95) -> GroupTest:
     exact = comb(len(a) + len(b), len(a)) <= EXACT_UP_TO
     found = stats.permutation_test(
         (a, b),
-        lambda x, y, axis: x.mean(axis) - y.mean(axis),
+        lambda x, y, axis: np.abs(x.mean(axis) - y.mean(axis)),
         permutation_type="independent",
+        alternative="greater",
         vectorized=True,
         n_resamples=np.inf if exact else DRAWS,
         batch=1000,

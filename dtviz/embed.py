@@ -174,8 +174,8 @@ def embedder(
     - `"emoji-clip"`: this project's own CLIP in `data/models` (or `$DTVIZ_MODELS`), images and text.
     - `"dreamsim"` (= `"dreamsim:ensemble"`) or `"dreamsim:<type>"`, types as in `NAMES`: the published metric through
       its own package (Fu et al. 2023, arXiv 2306.09344), 224 px.
-    - `"inception"`: FID's Inception-v3 and its 1,008 classes, 299 px; `"inception-legacy"`: the same with the resize of most
-      published FIDs, which is not antialiased and depends on the images' size (Parmar et al. 2022).
+    - `"inception"`: FID's Inception-v3 and its 1,008 classes, 299 px; `"inception-legacy"`: the same with pytorch-fid's
+      resize, which is not antialiased, so that the number depends on the images' size (Parmar et al. 2022).
     - `"clip:<hub id or folder>"`: any transformers CLIP that is on this machine, images and text; of ViT-L/14 at 336 px for CMMD.
     - `"dinov2:<hub id or folder>"`: any transformers DINOv2 that is on this machine (Oquab et al. 2023).
 

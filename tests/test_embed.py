@@ -442,7 +442,7 @@ def test_inception_is_torchvisions_with_the_pooling_of_tensorflow(inception, hub
     model.dropout.register_forward_hook(lambda module, inputs, output: pooled.append(output.flatten(1)))
     with monkeypatch.context() as patched, torch.inference_mode():
         patched.setattr(torch.nn.functional, "avg_pool2d", pool)
-        model.eval()(2 * images - 1)
+        model.eval()((255 * images - 128) / 128)
     expected, found = pooled[0].numpy(), inception.raw(images)
     assert (found.shape, inception.dim, len(calls)) == ((2, 2048), 2048, 9)
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
