@@ -169,12 +169,17 @@ def clip_score(images, texts, *, prompts=None, confidence: float = 0.95) -> Esti
     60.0
     """
     a, b = _sets(images, texts, least=1)
-    length = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    if len(a) != len(b) or not length.all():
+    if len(a) != len(b) or not (a.any(axis=1).all() and b.any(axis=1).all()):
         raise ValueError(
             f"images {a.shape} and texts {b.shape} must have equal rows, one prompt an image, none of them 0"
         )
-    return mean_interval(100 * (a * b).sum(axis=1) / length, confidence=confidence)
+    values = 100 * (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    if prompts is not None:
+        if len(prompts) != len(a):
+            raise ValueError(f"prompts has {len(prompts)} entries for {len(a)} images")
+        _, which = np.unique(np.asarray(prompts), return_inverse=True)
+        values = np.bincount(which, values) / np.bincount(which)
+    return mean_interval(values, confidence=confidence)
 
 
 def neighbours(features, reference, *, k: int = 5) -> Neighbours:
