@@ -104,12 +104,11 @@ def _store(args: argparse.Namespace) -> None:
     if args.action == "rm" and not (args.names or args.kind or args.damaged):
         raise ValueError("store rm needs names, --kind or --damaged: it removes nothing that was not named")
     if args.action == "verify" or args.damaged:
-        problems = {entry: problem for entry in chosen if (problem := entry.problem())}
-        print(
-            "\n".join(f"{entry.path}: {problem}" for entry, problem in problems.items())
-            or f"{_total(chosen)}, all whole"
-        )
-        chosen = list(problems)
+        problems = [(entry, entry.problem()) for entry in chosen]
+        damaged = [entry for entry, problem in problems if problem]
+        told = [f"{entry.path}: {problem}" for entry, problem in problems if problem]
+        print("\n".join(told) or f"{_total(chosen)}, all whole")
+        chosen = damaged
     if args.action == "rm":
         for entry in chosen:
             entry.path.unlink()
