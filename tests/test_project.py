@@ -40,16 +40,20 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "timing": {"decode", "generate", "pairs"},
     "drawings": set(),
     "judges": {"errors", "pairs"},
-    "backbones": set(),
+    "inception": set(),
+    "backbones": {"inception"},
     "embed": {"backbones", "errors"},
     "curves": set(),
-    "diversity": set(),
+    "estimate": set(),
+    "diversity": {"estimate"},
+    "compare": {"estimate"},
     "claims": {"diversity"},
-    "quality": {"embed"},
+    "quality": {"estimate"},
     "control": {"generate", "pairs"},
     "store": {"trace"},
     "prompts": set(),
     "dataset": {"decode", "generate", "pairs", "prompts", "store"},
+    "score": {"dataset", "embed", "estimate", "prompts", "quality", "store"},
     "table": set(),
     "plot_style": set(),
     "plot_curves": {"plot_style"},
@@ -76,7 +80,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "__main__": ANYTHING,
     "__init__": ANYTHING,
 }
-NUMERIC = ("claims", "curves", "diversity", "thresholds")
+NUMERIC = ("claims", "compare", "curves", "diversity", "estimate", "quality", "thresholds")
 
 
 # Pins
