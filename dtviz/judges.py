@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from safetensors import safe_open
+from scipy.special import softmax
 
 from .errors import Unavailable
 from .pairs import models
@@ -47,6 +48,18 @@ class Judge:
         Raises:
             ValueError: features of another width, or a class that the judge does not know.
         """
+        names, scores = self._scores(features, among)
+        return [names[column] for column in scores.argmax(axis=1)]
+
+    def posterior(self, features, *, among: Iterable[str] | None = None) -> np.ndarray:
+        """How likely each class is for each image, (n, class), in the order of `among` or `classes`; rows sum to 1.
+
+        Multinomial logistic regression's softmax of the scores. Arguments and errors as above.
+        """
+        return softmax(self._scores(features, among)[1], axis=1)
+
+    def _scores(self, features, among: Iterable[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
+        """The classes in question, and their scores (n, class)."""
         features = np.asarray(features)
         if features.ndim != 2 or features.shape[1] != len(self.weight):
             raise ValueError(
@@ -57,8 +70,7 @@ class Judge:
         if unknown or not names:
             raise ValueError(f"among={names} must be one or more of the {self.kind}s {', '.join(self.classes)}")
         columns = [self.classes.index(name) for name in names]
-        scores = features @ self.weight[:, columns] + self.bias[columns]
-        return [names[column] for column in scores.argmax(axis=1)]
+        return names, features @ self.weight[:, columns] + self.bias[columns]
 
 
 def load(kind: str) -> Judge:

@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "embed": {"backbones", "errors"},
     "curves": set(),
     "diversity": set(),
+    "attributes": set(),
     "claims": {"diversity"},
     "quality": {"embed"},
     "control": {"generate", "pairs"},
