@@ -3,6 +3,7 @@
 judge = judges.load("artist")
 features = dtviz.embedder(judge.embedder)(images)
 judge(features, among=real.artists)       # ["noto", "twemoji", ...], one an image
+judge.accuracy(features, "noto")          # the share of the images that it takes for Noto's
 """
 
 from __future__ import annotations
@@ -57,6 +58,25 @@ class Judge:
         Multinomial logistic regression's softmax of the scores. Arguments and errors as above.
         """
         return softmax(self._scores(features, among)[1], axis=1)
+
+    def accuracy(self, features, truth: str) -> float:
+        """The share of the images that are taken for what they should be, in [0, 1].
+
+        Args:
+            features: (n, d), n >= 1, by this judge's embedder.
+            truth: the class of all these images, such as the prompt they were made from.
+
+        Raises:
+            ValueError: no features, features of another width, or a class that the judge does not know.
+        """
+        if truth not in self.classes:
+            raise ValueError(
+                f"truth={truth!r} is not one of the {self.kind}s that this judge knows: {', '.join(self.classes)}"
+            )
+        found = self(features)
+        if not found:
+            raise ValueError(f"features of shape {np.shape(features)} hold no image, of which there is no accuracy")
+        return found.count(truth) / len(found)
 
     def _scores(self, features, among: Iterable[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
         """The classes in question, and their scores (n, class)."""

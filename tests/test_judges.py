@@ -55,7 +55,17 @@ def test_posterior_is_the_softmax_of_the_scores(judge):
     np.testing.assert_allclose(two, [[odds[0, 2], odds[0, 0]] / (odds[0, 2] + odds[0, 0])], atol=1e-15)
 
 
+def test_accuracy_is_the_share_that_is_named_rightly(judge):
+    features = [[2.0, 1.0], [0.0, 1.0], [-1.0, 1.0], [3.0, 0.0]]  # noto, twemoji, fxemoji, noto
+    assert [judge.accuracy(features, artist) for artist in judge.classes] == [0.5, 0.25, 0.25]
+    assert judge.accuracy(features[:1], "noto") == 1
+
+
 def test_bad_input_is_refused(judge):
+    with pytest.raises(ValueError, match="truth='picasso' is not one of the artists that this judge knows: noto"):
+        judge.accuracy([[1.0, 2.0]], "picasso")
+    with pytest.raises(ValueError, match="hold no image"):
+        judge.accuracy(np.zeros((0, 2)), "noto")
     with pytest.raises(ValueError, match=r"shape \(1, 3\) must be \(n, 2\), made by the embedder 'pixels'"):
         judge([[1.0, 2.0, 3.0]])
     for bad in (["picasso"], []):

@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 
 import dtviz
 from dtviz import drawings, judges
+from dtviz.claims import compare
 from dtviz.decode import reconstruct
-from dtviz.diversity import entropy, holm, mean_interval, mean_pairwise, modes_covered, paired_test
+from dtviz.diversity import entropy, mean_interval, mean_pairwise, modes_covered
 from dtviz.embed import embedder
 from dtviz.pairs import SPECS
 from dtviz.quality import frechet_distance
@@ -61,7 +62,7 @@ class Bench:
         if real:
             np.fill_diagonal(near, -1)  # the nearest other drawing
         return {
-            "concept_accuracy": np.mean([found == prompt for found in self.concept(seen.content)]),
+            "concept_accuracy": self.concept.accuracy(seen.content, prompt),
             "clip_score": 100 * float((seen.clip @ self.text[prompt]).mean()),
             "mean_pairwise": mean_pairwise(seen.content).value,
             "artists": modes_covered(found),
@@ -113,9 +114,8 @@ def main() -> None:
             contact_sheet(2 * torch.cat(pictures) - 1, 16, MODELS / model / "samples.jpg")
 
     whole = [name for name, pair in pairs.items() if not isinstance(pair.distilled, str)]
-    tests = {name: paired_test(diversity[name], diversity["emoji-base"]) for name in whole}
-    adjusted = holm([test.p for test in tests.values()])
-    less = {n: [t.mean, t.low, t.high, float(p)] for (n, t), p in zip(tests.items(), adjusted, strict=True)}
+    compared = compare({name: (diversity[name], diversity["emoji-base"]) for name in whole})
+    less = {name: [one.test.mean, one.test.low, one.test.high, one.p] for name, one in compared.items()}
     counts = {"prompts": len(EMOJI_PROMPTS), "seeds": args.seeds, "lora_seeds": args.lora_seeds}
     counts["threads"] = torch.get_num_threads()
     record("evaluate", **counts, models=models, student_less_base=less)
