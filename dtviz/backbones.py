@@ -21,12 +21,16 @@ from .inception import load as load_inception
 
 class Model(NamedTuple):
     """A frozen network: `encode` (b, 3, h, w) float32 in [0, 1] -> (b, dim); and if it can, `text` prompts -> (n, dim)
-    and `classify` encoded images (b, dim) -> class probabilities (b, classes)."""
+    and `classify` encoded images (b, dim) -> class probabilities (b, classes).
+
+    `scale`: what a model with a text half multiplies its cosines by before a softmax.
+    """
 
     encode: Callable[[torch.Tensor], torch.Tensor]
     dim: int
     text: Callable[[Sequence[str]], torch.Tensor] | None = None
     classify: Callable[[torch.Tensor], torch.Tensor] | None = None
+    scale: float | None = None
 
 
 STYLE_BLOCKS = (0, 2, 4, 7)  # of EfficientNet-Lite0: 16 channels at half the side, 24, 40, 80 at a sixteenth
@@ -178,7 +182,7 @@ def clip(folder: Path, device: torch.device) -> Model:
                 raise ValueError(f"prompts: {prompt!r} has {mask.sum()} tokens; this model reads at most {length}")
         return model.text_projection(model.text_model(**tokens).pooler_output)
 
-    return Model(encode, model.config.projection_dim, text)
+    return Model(encode, model.config.projection_dim, text, scale=float(model.logit_scale.exp()))
 
 
 def _resize(images: torch.Tensor, size: int, mode: str, *, crop: int | None = None) -> torch.Tensor:

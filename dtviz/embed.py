@@ -81,13 +81,15 @@ class _Spec:
 class Embedder:
     """A frozen network that maps images to unit-length features; made by `embedder`.
 
-    `name`; `title` (for figures); `dim` (d); `licence`; `source`; `resize`; `batch_size`; `fingerprint`.
+    `name`; `title` (for figures); `dim` (d); `licence`; `source`; `resize`; `batch_size`; `fingerprint`; `logit_scale`, what a
+    model with a text half multiplies cosines of image and text by before a softmax, None for one without.
     """
 
     def __init__(self, *, spec: _Spec, model: Model, device: torch.device, batch_size: int) -> None:
         self._spec, self._model = spec, model
         self.name, self.title, self.licence, self.source = spec.name, spec.title, spec.licence, spec.source
         self.resize, self.dim, self.device, self.batch_size = spec.resize, model.dim, device, batch_size
+        self.logit_scale = model.scale
 
     def __call__(self, images: torch.Tensor | np.ndarray) -> np.ndarray:
         """Features (n, d) float32 of `images` (n, 3, h, w), floating point, finite, within [0, 1].

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from safetensors import safe_open
+from scipy.special import softmax
 
 from .errors import Unavailable
 from .pairs import models
@@ -48,18 +49,15 @@ class Judge:
         Raises:
             ValueError: features of another width, or a class that the judge does not know.
         """
-        features = np.asarray(features)
-        if features.ndim != 2 or features.shape[1] != len(self.weight):
-            raise ValueError(
-                f"features of shape {features.shape} must be (n, {len(self.weight)}), made by the embedder {self.embedder!r}"
-            )
-        names = self.classes if among is None else tuple(dict.fromkeys(among))
-        unknown = sorted(set(names) - set(self.classes))
-        if unknown or not names:
-            raise ValueError(f"among={names} must be one or more of the {self.kind}s {', '.join(self.classes)}")
-        columns = [self.classes.index(name) for name in names]
-        scores = features @ self.weight[:, columns] + self.bias[columns]
+        names, scores = self._scores(features, among)
         return [names[column] for column in scores.argmax(axis=1)]
+
+    def posterior(self, features, *, among: Iterable[str] | None = None) -> np.ndarray:
+        """How likely each class is for each image, (n, class), in the order of `among` or `classes`; rows sum to 1.
+
+        Multinomial logistic regression's softmax of the scores. Arguments and errors as above.
+        """
+        return softmax(self._scores(features, among)[1], axis=1)
 
     def accuracy(self, features, truth: str) -> float:
         """The share of the images that are taken for what they should be, in [0, 1].
@@ -79,6 +77,20 @@ class Judge:
         if not found:
             raise ValueError(f"features of shape {np.shape(features)} hold no image, of which there is no accuracy")
         return found.count(truth) / len(found)
+
+    def _scores(self, features, among: Iterable[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
+        """The classes in question, and their scores (n, class)."""
+        features = np.asarray(features)
+        if features.ndim != 2 or features.shape[1] != len(self.weight):
+            raise ValueError(
+                f"features of shape {features.shape} must be (n, {len(self.weight)}), made by the embedder {self.embedder!r}"
+            )
+        names = self.classes if among is None else tuple(dict.fromkeys(among))
+        unknown = sorted(set(names) - set(self.classes))
+        if unknown or not names:
+            raise ValueError(f"among={names} must be one or more of the {self.kind}s {', '.join(self.classes)}")
+        columns = [self.classes.index(name) for name in names]
+        return names, features @ self.weight[:, columns] + self.bias[columns]
 
 
 def load(kind: str) -> Judge:

@@ -12,6 +12,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from torchvision.transforms import v2
 
+from dtviz.attributes import posterior
 from dtviz.embed import NAMES, Unavailable, embedder, embedders
 
 WEIGHTS = EfficientnetLite0ModelFile.get_model_file_path()
@@ -351,6 +352,20 @@ def test_emoji_clip_images_and_text_equal_transformers(tiny, models, images):
     assert np.abs(tiny.text(["dog face", "a", "red heart"]) - both.text_embeds.numpy()).max() < TOLERANCE
     assert (tiny.title, tiny.dim) == ("emoji-CLIP cosine", 24)
     assert np.abs(tiny(images) - np.concatenate([tiny(image[None]) for image in images])).max() < TOLERANCE
+
+
+def test_logit_scale_gives_transformers_own_posterior(tiny, models, images, lite):
+    """`attributes.posterior` of our features is the softmax of transformers' `logits_per_image`."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    model = CLIPModel.from_pretrained(models / "emoji-clip").eval()
+    values = ["a young person", "old", "a dog"]
+    tokens = CLIPTokenizer.from_pretrained(models / "emoji-clip")(values, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = model(pixel_values=2 * images - 1, **tokens).logits_per_image.softmax(dim=1)
+    found = posterior(tiny(images), tiny.text(values), scale=tiny.logit_scale)
+    assert np.abs(found - expected.numpy()).max() < TOLERANCE
+    assert lite.logit_scale is None
 
 
 def test_text_that_cannot_be_read_is_refused(tiny):

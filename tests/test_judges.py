@@ -47,6 +47,14 @@ def test_a_judge_is_its_linear_formula(judge):
     assert (judge.kind, judge.embedder) == ("artist", "pixels")
 
 
+def test_posterior_is_the_softmax_of_the_scores(judge):
+    found = judge.posterior([[2.0, 1.0], [0.0, 1.0]])
+    odds = np.exp([[2, 1, -1.5], [0, 1, 0.5]])
+    np.testing.assert_allclose(found, odds / odds.sum(axis=1, keepdims=True), atol=1e-15)
+    two = judge.posterior([[2.0, 1.0]], among=["fxemoji", "noto"])
+    np.testing.assert_allclose(two, [[odds[0, 2], odds[0, 0]] / (odds[0, 2] + odds[0, 0])], atol=1e-15)
+
+
 def test_accuracy_is_the_share_that_is_named_rightly(judge):
     features = [[2.0, 1.0], [0.0, 1.0], [-1.0, 1.0], [3.0, 0.0]]  # noto, twemoji, fxemoji, noto
     assert [judge.accuracy(features, artist) for artist in judge.classes] == [0.5, 0.25, 0.25]

@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "estimate": set(),
     "diversity": {"estimate"},
     "compare": {"estimate"},
+    "attributes": set(),
     "claims": {"diversity"},
     "quality": {"estimate"},
     "control": {"generate", "pairs"},
@@ -80,7 +81,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "__main__": ANYTHING,
     "__init__": ANYTHING,
 }
-NUMERIC = ("claims", "compare", "curves", "diversity", "estimate", "quality", "thresholds")
+NUMERIC = ("attributes", "claims", "compare", "curves", "diversity", "estimate", "quality", "thresholds")
 
 
 # Pins

@@ -1,0 +1,78 @@
+"""notebooks/semantic_diversity.ipynb on a hub pair, at tiny size: CLIP reads the listed attributes, nothing asks for drawings."""
+
+from pathlib import Path
+
+import matplotlib
+import nbformat
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from dtviz import embedder, study, table
+from dtviz.pairs import SPECS, Spec
+
+from .conftest import tiny_tokenizer
+from .test_pairs import tiny_sdxl
+
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "semantic_diversity.ipynb"
+
+
+@pytest.fixture
+def tiny_pair(tmp_path, monkeypatch):
+    """The pair "sdxl-dmd" with random weights, few base steps and a stand-in for DreamSim; results are kept in tmp_path."""
+    base, student = tmp_path / "org" / "base", tmp_path / "org" / "student"
+    unet, spec = tiny_sdxl(base), SPECS["sdxl-dmd"]
+    student.mkdir()
+    save_file(unet.state_dict(), student / spec.file)
+    settings = spec.settings | {"base_steps": 8, "size": (16, 16)}
+    local = Spec(**vars(spec) | {"base": str(base), "student": str(student), "settings": settings})
+    monkeypatch.setitem(SPECS, "sdxl-dmd", local)
+    monkeypatch.setattr(study, "embedder", lambda name: embedder("efficientnet-lite0", device="cpu"))
+    monkeypatch.setenv("DTVIZ_STORE", str(tmp_path / "store"))
+    return "sdxl-dmd"
+
+
+@pytest.fixture
+def tiny_clip(tmp_path) -> str:
+    """A random CLIP that reads letters, long enough for the listed phrases."""
+    torch.manual_seed(0)
+    letters = CLIPTokenizer(vocab=tiny_tokenizer().get_vocab(), merges=[], model_max_length=77)
+    narrow = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 24,
+    }  # fmt: skip
+    text = narrow | {"vocab_size": len(letters), "max_position_embeddings": 77}
+    text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    vision = narrow | {"image_size": 32, "patch_size": 16}
+    folder = tmp_path / "clip"
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
+    letters.save_pretrained(folder)
+    CLIPImageProcessor(
+        size={"height": 32, "width": 32}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    ).save_pretrained(folder)
+    return f"clip:{folder}"
+
+
+def test_clip_reads_a_hub_pairs_attributes(tiny_pair, tiny_clip, tmp_path, capsys):
+    matplotlib.use("Agg")
+    out = tmp_path / "figures"
+    given = {"pair": tiny_pair, "n_seeds": 3, "n_prompts": 2, "clip": tiny_clip, "out": str(out)}
+    names = {"__name__": "notebook"}
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, NOTEBOOK.name, "exec"), names)
+        if "parameters" in cell.metadata.get("tags", []):
+            names |= given
+    read = table.load(out / "semantic_diversity_attributes.csv")
+    listed = table.load(NOTEBOOK.parents[1] / "data" / "prompts" / "attributes.csv")
+    for prompt, rows in read.groupby("prompt"):
+        expected = listed[listed["prompt"] == prompt].groupby("attribute")["value"].nunique()
+        assert rows.groupby("attribute")["values"].first().to_dict() == expected.to_dict()
+    assert (read["told"] >= 1).all()
+    assert (read["spread"] <= read["values"] * (1 + 1e-9)).all()
+    measured = table.load(out / "semantic_diversity.csv")
+    assert set(measured.columns) == {"prompt", "method", "distance", "vendi", "told"}
+    means = read.groupby(["prompt", "method"])["told"].mean()
+    np.testing.assert_allclose(measured.set_index(["prompt", "method"])["told"].loc[means.index], means)
+    assert "cannot be shown with 2 prompts" in capsys.readouterr().out
