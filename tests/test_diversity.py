@@ -255,8 +255,8 @@ def test_drawings_reached_of_fresh_samples_of_the_same_kind():
 def test_drawings_reached_by_copies_by_collapse_and_by_error():
     drawn = features(6, 16)
     assert drawings_reached(np.repeat(drawn, 5, axis=0), drawn).all()
-    collapsed = drawings_reached(np.repeat(drawn[2:3], 30, axis=0), drawn)
-    np.testing.assert_array_equal(np.flatnonzero(collapsed), [2])  # equal distances do not reach the others
+    collapsed = drawings_reached(np.repeat(np.eye(6)[2:3], 30, axis=0), np.eye(6))
+    np.testing.assert_array_equal(np.flatnonzero(collapsed), [2])  # the others' nearest are as far, and that is not nearer
     assert not drawings_reached(-drawn, drawn).any()
     assert not drawings_reached(-drawn, drawn[[0, 0]]).any()
 
