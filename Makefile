@@ -44,6 +44,9 @@ test: $(STAMP)
 bench: $(STAMP)
 	$(PY) -m tests.bench.capture
 	$(PY) -m tests.bench.hybrid
+	$(PY) -m tests.bench.dreamsim
+	$(PY) -m tests.bench.dataset
+	$(PY) -m tests.bench.fd_bias
 
 models: $(STAMP)
 	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py; done

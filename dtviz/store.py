@@ -13,7 +13,8 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,26 @@ def key(kind: str, settings: Mapping) -> str:
     True
     """
     return hashlib.sha256(f"{_kind(kind)}\n{_canonical(settings)}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A result on disk: its kind, its 64-digit name, where it is, its bytes, and the settings that it says it was made by
+    (None where its head cannot be read)."""
+
+    kind: str
+    name: str
+    path: Path
+    size: int
+    settings: dict | None
+
+    def problem(self) -> str:
+        """What is wrong with the file, "" when it is whole and in its place; reads all of it."""
+        if self.settings is None:
+            return "its head cannot be read"
+        if key(self.kind, self.settings) != self.name:
+            return "its settings are not those that it is named by"
+        return _problem(self.path, self.settings)
 
 
 class Store:
@@ -55,6 +76,16 @@ class Store:
     def has(self, kind: str, settings: Mapping) -> bool:
         """Whether the result is there and whole."""
         return _read(self.path(kind, settings), settings, warn=False) is not None
+
+    def entries(self, kind: str | None = None) -> Iterator[Entry]:
+        """The results that are there, of one kind or of all; only their heads are read."""
+        for path in sorted(self.root.glob(f"{'*' if kind is None else _kind(kind)}/??/*.safetensors")):
+            try:
+                with safe_open(path, framework="np") as file:
+                    settings = json.loads((file.metadata() or {})["settings"])
+            except (SafetensorError, KeyError, ValueError):
+                settings = None
+            yield Entry(path.parts[-3], path.stem, path, path.stat().st_size, settings)
 
     def fetch(self, kind: str, settings: Mapping, make: Callable[[], Mapping]) -> dict[str, np.ndarray]:
         """The result's arrays by name: read if it is there and whole, else made by `make()` and kept.
@@ -80,17 +111,32 @@ def _read(path: Path, settings: Mapping, *, warn: bool) -> dict[str, np.ndarray]
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="np") as file:
-            found = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        if found.get("sha256") == _digest(_canonical(settings), arrays):
-            return arrays
-        problem = "its contents do not match its hash"
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        problem = str(error)
-    if warn:
-        warnings.warn(f"{path} is damaged and is made again: {problem}", stacklevel=3)
-    return None
+        return _whole(path, settings)
+    except _DAMAGE as error:
+        if warn:
+            warnings.warn(f"{path} is damaged and is made again: {error}", stacklevel=3)
+        return None
+
+
+def _problem(path: Path, settings: Mapping) -> str:
+    try:
+        _whole(path, settings)
+    except _DAMAGE as error:
+        return str(error)
+    return ""
+
+
+_DAMAGE = (SafetensorError, KeyError, TypeError, ValueError)
+
+
+def _whole(path: Path, settings: Mapping) -> dict[str, np.ndarray]:
+    """The arrays of a file that is what it was written as. Raises one of _DAMAGE."""
+    with safe_open(path, framework="np") as file:
+        found = file.metadata() or {}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    if found.get("sha256") != _digest(_canonical(settings), arrays):
+        raise ValueError("its contents do not match its hash")
+    return arrays
 
 
 def write_whole(path: Path, data: bytes) -> None:

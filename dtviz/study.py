@@ -11,7 +11,7 @@ import itertools
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 
 from . import drawings
+from .adaptive import Adaptive
 from .decode import decode, decode_latents, reconstruct
 from .diversity import nearest
 from .embed import Embedder, embedder
@@ -144,6 +145,12 @@ class Study:
             cells += [(prompt, heading, seed) for heading in methods for seed in self.seeds]
         return np.stack(rows), pd.DataFrame(cells, columns=["prompt", "method", "seed"])
 
+    def signals(self, prompt: str, adaptive: Adaptive, **settings: Any) -> np.ndarray:
+        """What an adaptive run saw of each sample, (k, seed); give thresholds that are never met, so that it sees all."""
+        settings |= {"adaptive": adaptive, "x_t": False}
+        blocks = [self._block(prompt, "adaptive", block, settings).provenance["signals"] for block in self._blocks()]
+        return np.concatenate([list(seen.values()) for seen in blocks], axis=1)[:, self._rows()]
+
     def artists(self, prompt: str, features: np.ndarray) -> list[str]:
         """The artist whose drawing of this prompt, through the autoencoder, is nearest to each image; embedded pairs only."""
         real = drawings.load().of(prompt)
@@ -215,6 +222,8 @@ class Study:
         defaults = ("base_steps", "base_guidance", "size")
         defaults += () if alone else ("steps", "guidance", "handover", "timesteps")
         facts = {name: getattr(self.pair, name) for name in defaults} | self.settings | settings
+        if "adaptive" in facts:
+            facts["adaptive"] = asdict(facts["adaptive"])
         return facts | {
             "method": method,
             "prompt": prompt,

@@ -253,7 +253,10 @@ def test_two_processes_of_torchrun_make_the_same_images_and_share_the_work(undis
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
     small = ("--first", "48", "--batch-size", "4")
     done = job(tmp_path, *small, launcher=launcher, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = done.communicate(timeout=300)
+    try:
+        out, err = done.communicate(timeout=600)
+    finally:
+        done.terminate()  # torchrun ends its processes with it
     assert done.returncode == 0, err[-2000:]
     assert images(tmp_path) == undisturbed[0]
     batches = [line["batch"] for line in dataset.log(tmp_path)]

@@ -396,3 +396,112 @@ def test_fingerprint_follows_the_weights_and_not_their_place(tiny, models, tmp_p
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
     assert moved.fingerprint != tiny.fingerprint
+
+
+# Inception-v3 and DINOv2: random weights in their published layouts
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """Torch's hub folder with FID's Inception under pytorch-fid's name for the file."""
+    from dtviz.inception import network
+
+    torch.manual_seed(0)
+    model, folder = network(), tmp_path_factory.mktemp("hub")
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # else random layers shrink every image to the same few numbers
+            torch.nn.init.uniform_(module.weight, 0.8, 1.6)
+            torch.nn.init.normal_(module.bias, std=0.3)
+    (folder / "checkpoints").mkdir()
+    torch.save(model.state_dict(), folder / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth")
+    yield folder
+    shutil.rmtree(folder)  # 96 MB
+
+
+@pytest.fixture
+def inception(hub, monkeypatch):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(hub))
+    return embedder("inception", device="cpu", batch_size=2)
+
+
+def test_inception_is_torchvisions_with_the_pooling_of_tensorflow(inception, hub, monkeypatch):
+    """torchvision's own network on the same weights, its average pooling replaced call by call."""
+    from torchvision.models import inception as torchvision_inception
+
+    images = torch.rand(2, 3, 299, 299, generator=torch.Generator().manual_seed(1))  # its own size: nothing is resized
+    model = torchvision_inception.Inception3(num_classes=1008, aux_logits=False, init_weights=False)
+    model.load_state_dict(torch.load(hub / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth"))
+    calls, plain = [], torch.nn.functional.avg_pool2d
+
+    def pool(x, **options):
+        calls.append(options)
+        last = len(calls) == 9
+        return torch.nn.functional.max_pool2d(x, **options) if last else plain(x, count_include_pad=False, **options)
+
+    pooled = []
+    model.dropout.register_forward_hook(lambda module, inputs, output: pooled.append(output.flatten(1)))
+    with monkeypatch.context() as patched, torch.inference_mode():
+        patched.setattr(torch.nn.functional, "avg_pool2d", pool)
+        model.eval()((255 * images - 128) / 128)
+    expected, found = pooled[0].numpy(), inception.raw(images)
+    assert (found.shape, inception.dim, len(calls)) == ((2, 2048), 2048, 9)
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+    logits = expected @ model.fc.weight.detach().numpy().T  # without the bias
+    expected = np.exp(logits - logits.max(1, keepdims=True))
+    found = inception.classify(found)
+    assert np.abs(found - expected / expected.sum(1, keepdims=True)).max() < TOLERANCE
+
+
+def test_the_two_inceptions_differ_in_their_resize_alone(inception, hub):
+    legacy = embedder("inception-legacy", device="cpu")
+    own = torch.rand(1, 3, 299, 299)
+    assert np.abs(legacy.raw(own) - inception.raw(own)).max() < 1e-5
+    assert "not antialiased" in legacy.resize and "not" not in inception.resize
+    assert legacy.fingerprint != inception.fingerprint
+    fine = (torch.arange(1024) % 2).float().expand(1, 3, 1024, 1024)  # stripes finer than 299 px can show
+    assert np.abs(legacy.raw(fine) - inception.raw(fine)).max() > 1e-3
+
+
+def test_a_missing_inception_names_its_file_and_where_to_put_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    with pytest.raises(Unavailable) as caught:
+        embedder("inception")
+    for words in (str(tmp_path / "checkpoints"), "weights-inception-2015-12-05-6726825d.pth", "efficientnet-lite0"):
+        assert words in str(caught.value)
+
+
+def test_dinov2_equals_transformers_with_its_own_preprocessing(tmp_path):
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=42, patch_size=14)
+    model = Dinov2Model(config).eval()
+    model.save_pretrained(tmp_path)
+    processor = BitImageProcessor(
+        size={"shortest_edge": 48},
+        crop_size={"height": 42, "width": 42},
+        image_mean=[0.4, 0.5, 0.6],
+        image_std=[0.2] * 3,
+    )
+    processor.save_pretrained(tmp_path)
+    embed = embedder(f"dinov2:{tmp_path}", device="cpu")
+    image = torch.rand(1, 3, 48, 60, generator=torch.Generator().manual_seed(0))  # its short side: only cropped
+    with torch.inference_mode():
+        pixels = (image[..., 3:45, 9:51] - torch.tensor([0.4, 0.5, 0.6])[:, None, None]) / 0.2
+        expected = model(pixels).last_hidden_state[:, 0].numpy()
+    assert np.abs(embed.raw(image) - expected).max() < TOLERANCE
+    assert np.abs(embed(image) - expected / np.linalg.norm(expected)).max() < TOLERANCE
+    with pytest.raises(ValueError, match="only transformers' 'clip'"):
+        (tmp_path / "tokenizer.json").touch()
+        embedder(f"clip:{tmp_path}")
+
+
+def test_efficientnets_classes_are_the_packages(lite, images):
+    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=WEIGHTS).eval()
+    with torch.inference_mode():
+        expected = model(v2.Compose(STEPS)(images)).softmax(dim=1).numpy()
+    assert np.abs(lite.classify(lite.raw(images)) - expected).max() < TOLERANCE
+    assert lite.classifies and not lite.reads
+    style = embedder("efficientnet-lite0-style", device="cpu")
+    with pytest.raises(TypeError, match="no classifier"):
+        style.classify(style.raw(images))

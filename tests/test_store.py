@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dtviz import store as store_module
+from dtviz.__main__ import main
 from dtviz.store import Store, key
 
 SETTINGS = {"pair": "emoji-dmd", "prompt": "dog face", "seeds": [0, 1], "guidance": 3.0, "k": None}
@@ -274,3 +275,86 @@ print(kept.fetch("a", {}, make)["x"].sum())
     children = [process(code, tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [child.communicate(timeout=60)[0].strip() for child in children] == ["10"] * 3
     assert (tmp_path / "makes").read_text() == "made\n"
+
+
+# What a store holds, and its command line
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Three results, one of them of another kind."""
+    store = Store(tmp_path)
+    for kind, settings in (("a", {"prompt": "dog", "seeds": [0, 1]}), ("a", {"prompt": "cat"}), ("b", {"x": 1})):
+        store.fetch(kind, settings, lambda: ARRAYS)
+    return store
+
+
+def command(store, *arguments):
+    return main(["store", *arguments, "--root", str(store.root)])
+
+
+def flip(path, at=-1):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_entries_tell_what_is_there(kept):
+    found = list(kept.entries())
+    assert [entry.kind for entry in found] == ["a", "a", "b"]
+    assert {entry.settings.get("prompt") for entry in found} == {"dog", "cat", None}
+    assert all(entry.name == key(entry.kind, entry.settings) for entry in found)
+    assert [entry.settings for entry in kept.entries("b")] == [{"x": 1}]
+    assert all(entry.size == entry.path.stat().st_size and entry.problem() == "" for entry in found)
+    assert list(Store(kept.root / "none").entries()) == []
+
+
+def test_problems_are_found_whatever_is_damaged(kept):
+    first, second, third = kept.entries()
+    flip(first.path)
+    second.path.write_bytes(second.path.read_bytes()[:50])
+    third.path.rename(third.path.with_stem("0" * 64))
+    problems = sorted(entry.problem() for entry in kept.entries())
+    assert problems == [
+        "its contents do not match its hash",
+        "its head cannot be read",
+        "its settings are not those that it is named by",
+    ]
+
+
+def test_store_ls_counts_by_kind_and_lists_one_kind(kept, capsys):
+    assert command(kept, "ls") == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"{kept.root}: 3 results, 0.0 MiB")
+    command(kept, "ls", "--kind", "a")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert any(line.endswith("prompt=dog, seeds=[0, 1]") for line in lines)
+    command(kept, "ls", "--kind", "b")
+    assert capsys.readouterr().out.splitlines()[1].endswith("settings: x")
+
+
+def test_a_corrupt_file_is_named_by_verify_and_made_again(kept, capsys):
+    assert command(kept, "verify") == 0
+    assert "3 results" in capsys.readouterr().out
+    path = kept.path("a", {"prompt": "cat"})
+    flip(path)
+    assert command(kept, "verify") == 1
+    shown = capsys.readouterr()
+    assert shown.out == f"{path}: its contents do not match its hash\n"
+    assert "1 damaged" in shown.err
+    with pytest.warns(UserWarning, match=path.name):
+        same(kept.fetch("a", {"prompt": "cat"}, lambda: ARRAYS))
+    assert command(kept, "verify") == 0
+
+
+def test_store_rm_removes_what_was_named_and_nothing_else(kept, capsys):
+    assert command(kept, "rm") == 2
+    assert "removes nothing that was not named" in capsys.readouterr().err
+    flip(kept.path("a", {"prompt": "cat"}))
+    assert command(kept, "rm", "--damaged") == 0
+    assert "removed 1 results" in capsys.readouterr().out
+    command(kept, "rm", key("a", {"prompt": "dog", "seeds": [0, 1]})[:8])
+    assert [entry.kind for entry in kept.entries()] == ["b"]
+    command(kept, "rm", "--kind", "b")
+    assert list(kept.entries()) == []
+    assert command(kept, "ls", "--kind", "../a") == 2

@@ -176,3 +176,14 @@ def test_save_figure(tmp_path):
     )
     assert [path.suffix for path in paths] == [".png", ".pdf", ".json", ".csv"]
     assert all(path.stat().st_size for path in paths)
+
+
+def test_signals_of_an_adaptive_run_are_kept_for_each_sample(tiny):
+    """In blocks of the pair's batch, each asked before every hand-over; and its images are those of the largest k."""
+    never = dtviz.Adaptive("disagreement", (-1.0, -1.0))
+    seen = tiny.signals("a dog", never, handover="matched-sigma")
+    assert seen.shape == (2, len(tiny.seeds))
+    assert (seen > 0).all()
+    ours = tiny.trace("a dog", "adaptive", adaptive=never, handover="matched-sigma")
+    assert torch.equal(ours.final, tiny.trace("a dog", "hybrid", k=3, handover="matched-sigma").final)
+    assert len(np.unique(seen)) == seen.size
