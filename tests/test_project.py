@@ -37,6 +37,8 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "backbones": set(),
     "embed": {"backbones", "errors"},
     "curves": set(),
+    "mind": set(),
+    "occlusion": set(),
     "diversity": set(),
     "quality": {"embed"},
     "control": {"generate", "pairs"},
@@ -49,7 +51,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "__main__": ANYTHING,
     "__init__": ANYTHING,
 }
-NUMERIC = ("curves", "diversity")
+NUMERIC = ("curves", "diversity", "mind", "occlusion")
 
 
 # Pins
