@@ -20,13 +20,13 @@ class Changes:
 
     Attributes:
         changed: (sample, concept) bool, the plans showed the concept and the final image lacks it.
-        step: (sample, concept) int, the step (from 0) of the highest posterior while it was shown; -1 where unchanged.
-        last: (sample, concept) int, the last step (from 0) at which it was shown; -1 where unchanged.
+        level: (sample, concept) in [0, 1], the posterior that several consecutive plans all reach, at its highest.
+        step: (sample, concept) int, which of these plans (from 0) shows the concept best.
     """
 
     changed: np.ndarray
+    level: np.ndarray
     step: np.ndarray
-    last: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def changes_of_mind(posteriors, final, *, shown: float = 0.9, gone: float = 0.1,
     ValueError: shapes that do not fit, posteriors outside [0, 1], gone not below shown, more `steps` than there are.
 
     >>> found = changes_of_mind([[[0.1]], [[0.95]], [[0.97]], [[0.2]]], [[0.0]])
-    >>> found.changed[0, 0], found.step[0, 0], found.last[0, 0]
-    (np.True_, np.int64(2), np.int64(2))
+    >>> found.changed.item(), found.level.item(), found.step.item()
+    (True, 0.95, 2)
     """
     posteriors, final = (_checked(p, name=name) for p, name in ((posteriors, "posteriors"), (final, "final")))
     if posteriors.ndim != 3 or posteriors.shape[1:] != final.shape:
@@ -70,11 +70,11 @@ def changes_of_mind(posteriors, final, *, shown: float = 0.9, gone: float = 0.1,
         raise ValueError(f"gone={gone} and shown={shown} must be in [0, 1], gone below shown")
     if not 1 <= steps <= len(posteriors):
         raise ValueError(f"steps={steps} must be from 1 to the {len(posteriors)} steps of the posteriors")
-    lasting = _lasting(posteriors >= shown, steps)
-    changed = lasting.any(axis=0) & (final <= gone)
-    peak = np.where(lasting, posteriors, -1).argmax(axis=0)
-    last = len(lasting) - 1 - lasting[::-1].argmax(axis=0)
-    return Changes(changed, np.where(changed, peak, -1), np.where(changed, last, -1))
+    runs = np.lib.stride_tricks.sliding_window_view(posteriors, steps, axis=0)  # (start, sample, concept, steps)
+    lowest = runs.min(axis=-1)
+    start, level = lowest.argmax(axis=0), lowest.max(axis=0)
+    surest = np.take_along_axis(runs, start[None, ..., None], axis=0)[0].argmax(axis=-1)
+    return Changes((level >= shown) & (final <= gone), level, start + surest)
 
 
 def calibration(posteriors, truth, *, bins: int = 10) -> Calibration:
@@ -130,15 +130,6 @@ def ring(concepts) -> list[Asked]:
         raise ValueError(f"concepts={names} must be at least four different ones: two are asked for, two are controls")
     turned = [names[shift:] + names[:shift] for shift in (-1, 0, 1, 2)]
     return [Asked(first, second, (before, after)) for before, first, second, after in zip(*turned, strict=True)]
-
-
-def _lasting(shown: np.ndarray, steps: int) -> np.ndarray:
-    """(step, ...) bool: part of a run of at least `steps` true values."""
-    runs = np.lib.stride_tricks.sliding_window_view(shown, steps, axis=0).all(axis=-1)
-    lasting = np.zeros_like(shown)
-    for start in range(steps):
-        lasting[start : start + len(runs)] |= runs
-    return lasting
 
 
 def _checked(posteriors, *, name: str) -> np.ndarray:

@@ -13,23 +13,22 @@ def story(*steps: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("steps", "final", "expected"),
+    ("steps", "final", "changed", "level", "step"),
     [
-        ((0.1, 0.95, 0.97, 0.92, 0.2), 0.0, (2, 3)),  # shown at steps 1 to 3, most at 2
-        ((0.95, 0.92, 0.1, 0.0, 0.0), 0.0, (0, 1)),  # from the very first step
-        ((0.1, 0.1, 0.1, 0.9, 0.9), 0.1, (3, 4)),  # until the very last one; both thresholds count
-        ((0.9, 0.9, 0.1, 0.99, 0.1), 0.0, (0, 1)),  # the flicker at 3 is higher, but is one
-        ((0.9, 0.9, 0.1, 0.99, 0.9), 0.0, (3, 4)),
-        ((0.1, 0.99, 0.1, 0.99, 0.1), 0.0, None),  # two flickers
-        ((0.89, 0.89, 0.89, 0.89, 0.89), 0.0, None),  # never shown
-        ((0.95, 0.95, 0.95, 0.95, 0.95), 0.97, None),  # and still there
-        ((0.95, 0.95, 0.5, 0.5, 0.5), 0.11, None),  # not gone altogether
+        ((0.1, 0.95, 0.97, 0.92, 0.2), 0.0, True, 0.95, 2),  # shown at steps 1 to 3, best at 2
+        ((0.95, 0.92, 0.1, 0.0, 0.0), 0.0, True, 0.92, 0),  # from the very first step
+        ((0.1, 0.1, 0.1, 0.9, 0.9), 0.1, True, 0.9, 3),  # until the very last one; both thresholds count
+        ((0.9, 0.9, 0.1, 0.99, 0.1), 0.0, True, 0.9, 0),  # the flicker at 3 is higher, but is one
+        ((0.9, 0.9, 0.1, 0.99, 0.95), 0.0, True, 0.95, 3),
+        ((0.1, 0.99, 0.2, 0.99, 0.1), 0.0, False, 0.2, 1),  # two flickers
+        ((0.89, 0.89, 0.89, 0.89, 0.89), 0.0, False, 0.89, 0),  # never shown
+        ((0.95, 0.95, 0.95, 0.95, 0.95), 0.97, False, 0.95, 0),  # and still there
+        ((0.95, 0.95, 0.5, 0.5, 0.5), 0.11, False, 0.95, 0),  # not gone altogether
     ],
 )
-def test_changes_of_known_stories(steps, final, expected):
+def test_changes_of_known_stories(steps, final, changed, level, step):
     found = changes_of_mind(story(*steps), [[final]], shown=0.9, gone=0.1, steps=2)
-    assert found.changed.item() == (expected is not None)
-    assert (found.step.item(), found.last.item()) == (expected or (-1, -1))
+    assert (found.changed.item(), found.level.item(), found.step.item()) == (changed, level, step)
 
 
 def test_changes_by_a_loop_over_every_run():
@@ -38,17 +37,12 @@ def test_changes_by_a_loop_over_every_run():
     for needed in (1, 2, 3):
         found = changes_of_mind(posteriors, final, shown=0.5, gone=0.4, steps=needed)
         for sample, concept in np.ndindex(20, 6):
-            curve, kept, run = posteriors[:, sample, concept], [], []
-            for step, p in enumerate([*curve, 0.0]):
-                if p >= 0.5:
-                    run.append(step)
-                    continue
-                kept += run if len(run) >= needed else []
-                run = []
-            changed = bool(kept) and final[sample, concept] <= 0.4
-            assert found.changed[sample, concept] == changed
-            assert found.step[sample, concept] == (max(kept, key=lambda step: curve[step]) if changed else -1)
-            assert found.last[sample, concept] == (kept[-1] if changed else -1)
+            curve = posteriors[:, sample, concept].tolist()
+            start = max(range(10 - needed), key=lambda first: min(curve[first : first + needed]))
+            run = curve[start : start + needed]
+            assert found.level[sample, concept] == min(run)
+            assert found.step[sample, concept] == start + run.index(max(run))
+            assert found.changed[sample, concept] == (min(run) >= 0.5 and final[sample, concept] <= 0.4)
 
 
 @pytest.mark.parametrize(
