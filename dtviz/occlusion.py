@@ -1,30 +1,14 @@
 """Where an image shows what a judge sees in it: hide a patch, and see how far the score falls (Zeiler & Fergus 2014).
 
-    locate(image, score, size=16, stride=8)      # (top, left, bottom, right); score: images (n, 3, h, w) -> (n,)
+    places = windows(64, 64, size=16, stride=8)
+    drops = score(image) - score(occlude(image, places))       # by any judge, such as a concept's log posterior
+    box(drops, places, shape=(64, 64))                         # (top, left, bottom, right)
 
-Arrays in, numbers out; boxes are in pixels, bottom and right excluded.
+Arrays in, arrays out; boxes are in pixels, bottom and right excluded.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 from scipy import ndimage
-
-
-def locate(
-    image, score: Callable[[np.ndarray], np.ndarray], *, size: int, stride: int, share: float = 0.5
-) -> tuple[int, int, int, int]:
-    """The box around what `score` sees in one image: `windows`, `occlude` and `box` in turn.
-
-    image: (3, h, w). score: images (n, 3, h, w) -> (n,), such as a concept's log posterior; n is the number of places + 1.
-
-    >>> locate(np.eye(3)[None].repeat(3, axis=0), lambda images: images[:, 0, 1, 1], size=1, stride=1)
-    (1, 1, 2, 2)
-    """
-    image = np.asarray(image)
-    places = windows(*image.shape[-2:], size=size, stride=stride)
-    scores = np.asarray(score(np.concatenate([image[None], occlude(image, places)])))
-    return box(scores[0] - scores[1:], places, shape=image.shape[-2:], share=share)
 
 
 def windows(height: int, width: int, *, size: int, stride: int) -> np.ndarray:
