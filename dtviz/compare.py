@@ -118,7 +118,8 @@ def power(difference: float, of: Spread, *, prompts: int, seeds: int, alpha: flo
         return 0.0
     shift = min(abs(difference) * np.sqrt(prompts) / deviation, 30.0)  # above, the power is 1 and scipy's nct is not
     edge = stats.t.ppf(1 - level / 2, prompts - 1)
-    return float(stats.nct.sf(edge, prompts - 1, shift) + stats.nct.cdf(-edge, prompts - 1, shift))
+    wrong = stats.nct.cdf(-edge, prompts - 1, shift) if shift < 10 else 0.0  # seen with the wrong sign
+    return float(stats.nct.sf(edge, prompts - 1, shift) + wrong)
 
 
 def prompts_needed(

@@ -11,7 +11,16 @@ from matplotlib.figure import Figure
 COLOURS = {
     "base": "#0072B2", "distilled": "#D55E00", "hybrid": "#009E73", "hybrid σ": "#5D3A9B", "skip": "#CC79A7", "real": "#555555",
 }  # fmt: skip
-MORE = ["#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#009E73", "#000000", "#0072B2", "#5D3A9B"]  # for names that are no method, in turn
+MORE = [
+    "#D55E00",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#000000",
+    "#0072B2",
+    "#5D3A9B",
+]  # for names that are no method, in turn
 GREY = "#777777"
 MARKERS = "osD^v>"
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from scipy.special import softmax
 
 import dtviz
 from dtviz import drawings, judges
@@ -75,3 +76,67 @@ def test_bad_input_is_refused(judge):
         judges.load("style")
     with pytest.raises(dtviz.Unavailable, match="make models"):
         judges.load("concept")
+
+
+# Plans
+
+
+@pytest.fixture
+def plan_judge(monkeypatch, tmp_path):
+    """A judge of two concepts in the plane at two noise levels, read from a file."""
+    monkeypatch.setenv("DTVIZ_MODELS", str(tmp_path))
+    (tmp_path / "emoji-judges").mkdir()
+    arrays = {
+        "weight": np.array([[1, 0], [0, 1]], np.float16),
+        "bias": np.array([0, 0.5], np.float32),
+        "sigmas": np.array([0, 2], np.float32),
+        "temperatures": np.array([0.5, 2], np.float32),
+    }
+    facts = {"classes": json.dumps(["dog", "cat"]), "embedder": "pixels", "shown": "0.8"}
+    save_file(arrays, tmp_path / "emoji-judges" / "plan.safetensors", facts)
+    return judges.load_plans()
+
+
+@pytest.mark.parametrize(("sigma", "temperature"), [(0, 0.5), (1, 1.25), (2, 2), (9, 2)])
+def test_a_plan_judge_is_a_softmax_at_the_temperature_of_the_noise_level(plan_judge, sigma, temperature):
+    features = np.array([[2.0, 1.0], [0.0, 1.0]])
+    found = plan_judge(features[None], sigmas=[sigma])[0]
+    np.testing.assert_allclose(found, softmax((features + np.array([0, 0.5])) / temperature, axis=1), rtol=1e-12)
+    assert (plan_judge.shown, plan_judge.classes) == (0.8, ("dog", "cat"))
+
+
+def test_a_plan_judge_refuses(plan_judge):
+    with pytest.raises(ValueError, match=r"features \(1, 2\) and sigmas \(1,\) must be \(step, n, 2\)"):
+        plan_judge([[1.0, 2.0]], sigmas=[0.0])
+    with pytest.raises(ValueError, match=r"sigmas \(2,\)"):
+        plan_judge([[[1.0, 2.0]]], sigmas=[0.0, 1.0])
+
+
+def test_the_shipped_plan_judge_knows_unfinished_plans_that_the_clean_judge_misnames():
+    """Samples of seeds that no judge has seen; the base's commitment is no question here: guidance 5, one concept."""
+    pair, judge, clean = dtviz.load("emoji-dmd"), judges.load_plans(), judges.load("concept")
+    embed = dtviz.embedder(judge.embedder, device="cpu")
+    right = {"plan": 0, "clean": 0}
+    early = slice(3, 8)
+    for prompt in ("guitar", "rocket", "whale"):
+        trace = dtviz.generate(pair, prompt, method="base", seeds=[100])
+        features = embed(dtviz.decode(trace, pair)[early].flatten(0, 1))
+        posteriors = judge(features[:, None], sigmas=trace.sigmas[early])
+        np.testing.assert_allclose(posteriors.sum(axis=-1), 1, atol=1e-9)
+        right["plan"] += sum(judge.classes[column] == prompt for column in posteriors[:, 0].argmax(axis=1))
+        right["clean"] += sum(name == prompt for name in clean(features))
+    assert right["plan"] >= 12  # of 15
+    assert right["plan"] > right["clean"]
+
+
+def test_a_text_judge_knows_drawings_by_the_embedded_clip():
+    """Against the names of the other concepts, as in CLIP's classification without training."""
+    concepts = ["guitar", "rocket", "whale"]
+    embed, real = dtviz.embedder("emoji-clip", device="cpu"), drawings.load()
+    judge = judges.TextJudge.build(embed.text, concepts, template="{}", without=["pizza", "umbrella", "cactus"])
+    for place, concept in enumerate(concepts):
+        found = judge(embed(real.of(concept).images)[None], sigmas=[0])[0]
+        assert found.shape == (len(real.of(concept).artists), 3)
+        assert (found[:, place] > 0.5).mean() > 0.8
+    with pytest.raises(ValueError, match="template='a photo' must hold"):
+        judges.TextJudge.build(embed.text, concepts, template="a photo", without=["pizza"])

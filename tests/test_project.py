@@ -39,7 +39,9 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "decode": {"trace", "pairs"},
     "timing": {"decode", "generate", "pairs"},
     "drawings": set(),
-    "judges": {"errors", "pairs"},
+    "judges": {"errors", "mind", "pairs"},
+    "mind": set(),
+    "occlusion": set(),
     "inception": set(),
     "backbones": {"inception"},
     "embed": {"backbones", "errors"},
@@ -61,6 +63,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "plot_grid": {"plot_style"},
     "plot_tables": {"plot_style"},
     "plot": {"plot_curves", "plot_grid", "plot_style", "plot_tables"},
+    "plot_mind": {"plot"},
     "profiles": set(),
     "study": {
         "adaptive",
@@ -81,7 +84,18 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "__main__": ANYTHING,
     "__init__": ANYTHING,
 }
-NUMERIC = ("attributes", "claims", "compare", "curves", "diversity", "estimate", "quality", "thresholds")
+NUMERIC = (
+    "attributes",
+    "claims",
+    "compare",
+    "curves",
+    "diversity",
+    "estimate",
+    "mind",
+    "occlusion",
+    "quality",
+    "thresholds",
+)
 
 
 # Pins

@@ -97,3 +97,40 @@ def test_a_stage_goes_on_from_its_checkpoint(recipe, tmp_path, monkeypatch):
     run(7, killed=True)  # the seventh step is lost
     assert torch.equal(run(10), undisturbed)
     assert [path.name for path in tmp_path.iterdir()] == ["stage.pt"]
+
+
+def test_a_temperature_undoes_a_scaling_of_calibrated_scores(recipe):
+    rng = np.random.default_rng(0)
+    posteriors = rng.dirichlet([0.5] * 4, size=20_000)
+    truth = (rng.uniform(size=(20_000, 1)) > posteriors.cumsum(axis=1)).sum(axis=1)
+    # Maximum likelihood of one parameter from 20,000 samples; its standard error here is below .01.
+    assert recipe("plans").temperature(3 * np.log(posteriors + 1e-12), truth) == pytest.approx(3, rel=0.03)
+
+
+def test_scores_of_unseen_folds_do_not_know_the_labels(recipe):
+    """Labels without any relation to the features are guessed, however well they could be learnt by heart."""
+    plans, rng = recipe("plans"), np.random.default_rng(0)
+    features, label, fold = rng.normal(size=(2, 300, 30)), rng.permutation(np.arange(300) % 3), np.arange(300) % 5
+
+    def accuracy() -> float:
+        models = [plans.fit(features[:, fold != part], label[fold != part], 1.0) for part in range(5)]
+        scores = plans.unseen_scores(models, features, fold)
+        own = models[fold[7]].decision_function(features[1, [7]])[0]
+        np.testing.assert_allclose(scores[1, 7], own, rtol=1e-9)  # level, sample and class are where they should be
+        return float((scores.argmax(axis=-1) == label).mean())
+
+    assert accuracy() == pytest.approx(1 / 3, abs=0.08)  # three standard errors of 300
+    features[..., 0] = 10 * label
+    assert accuracy() > 0.99
+
+
+def test_the_least_shown_lets_through_as_many_false_alarms_as_allowed(recipe):
+    rng = np.random.default_rng(0)
+    posteriors, final = rng.uniform(0, 0.9, size=(5, 200, 3)), np.tile([1.0, 0.0, 0.0], (200, 1))
+
+    def false_alarms(shown: float) -> int:
+        return int((posteriors[..., 1:] >= shown).any(axis=(0, 2)).sum())
+
+    for share, allowed in ((0.1, 20), (0.05, 10), (0.0, 0)):
+        shown = recipe("plans").least_shown(posteriors, final, 0.1, share)
+        assert false_alarms(shown) <= allowed < false_alarms(shown - 0.02)

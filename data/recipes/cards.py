@@ -1,4 +1,4 @@
-"""Stage 12: the model cards, from what the other stages measured.
+"""Stage 13: the model cards, from what the other stages measured.
 
 python data/recipes/cards.py
 """

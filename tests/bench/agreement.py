@@ -73,9 +73,8 @@ def networks() -> list[dict]:
     torch.manual_seed(0)
     model = inception.network()
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.8, 1.6)
-            torch.nn.init.normal_(module.bias, std=0.3)
+        if isinstance(module, torch.nn.Conv2d):  # as wide as it comes in, so that the image is seen at the end
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     state = model.state_dict()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "inception.pth"
