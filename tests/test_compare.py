@@ -75,7 +75,12 @@ def test_power_is_how_often_the_sign_flip_test_sees_the_difference(prompts, seed
 
 
 def test_power_in_known_cases():
-    assert power(0.0, Spread(1.0, 0.0), prompts=20, seeds=1) == pytest.approx(0.05)
+    assert power(0.0, Spread(1.0, 0.0), prompts=20, seeds=1) == pytest.approx(0.05, abs=1e-4)
+    for prompts, difference in ((8, 0.6), (34, 0.5), (200, 0.1)):  # where scipy's noncentral t can be had
+        edge = stats.t.ppf(0.975, prompts - 1)
+        expected = stats.nct.sf(edge, prompts - 1, difference * prompts**0.5)
+        expected += stats.nct.cdf(-edge, prompts - 1, difference * prompts**0.5)
+        assert power(difference, Spread(1.0, 0.0), prompts=prompts, seeds=1) == pytest.approx(expected, abs=1e-4)
     assert power(9.0, Spread(1.0, 0.0), prompts=5, seeds=1) == 0.0  # five prompts cannot go below .0625
     assert power(9.0, Spread(1.0, 0.0), prompts=6, seeds=1) > 0.99
     assert power(9.0, Spread(1.0, 0.0), prompts=6, seeds=1, tests=3) == 0.0
