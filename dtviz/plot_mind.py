@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from .plot import COLOURS, GREY, MARKERS
 
 RED = "#D00000"  # the paper's box
-PAIR = ("#0072B2", "#E69F00")  # the two concepts of a prompt
+CONCEPTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # the lost one first
 LOOKS = {"asked for": COLOURS["distilled"], "not asked for, same images": GREY, "not asked for, own prompt": "#56B4E9"}
 
 
@@ -103,8 +103,7 @@ def plot_posteriors(
     ['cat face']
     """
     ax = ax or plt.subplots(figsize=(2.2, 1.0))[1]
-    colours = [*PAIR, *COLOURS.values()]
-    for (name, curve), colour, marker in zip(curves.items(), colours, MARKERS, strict=False):
+    for (name, curve), colour, marker in zip(curves.items(), CONCEPTS, MARKERS, strict=False):
         steps = len(curve) - 1
         ax.plot(np.arange(1, steps + 1), curve[:-1], color=colour, label=name, linewidth=1)
         ax.plot(steps + 1, curve[-1], marker, color=colour, markersize=3, clip_on=False)
@@ -113,7 +112,7 @@ def plot_posteriors(
     if mark is not None:
         ax.axvline(mark + 1, color=RED, linewidth=0.7)
     ax.set(xlim=(0.5, steps + 1.5), ylim=(0, 1.02), yticks=[0, 0.5, 1])
-    ax.set_xticks([1, (steps + 1) // 2, steps, steps + 1], ["1", str((steps + 1) // 2), str(steps), " end"])
+    ax.set_xticks([1, (steps + 1) // 2, steps + 1], ["1", str((steps + 1) // 2), "end"])
     ax.tick_params(labelsize=5.5)
     ax.legend(fontsize=5.5, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2, borderaxespad=0.2)
     return ax
@@ -126,7 +125,7 @@ def plot_rates(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     >>> table = pd.DataFrame([["base", "asked for", 0.1, 0.0, 0.2]], columns=["model", "condition", "value", "low", "high"])
     >>> plot_rates(table).get_xlabel()
-    '% of the concepts that the final image lacks'
+    'shown on the way, % of the concepts that the final image lacks'
     """
     models, conditions = list(table["model"].unique()), list(table["condition"].unique())
     ax = ax or plt.subplots(figsize=(3.2, 0.6 + 0.4 * len(models)))[1]
@@ -138,10 +137,10 @@ def plot_rates(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.errorbar(100 * rows["value"], y, xerr=bars, label=condition, **look)
     ax.axvline(0, color=GREY, linewidth=0.5)
     ax.set_yticks(range(len(models)), models)
-    ax.set(ylim=(len(models) - 0.5, -0.5), xlabel="% of the concepts that the final image lacks")
+    ax.set(ylim=(len(models) - 0.5, -0.5), xlabel="shown on the way, % of the concepts that the final image lacks")
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    ax.legend(title="shown on the way, then gone", title_fontsize=6.5, alignment="left")
+    ax.legend(loc="lower right")
     return ax
 
 
@@ -152,14 +151,14 @@ def plot_judge(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     >>> table = pd.DataFrame({"judge": ["plans"] * 2, "step": [1, 2], "accuracy": [0.5, 1.0]})
     >>> plot_judge(table).get_ylabel()
-    'plans named as the final image'
+    'named as the final image'
     """
     ax = ax or plt.subplots(figsize=(2.4, 1.6))[1]
     for (name, rows), colour in zip(
         table.groupby("judge", sort=False), (COLOURS["base"], GREY, "#000000"), strict=False
     ):
         ax.plot(rows["step"], rows["accuracy"], "o-", color=colour, markersize=2, linewidth=1, label=name)
-    ax.set(xlabel="step", ylabel="plans named as the final image", ylim=(0, 1.02))
+    ax.set(xlabel="step", ylabel="named as the final image", ylim=(0, 1.02))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend()
     return ax

@@ -121,6 +121,28 @@ def scaling() -> str:
     return "\n".join(lines + [f"| {s['step']} | {s['loss']:.4f} | {s['accuracy']:.2f} |" for s in seen])
 
 
+def plan_judge(plans: dict) -> str:
+    """How the judge of plans was made, and its measures at every noise level."""
+    names = ("sigmas", "accuracy", "confidence", "error", "clean_judge")
+    lines = ["| sigma | right | mean posterior | calibration error | `concept` right |", "|---|---|---|---|---|"]
+    for sigma, accuracy, confidence, error, other in zip(*(plans[name] for name in names), strict=True):
+        level = f"{sigma:.2f}" if sigma else "final image"
+        lines.append(f"| {level} | {accuracy:.2f} | {confidence:.2f} | {error:.3f} | {other:.2f} |")
+    table = "\n".join(lines)
+    return f"""## The judge of plans
+
+`plan` says how likely a plan of the base, its predicted clean image at some noise level, shows each of {plans["concepts"]} concepts.
+Unfinished plans are no drawings, and `concept` misnames them. One linear classifier of EfficientNet-Lite0 features for all noise
+levels and a temperature for each, trained on plans of {plans["samples"]} samples ({plans["concepts"]} prompts x {plans["seeds"]} seeds), each labelled by
+what `concept` sees in the final image; that is what was asked for in {plans["as_asked"]:.1%}. Measured on seeds left out, in fifths (`concept` is right at the end by definition):
+
+{table}
+
+The temperatures were fitted on the same left-out scores. A plan can be said to show a concept from a posterior of {plans["shown"]:.2f} on: no more
+than {plans["false_alarms"]:.0%} of these samples ever show so much of a concept that is gone at the end. The shipped judge has seen all {plans["seeds"]}
+seeds; Figure 3 measures it on others, and on a student's plans."""
+
+
 def settled() -> str:
     """What Figure 5 says of this schedule, if the figure was made."""
     path = DATA.parent / "figures" / "emoji-dmd" / "fig5_similarity_to_final.csv"
@@ -233,7 +255,7 @@ squared norm; biases and norms stay the base's. What that loses:
 
     (MODELS / "README.md").write_text(f"""# The embedded models
 
-One base, four students of it by four methods of distillation, whole and as LoRAs, a small CLIP (`emoji-clip`) and two judges (`emoji-judges`); each folder has
+One base, four students of it by four methods of distillation, whole and as LoRAs, a small CLIP (`emoji-clip`) and three judges (`emoji-judges`); each folder has
 its card with training, data, licences and attributions. All share the base's autoencoder, text encoder and noise schedule (SDXL's with every sigma
 divided by {SHIFT}, see the base's card). UNets of {base["parameters"] / 1e6:.1f} M parameters.
 
@@ -260,7 +282,7 @@ A tiny CLIP (`transformers.CLIPModel`, 128-wide features, 64x64 images) with its
     j = measured("judges")
     (MODELS / "emoji-judges" / "README.md").write_text(f"""# emoji-judges
 
-Two linear judges on frozen ImageNet features (EfficientNet-Lite0), trained on {j["drawings"]} real drawings only, each as it is and
+Linear judges on frozen ImageNet features (EfficientNet-Lite0). Two were trained on {j["drawings"]} real drawings only, each as it is and
 as the base's autoencoder gives it back: without the second, the artist judge would take the autoencoder's blur for a style.
 
 | judge | names | reads | right on held-out drawings | and through the autoencoder | chance |
@@ -271,6 +293,8 @@ as the base's autoencoder gives it back: without the second, the artist judge wo
 Held out: 150 whole concepts (artist); one artist after the other (concept). The shipped judges have seen every drawing of the
 training sets. Within one prompt, whose drawings are known, the nearest drawing tells the artist better: see
 `dtviz.decode.reconstruct`.
+
+{plan_judge(measured("plans"))}
 
 ## Data, licences, attributions
 
