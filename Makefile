@@ -44,6 +44,7 @@ test: $(STAMP)
 bench: $(STAMP)
 	$(PY) -m tests.bench.capture
 	$(PY) -m tests.bench.hybrid
+	$(PY) -m tests.bench.memory
 	$(PY) -m tests.bench.dreamsim
 	$(PY) -m tests.bench.dataset
 	$(PY) -m tests.bench.fd_bias

@@ -112,7 +112,7 @@ def plot_table(cells: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     left = 0.055 * max(len(name) for name in cells.index) + 0.1
     ends = left + np.cumsum(widths)
     if ax is None:
-        ax = plt.subplots(figsize=(ends[-1], (len(cells) + 2.2) * LINE))[1]
+        ax = plt.subplots(figsize=(ends[-1], (len(cells) + 2.2) * LINE + 0.45))[1]  # and a footer of three lines
     ax.set(xlim=(0, ends[-1]), ylim=(len(cells) + 0.1, -2.1))
     ax.axis("off")
     for y, width in ((-2, 0.9), (0, 0.5), (len(cells), 0.9)):

@@ -70,7 +70,6 @@ def measure(networks: str) -> dict:
     if networks == "one":
         pipe.unet.add_adapter(LoraConfig(r=64, target_modules=list(LORA)), adapter_name=student)
         pipe.unet.to(DTYPE)
-    call(pipe)  # warms up
     student_s, student_gib = timed(lambda: call(pipe)), peak()
     if networks != "one":
         student = pipe.unet
@@ -78,7 +77,6 @@ def measure(networks: str) -> dict:
             student.to("cpu")
         pipe.unet = unet()
     with dtviz.hybrid(pipe, student, offload=networks == "two, offloaded") as run:
-        call(pipe)
         hybrid_s = timed(lambda: call(pipe))
     assert run.steps_run == {"base": 1, "distilled": 3}
     return {
