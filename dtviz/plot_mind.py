@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from .plot import COLOURS, GREY, MARKERS
+from .plot_style import COLOURS, GREY, MARKERS
 
 RED = "#D00000"  # the paper's box
 CONCEPTS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")  # the lost one first
