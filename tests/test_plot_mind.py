@@ -62,10 +62,10 @@ def test_rates_are_percentages_with_their_intervals():
     ]
     ax = plot_mind.plot_rates(pd.DataFrame(rows, columns=["model", "condition", "value", "low", "high"]))
     [asked, other] = ax.containers
-    np.testing.assert_allclose(asked.lines[0].get_xdata(), [10, 0])
+    np.testing.assert_allclose(asked.lines[0].get_xdata(orig=False), [10, 0])
     [bars] = asked.lines[2]
     np.testing.assert_allclose([path.vertices[:, 0] for path in bars.get_paths()], [[-5, 25], [0, 0]])
-    np.testing.assert_allclose(other.lines[0].get_xdata(), [2])
+    np.testing.assert_allclose(other.lines[0].get_xdata(orig=False), [2])
     assert [label.get_text() for label in ax.get_yticklabels()] == ["base", "student"]
 
 
