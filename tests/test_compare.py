@@ -85,6 +85,8 @@ def test_power_in_known_cases():
     assert power(9.0, Spread(1.0, 0.0), prompts=6, seeds=1) > 0.99
     assert power(9.0, Spread(1.0, 0.0), prompts=6, seeds=1, tests=3) == 0.0
     assert power(1e6, Spread(1e-3, 0.0), prompts=50, seeds=1) == pytest.approx(1.0)
+    finite = [power(0.5, Spread(1.0, 0.0), prompts=n, seeds=1) for n in range(6, 500)]
+    assert np.isfinite(finite).all() and (np.diff(finite) > -1e-9).all()
     more_seeds = [power(0.2, Spread(0.2, 2.0), prompts=20, seeds=n) for n in (5, 20, 80)]
     assert more_seeds == sorted(more_seeds)
     # Cohen's table: d = .5, alpha .05 two-sided, power .8 needs 34 pairs
