@@ -88,7 +88,7 @@ def networks() -> list[dict]:
     images = torch.randint(0, 256, (2, 3, 299, 299), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         # TensorFlow's graph scales by (x - 128) / 128, pytorch-fid by 2 x / 255 - 1
-        found, scaled = ours(2 * images / 255 - 1), ours((images.float() - 128) / 128)
+        found, scaled = ours(2 * (images / 255) - 1), ours((images.float() - 128) / 128)
         theirs = pytorch(images / 255)[0].flatten(1)
         features, logits = fidelity(images)
     gaps = {
