@@ -88,6 +88,7 @@ class Parting:
         branches: each k's calls, with `role`.
 
     Attributes:
+        last: the largest k.
         k: after which the base's part ended; the largest as long as none was taken.
         signals: what was seen of each sample, for each k that was asked about.
 
@@ -106,13 +107,14 @@ class Parting:
             raise ValueError(
                 "signal='change' compares two base steps, and k=1 has one: give matched-sigma, or base_steps"
             )
-        self.k, self.before = max(branches), None
+        self.last = self.k = max(branches)
+        self.before: torch.Tensor | None = None
         self.signals: dict[int, list[float]] = {}
 
     @property
     def longest(self) -> Sequence:
         """The plan of the largest k, which runs as long as no other is taken."""
-        return self.branches[max(self.branches)]
+        return self.branches[self.last]
 
     def probe(self, index: int):
         """The student's coming call, if its plan of the sample of call `index` is asked for."""
@@ -138,5 +140,5 @@ class Parting:
 
     def _asked(self, index: int) -> int | None:
         """The k that could end the base's part at this call."""
-        k, last = self.ends.get(index), max(self.branches)
-        return k if k != last and self.k == last else None
+        k = self.ends.get(index)
+        return k if k != self.last and self.k == self.last else None
