@@ -38,6 +38,7 @@ def train_customisation(
     class_prompt: str | None = None,
     prior_images: int = 100,
     prior_weight: float = 1.0,
+    drop: float = 0.0,
     rank: int = 4,
     alpha: float = 4.0,
     modules: Sequence[str] = CROSS,
@@ -66,6 +67,8 @@ def train_customisation(
         class_prompt: of the prior's images; None: no prior.
         prior_images: how many of them the model makes.
         prior_weight: their part of the loss; 0 is as good as no prior.
+        drop: share of the samples that are learnt without their prompt. For a style that is meant for every prompt: guidance
+            would otherwise amplify the difference between the styled and the unstyled.
         rank, alpha: of the LoRA; no use in full rank.
         modules: name endings of what is trained, see `tuned.matching`.
         iterations, batch_size, lr: of AdamW; lr None: 1e-4 for a LoRA, 1e-5 in full rank.
@@ -81,7 +84,7 @@ def train_customisation(
         ValueError: an argument is out of range; the message names it.
         NotImplementedError: the denoiser is not a UNet.
     """
-    task = _Task(pair, images, prompts, on, class_prompt, prior_images, prior_weight, batch_size, seed)
+    task = _Task(pair, images, prompts, on, class_prompt, prior_images, prior_weight, drop, batch_size, seed)
     lr = lr or (1e-5 if full_rank else 1e-4)
     check_numbers(rank=rank, alpha=alpha, iterations=iterations, lr=lr)
     size = {} if full_rank else {"rank": rank, "alpha": alpha}
@@ -121,7 +124,7 @@ def train_dreambooth(
     """
     if prompt == class_prompt:
         raise ValueError(f"prompt={prompt!r} is the class_prompt too: add a rare word for the subject")
-    task = _Task(pair, images, prompt, on, class_prompt, prior_images, prior_weight, batch_size, seed)
+    task = _Task(pair, images, prompt, on, class_prompt, prior_images, prior_weight, 0.0, batch_size, seed)
     check_numbers(rank=rank, alpha=alpha, iterations=iterations, lr=lr)
     size = {"rank": rank, "alpha": alpha}
     run = {"iterations": iterations, "lr": lr, "seed": seed, "state": state, "progress": progress}
@@ -140,6 +143,7 @@ class _Task:
     class_prompt: str | None
     prior_images: int
     prior_weight: float
+    drop: float
     batch_size: int
     seed: int
 
@@ -154,6 +158,8 @@ class _Task:
         check_numbers(batch_size=self.batch_size, prior_images=self.prior_images)
         if not self.prior_weight >= 0:
             raise ValueError(f"prior_weight={self.prior_weight} must be at least 0")
+        if not 0 <= self.drop < 1:
+            raise ValueError(f"drop={self.drop} must be a share of the samples, from 0 to below 1")
         trained_network(self.pair, self.on)
 
     @property
@@ -170,6 +176,7 @@ class _Task:
             "images": {"number": len(self.images), "sha256": digest[:16]},
             "trained_on": {"pair": self.pair.name, "role": self.on, "fingerprint": self.pair.fingerprint},
             "prior": prior if self.class_prompt else None,
+            "drop": self.drop,
             "batch_size": self.batch_size,
         }
 
@@ -195,7 +202,9 @@ def _trained(task: _Task, put, name: str, kind: str, licence: str, how: dict[str
 
         def loss(_: int, generator: torch.Generator) -> torch.Tensor:
             rows = torch.randint(len(texts), (task.batch_size,), generator=generator)
-            value = _error(tuned, noising, times, latents[rows], known, [texts[row] for row in rows], generator)
+            dropped = torch.rand(len(rows), generator=generator) < task.drop
+            wanted = ["" if out else texts[row] for row, out in zip(rows.tolist(), dropped.tolist(), strict=True)]
+            value = _error(tuned, noising, times, latents[rows], known, wanted, generator)
             if prior is None:
                 return value
             rows = torch.randint(len(prior), (task.batch_size,), generator=generator)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -94,7 +95,8 @@ def check_numbers(**values: float) -> None:
 
 def generator(seed: int, iteration: int) -> torch.Generator:
     """The random numbers of one iteration, the same in whatever run it is made."""
-    return torch.Generator("cpu").manual_seed((seed << 32) + iteration)
+    mixed = np.random.SeedSequence([seed, iteration]).generate_state(1)  # torch reads 32 bits of a seed, no more
+    return torch.Generator("cpu").manual_seed(int(mixed[0]))
 
 
 def _keep(
