@@ -108,7 +108,7 @@ class Control:
             (key if split(key)[1] == DELTA else f"unet.{key}"): tensor.detach().cpu().contiguous()
             for key, tensor in sorted(self.tensors.items())
         }
-        write_whole(path, save(tensors, metadata={"format": "pt", HEADER: json.dumps(told, sort_keys=True)}))
+        write_whole(path, save(tensors, metadata={HEADER: json.dumps(told, sort_keys=True)}))
         return path
 
     def __repr__(self) -> str:
