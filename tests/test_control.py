@@ -13,7 +13,7 @@ from dtviz import control
 from dtviz.attach import _answer
 from dtviz.controls import DOWN, UP, scaled, split
 
-from .conftest import tiny_unet
+from .conftest import random_factors, tiny_unet
 from .tiny import PIPELINES
 
 SCALES = (-1.0, 0.5, 2.0)
@@ -30,20 +30,6 @@ def sdxl():
 def factors(sdxl) -> dict[str, torch.Tensor]:
     """Random factors for all attention layers, a feed-forward layer and a convolution, of two ranks."""
     return random_factors(sdxl.unet)
-
-
-def random_factors(unet, seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, module in unet.named_modules():
-        kind = type(module).__name__
-        if not (kind == "Linear" and (".attn" in name or ".ff.net.0" in name)) and not name.endswith("resnets.0.conv1"):
-            continue
-        rank, weight = (2 if "mid_block" in name else 4), module.weight
-        tail = (1,) * (weight.ndim - 2)
-        tensors[name + DOWN] = torch.randn((rank, *weight.shape[1:]), generator=generator) / 4
-        tensors[name + UP] = torch.randn((len(weight), rank, *tail), generator=generator) / 4
-    return tensors
 
 
 def kohya(tensors: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
