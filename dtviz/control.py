@@ -12,3 +12,7 @@ from .attached import from_adapter as from_adapter
 from .control_files import load as load
 from .controls import Applied as Applied
 from .controls import Control as Control
+from .effect import effect as effect
+from .effect import outside as outside
+from .effect import ratio as ratio
+from .effect import sweep as sweep
