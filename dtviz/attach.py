@@ -10,7 +10,8 @@ output, (W + s D) x = W x + s D x, so that no weight is ever touched. `generate(
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -74,28 +75,28 @@ def attach(target: Any, control: Control, scale: float = 1.0) -> Iterator[Proof]
 
 
 class Steering:
-    """The controls of one run, each turned on and off as its segment and window say.
-
-    Attributes:
-        evaluations: of how many denoiser calls each was part, {"base": 14, "distilled": 3}.
-    """
+    """The controls of some runs, each turned on and off as its segment and window say; they are off to begin with."""
 
     def __init__(self, pair: Pair, controls: Sequence[tuple[Applied, Mapping[str, Attached]]]) -> None:
         self.pair, self.controls = pair, controls
-        self.evaluations: list[dict[str, int]] = []
         self.restart()
 
     def restart(self) -> None:
-        """Count anew, for the next batch."""
-        self.evaluations = [{} for _ in self.controls]
+        """Count anew, for the next run."""
+        self.calls: list[Counter[str]] = [Counter() for _ in self.controls]
 
-    def use(self, role: str, sigma: float) -> None:
-        """Before an evaluation of this role's network at this noise level."""
-        one = network(self.pair.base, self.pair.distilled, role) is self.pair.base
-        for (applied, on), counted in zip(self.controls, self.evaluations, strict=True):
-            now = applied.on(role, sigma)
-            on["base" if one else "distilled"].scale(applied.scale if now else 0.0)
-            counted[role] = counted.get(role, 0) + now
+    def use(self, role: str, sigma: Callable[[], float]) -> None:
+        """Before an evaluation of this role's network at this noise level, which is asked for only where it matters."""
+        where = "base" if network(self.pair.base, self.pair.distilled, role) is self.pair.base else "distilled"
+        for (applied, on), counted in zip(self.controls, self.calls, strict=True):
+            now = applied.on(role, 0.0 if applied.window is None else sigma())
+            on[where].scale(applied.scale if now else 0.0)
+            counted[role] += now
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Each control as it was applied, with "calls": in how many of each role's denoiser calls it was on."""
+        pairs = zip(self.controls, self.calls, strict=True)
+        return [applied.facts() | {"calls": dict(counted)} for (applied, _), counted in pairs]
 
 
 @contextmanager

@@ -14,4 +14,8 @@ from .controls import Applied as Applied
 from .controls import Control as Control
 from .customise import train_customisation as train_customisation
 from .customise import train_dreambooth as train_dreambooth
+from .effect import effect as effect
+from .effect import outside as outside
+from .effect import ratio as ratio
+from .effect import sweep as sweep
 from .sliders import train_slider as train_slider

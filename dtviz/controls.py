@@ -108,7 +108,7 @@ class Control:
             (key if split(key)[1] == DELTA else f"unet.{key}"): tensor.detach().cpu().contiguous()
             for key, tensor in sorted(self.tensors.items())
         }
-        write_whole(path, save(tensors, metadata={"format": "pt", HEADER: json.dumps(told, sort_keys=True)}))
+        write_whole(path, save(tensors, metadata={HEADER: json.dumps(told, sort_keys=True)}))
         return path
 
     def __repr__(self) -> str:
@@ -127,8 +127,8 @@ class Applied:
         window: (high, low) noise levels, sigma = noise / signal, between which, both included, it is on; None: all. A level
             and not a share of the steps, since that is what a base of fifty steps and a student of four have in common: the
             usual "off in early steps" of sliders is a timestep too. A step counts by the level that it starts from, so a
-            student's single step may leap over a window that takes ten of the base's; `generate` tells how many
-            evaluations of each had it on.
+            student's single step may leap over a window that takes ten of the base's; `generate` tells in how many
+            calls of each it was on.
 
     Raises:
         ValueError: an argument is out of range.
