@@ -55,7 +55,7 @@ def conditions(pair: Pair, prompts: Sequence[str], *, role: str = "base") -> Con
     for prompt in prompts:
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"prompt {prompt!r} must be a text that is not empty")
-    pipe, seen, found = pair.pipeline, [], {}
+    pipe, seen, found, spare = pair.pipeline, [], {}, torch.Generator("cpu")  # not the caller's random numbers
     size = {} if pair.size is None else {"height": pair.size[0], "width": pair.size[1]}
 
     def look(_, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -66,7 +66,9 @@ def conditions(pair: Pair, prompts: Sequence[str], *, role: str = "base") -> Con
         for prompt in prompts:
             seen.clear()
             # a guidance above 1 makes it prepare both rows, the unconditional one first
-            pipe(prompt=prompt, num_inference_steps=1, guidance_scale=2.0, output_type="latent", **size)
+            pipe(
+                prompt=prompt, num_inference_steps=1, guidance_scale=2.0, output_type="latent", generator=spare, **size
+            )
             found[""], found[prompt] = (_row(seen[0][1], row) for row in (0, 1))
     finally:
         hook.remove()

@@ -84,13 +84,13 @@ def train_customisation(
         ValueError: an argument is out of range; the message names it.
         NotImplementedError: the denoiser is not a UNet.
     """
-    task = _Task(pair, images, prompts, on, class_prompt, prior_images, prior_weight, drop, batch_size, seed)
-    lr = lr or (1e-5 if full_rank else 1e-4)
+    task = _Task(pair, images, prompts, on, class_prompt, prior_images, prior_weight, drop, modules, batch_size, seed)
+    lr = (1e-5 if full_rank else 1e-4) if lr is None else lr
     check_numbers(rank=rank, alpha=alpha, iterations=iterations, lr=lr)
     size = {} if full_rank else {"rank": rank, "alpha": alpha}
     put = weights(pair, on=on, modules=modules) if full_rank else lora(pair, on=on, modules=modules, seed=seed, **size)
     run = {"iterations": iterations, "lr": lr, "seed": seed, "state": state, "progress": progress}
-    return _trained(task, put, name, kind, licence, {**size, "modules": list(modules)}, run)
+    return _trained(task, put, name, kind, licence, size, run)
 
 
 def train_dreambooth(
@@ -124,12 +124,12 @@ def train_dreambooth(
     """
     if prompt == class_prompt:
         raise ValueError(f"prompt={prompt!r} is the class_prompt too: add a rare word for the subject")
-    task = _Task(pair, images, prompt, on, class_prompt, prior_images, prior_weight, 0.0, batch_size, seed)
+    task = _Task(pair, images, prompt, on, class_prompt, prior_images, prior_weight, 0.0, modules, batch_size, seed)
     check_numbers(rank=rank, alpha=alpha, iterations=iterations, lr=lr)
     size = {"rank": rank, "alpha": alpha}
     run = {"iterations": iterations, "lr": lr, "seed": seed, "state": state, "progress": progress}
     put = lora(pair, on=on, modules=modules, seed=seed, **size)
-    return _trained(task, put, name, "dreambooth", licence, {**size, "modules": list(modules)}, run)
+    return _trained(task, put, name, "dreambooth", licence, size, run)
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ class _Task:
     prior_images: int
     prior_weight: float
     drop: float
+    modules: Sequence[str]
     batch_size: int
     seed: int
 
@@ -160,7 +161,7 @@ class _Task:
             raise ValueError(f"prior_weight={self.prior_weight} must be at least 0")
         if not 0 <= self.drop < 1:
             raise ValueError(f"drop={self.drop} must be a share of the samples, from 0 to below 1")
-        trained_network(self.pair, self.on)
+        trained_network(self.pair, self.on, self.modules)
 
     @property
     def texts(self) -> list[str]:
@@ -177,6 +178,7 @@ class _Task:
             "trained_on": {"pair": self.pair.name, "role": self.on, "fingerprint": self.pair.fingerprint},
             "prior": prior if self.class_prompt else None,
             "drop": self.drop,
+            "modules": list(self.modules),
             "batch_size": self.batch_size,
         }
 

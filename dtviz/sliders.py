@@ -18,6 +18,7 @@ import torch
 
 from .conditions import Conditions, conditions, predict
 from .controls import Control
+from .networks import embeds_guidance
 from .optimise import check_numbers, optimise
 from .pairs import Pair
 from .plan import Call, plan
@@ -94,14 +95,18 @@ def train_slider(
     if texts["positive"] == texts["negative"]:
         raise ValueError(f"positive={positive!r} and negative are the same: there is nothing between them")
     check_numbers(eta=eta, rank=rank, alpha=alpha, iterations=iterations, batch_size=batch_size, lr=lr)
-    base_steps, student_steps = steps or pair.base_steps, steps or pair.steps
-    check_numbers(steps=base_steps if on == "base" else student_steps)
-    scales = {"base": GUIDANCE if guidance is None else guidance, "distilled": guidance or pair.guidance}
-    device = trained_network(pair, on).device
+    usual = pair.base_steps if on == "base" else pair.steps
+    steps = usual if steps is None else steps
+    if guidance is None:
+        guidance = GUIDANCE if on == "base" else pair.guidance
+    check_numbers(steps=steps)
+    if not guidance >= 0:
+        raise ValueError(f"guidance={guidance} must be at least 0; 0 and 1 are the conditional model")
+    device = trained_network(pair, on, modules).device
 
     def schedule() -> list[Call]:
         """A fresh one for every rollout: schedulers count their steps."""
-        how = {"steps": student_steps, "base_steps": base_steps, "k": None, "handover": None, "scales": scales}
+        how = {"steps": steps, "base_steps": steps, "k": None, "handover": None, "scales": {on: guidance}}
         return plan(pair, method=on, device=device, **how)
 
     known = conditions(pair, sorted({text for those in texts.values() for text in those}), role=on)
@@ -113,8 +118,8 @@ def train_slider(
         "alpha": alpha,
         "modules": list(modules),
         "batch_size": batch_size,
-        "steps": base_steps if on == "base" else student_steps,
-        "guidance": scales[on],
+        "steps": steps,
+        "guidance": guidance,
     }
     with lora(pair, on=on, modules=modules, rank=rank, alpha=alpha, seed=seed) as tuned:
 
@@ -159,7 +164,7 @@ def rollout(
     plainly, both = known.rows(prompts), known.rows([""] * n + list(prompts))
     for call in calls[:stop]:
         x = call.scheduler.scale_model_input(x_t, call.timestep)
-        if call.scale > 1 and "timestep_cond" not in plainly:
+        if call.scale > 1 and not embeds_guidance(tuned.network):
             unconditional, conditional = predict(tuned.network, torch.cat([x, x]), call.timestep, both).chunk(2)
             output = unconditional + call.scale * (conditional - unconditional)
         else:

@@ -44,11 +44,11 @@ class Tuned:
     scale: Callable[[float], None] | None = None
 
 
-def trained_network(pair: Pair, on: str) -> torch.nn.Module:
+def trained_network(pair: Pair, on: str, modules: Sequence[str]) -> torch.nn.Module:
     """The network of a pair that is trained on.
 
     Raises:
-        ValueError: no such role, or weights in half precision, whose small gradients vanish.
+        ValueError: no such role, weights in half precision, whose small gradients vanish, or no such modules.
     """
     if on not in ROLES:
         raise ValueError(f"on={on!r} is not one of {', '.join(ROLES)}: whose weights the control is trained with")
@@ -57,6 +57,7 @@ def trained_network(pair: Pair, on: str) -> torch.nn.Module:
         raise ValueError(
             f"on={on!r}: that network is in float16, whose small gradients vanish; load it in bfloat16 or float32"
         )
+    matching(denoiser, modules)
     return denoiser
 
 
@@ -92,7 +93,7 @@ def lora(pair: Pair, *, on: str, modules: Sequence[str], rank: int, alpha: float
     The first factors are random and the second zero, as Hu et al. 2022 begin: its change is zero at first. A student that
     is an adapter itself stays on beneath it, and so do adapters that the caller has switched on.
     """
-    denoiser, strength = trained_network(pair, on), alpha / rank
+    denoiser, strength = trained_network(pair, on, modules), alpha / rank
     layers, generator = matching(denoiser, modules), torch.Generator("cpu").manual_seed(seed)
     zero = {}
     for name, layer in layers.items():
@@ -100,7 +101,7 @@ def lora(pair: Pair, *, on: str, modules: Sequence[str], rank: int, alpha: float
         bound = 1 / math.sqrt(math.prod(size))  # torch's own for a linear layer of so many inputs
         zero[name + DOWN] = (2 * torch.rand(rank, *size, generator=generator) - 1) * bound
         zero[name + UP] = torch.zeros(out, rank, *(1 for _ in size[1:]))
-    with _student_on(pair, on), attached(denoiser, Control("untrained", "lora", zero)) as put, _frozen(denoiser):
+    with _frozen(denoiser), _student_on(pair, on), attached(denoiser, Control("untrained", "lora", zero)) as put:
         parameters = {}
         for name in layers:
             wrapped = denoiser.get_submodule(name)
@@ -118,14 +119,14 @@ def lora(pair: Pair, *, on: str, modules: Sequence[str], rank: int, alpha: float
 @contextmanager
 def weights(pair: Pair, *, on: str, modules: Sequence[str]) -> Iterator[Tuned]:
     """Some of a network's own weights, to be trained in full; as they were, to the bit, on every way out."""
-    denoiser = trained_network(pair, on)
+    denoiser = trained_network(pair, on, modules)
     own = {name: layer.weight for name, layer in matching(denoiser, modules).items()}
     kept = {name: weight.detach().clone() for name, weight in own.items()}
 
     def tensors() -> dict[str, torch.Tensor]:
         return {name + DELTA: (weight - kept[name]).detach().cpu() for name, weight in own.items()}
 
-    with _student_on(pair, on), _frozen(denoiser):
+    with _frozen(denoiser), _student_on(pair, on):
         try:
             yield Tuned(denoiser, {name + DELTA: weight.requires_grad_(True) for name, weight in own.items()}, tensors)
         finally:

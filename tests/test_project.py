@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "conditions": {"networks", "pairs"},
     "optimise": {"store"},
     "tuned": {"attached", "controls", "networks", "pairs"},
-    "sliders": {"conditions", "controls", "optimise", "pairs", "plan", "tuned"},
+    "sliders": {"conditions", "controls", "networks", "optimise", "pairs", "plan", "tuned"},
     "customise": {"conditions", "controls", "decode", "generate", "optimise", "pairs", "plan", "tuned"},
     "effect": {"diversity", "estimate"},
     "control": {"attach", "attached", "control_files", "controls", "customise", "effect", "sliders"},

@@ -8,16 +8,7 @@ High Contrast, EmojiOne v1) of the concepts that the pairs are *not* studied on,
 ones is new to it. Writes `data/controls`.
 """
 
-import argparse
-from dataclasses import dataclass, replace
-
-import torch
-from common import DATA, WORK, caption, concepts, stage
-from diffusers.models.attention_processor import AttnProcessor
-from styles import STYLES, studied, style_drawings
-
-import dtviz
-from dtviz.control import Control, train_customisation, train_slider
+from common import DATA
 
 CONTROLS = DATA / "controls"
 STUDENTS = ("emoji-dmd", "emoji-lcm", "emoji-turbo", "emoji-lightning")
@@ -29,7 +20,15 @@ SLIDERS = {
     "smile": {
         "positive": "grinning face",
         "negative": "angry face",
-        "target": ["grinning face", "angry face", "loudly crying face", "smiling face with sunglasses", "man", "baby", "woman"],
+        "target": [
+            "grinning face",
+            "angry face",
+            "loudly crying face",
+            "smiling face with sunglasses",
+            "man",
+            "baby",
+            "woman",
+        ],
     },
     "green": {
         "positive": "green apple",
