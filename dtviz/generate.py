@@ -36,7 +36,14 @@ from .switch import Switch
 from .trace import Trace
 
 CONVENTIONS = ("diffusers", "formula")
-METHODS = ("base", "distilled", "hybrid", "skip", "adaptive")
+ROLES = {  # of each method: whose networks play
+    "base": ("base",),
+    "distilled": ("distilled",),
+    "hybrid": ("base", "distilled"),
+    "skip": ("distilled",),
+    "adaptive": ("base", "distilled"),
+}
+METHODS = tuple(ROLES)
 
 
 def generate(
@@ -150,7 +157,7 @@ def generate(
         if isinstance(pair.distilled, torch.nn.Module) and not pair.offload:
             pair.distilled.to(device)
     kept = {"x_t": x_t, "dtype": dtype}
-    with steer(pair, [applied for applied in controls if applied.scale != 0]) as steering:
+    with steer(pair, [applied for applied in controls if applied.scale != 0], roles=ROLES[method]) as steering:
         parts = [
             _run(pair, prompts[i : i + size], seeds[i : i + size], settings, kept, steering)
             for i in range(0, len(seeds), size)

@@ -267,7 +267,7 @@ def test_no_code_of_a_file_is_run(tmp_path):
 
 
 def test_what_is_not_there(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="no file, no folder, and no repository"):
+    with pytest.raises(FileNotFoundError, match="no shipped control, file, folder, or repository"):
         control.load(tmp_path / "x.safetensors")
     with pytest.raises(FileNotFoundError, match="has no single file of weights: .* holds nothing"):
         control.load(tmp_path)
