@@ -49,7 +49,7 @@ def check(name: str) -> None:
         return
     if spec_of(name).embedded:
         raise Unavailable(f"pair {name!r} lacks {gone}: restore it from the repository, or run `make models`")
-    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True") or not _hub_answers():
+    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True") or not hub_answers():
         raise Unavailable(
             f"pair {name!r} is not on this machine (missing: {gone}) and the model hub is out of reach. "
             f"Download it where there is a network (`hf download {gone.split(', ')[0]}`), set HF_HOME to that cache, "
@@ -61,7 +61,7 @@ def _have(cached: Any, repo: str, file: str) -> bool:
     return (Path(repo) / file).is_file() or isinstance(cached(repo, file), str)
 
 
-def _hub_answers(seconds: float = 2.0) -> bool:
+def hub_answers(seconds: float = 2.0) -> bool:
     """Whether the hub, or the proxy to it, takes a connection; a dead resolver may not hold us up either."""
     asked = getproxies().get("https") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     where = urlsplit(asked if "//" in asked else f"//{asked}")

@@ -23,17 +23,27 @@ import diffusers
 import torch
 
 from .adaptive import Adaptive, Parting
+from .attach import Steering, steer
+from .controls import Applied
 from .networks import embeds_guidance, network
 from .pairs import HANDOVERS, Pair
 from .plan import Scale, branches, plan
 from .recorder import Recorder
 from .relay import HANDED, Relay
 from .rivals import anneal, repel
+from .schedule import sigma as sigma_at
 from .switch import Switch
 from .trace import Trace
 
 CONVENTIONS = ("diffusers", "formula")
-METHODS = ("base", "distilled", "hybrid", "skip", "adaptive")
+ROLES = {  # of each method: whose networks play
+    "base": ("base",),
+    "distilled": ("distilled",),
+    "hybrid": ("base", "distilled"),
+    "skip": ("distilled",),
+    "adaptive": ("base", "distilled"),
+}
+METHODS = tuple(ROLES)
 
 
 def generate(
@@ -54,6 +64,7 @@ def generate(
     cads: float = 0.0,
     particles: float = 0.0,
     adaptive: Adaptive | None = None,
+    controls: Sequence[Applied] = (),
     batch_size: int | None = None,
     device: str | None = None,
     x_t: bool = False,
@@ -89,6 +100,9 @@ def generate(
             sample then depends on its batch.
         adaptive: the signal and thresholds of method "adaptive", which decides for all seeds together, in one batch; call
             it with one seed to decide for a sample alone. `provenance` tells k and the `signals` seen.
+        controls: sliders, styles and other LoRAs, as `Control.at(scale, segment=..., window=...)` gives them: each is on in the
+            steps and at the noise levels that it says. They add up; scale 0 is the plain model, to the bit. The pair is as
+            before when the run ends, however it does. `provenance["controls"]` tells in how many denoiser calls each was on.
         batch_size: samples denoised together; None takes the pair's.
         device: moves the pair there first.
         x_t: keep the noisy latents before each step as well.
@@ -112,6 +126,7 @@ def generate(
         raise ValueError(f"k={k} is out of range: a {method} of {steps} student steps takes k from 1 to {steps - 1}")
     if method == "adaptive":
         _check_adaptive(pair, adaptive, steps, len(seeds), size, handed)
+    _check_controls(controls, method)
     settings = {
         "pair": pair.name,
         "method": method,
@@ -141,10 +156,12 @@ def generate(
         pair.pipeline.to(device)
         if isinstance(pair.distilled, torch.nn.Module) and not pair.offload:
             pair.distilled.to(device)
-    parts = [
-        _run(pair, prompts[i : i + size], seeds[i : i + size], settings, {"x_t": x_t, "dtype": dtype})
-        for i in range(0, len(seeds), size)
-    ]
+    kept = {"x_t": x_t, "dtype": dtype}
+    with steer(pair, [applied for applied in controls if applied.scale != 0], roles=ROLES[method]) as steering:
+        parts = [
+            _run(pair, prompts[i : i + size], seeds[i : i + size], settings, kept, steering)
+            for i in range(0, len(seeds), size)
+        ]
     trace = Trace.join(parts)
     return replace(trace, prompt=prompt) if isinstance(prompt, str) else trace
 
@@ -192,6 +209,19 @@ def _check_adaptive(pair: Pair, adaptive: Adaptive | None, steps: int, seeds: in
         raise NotImplementedError(f"{type(pair.pipeline).__name__} cannot be interrupted, as an early hand-over needs")
 
 
+def _check_controls(controls: Sequence[Applied], method: str) -> None:
+    for applied in controls:
+        if not isinstance(applied, Applied):
+            raise ValueError(
+                f"controls holds a {type(applied).__name__}: each must be what Control.at gives, as in [smile.at(2.0)]"
+            )
+        absent = {"base": "distilled", "distilled": "base", "skip": "base"}.get(method)
+        if applied.segment == absent:
+            raise ValueError(
+                f"segment={absent!r} of control {applied.control.name!r}: method {method!r} has no such steps"
+            )
+
+
 def _count(pair: Pair, name: str, value: int | None) -> int:
     """A number of steps or samples, the pair's own for None."""
     if value is None:
@@ -216,7 +246,12 @@ def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: 
 
 
 def _run(
-    pair: Pair, prompts: tuple[str, ...], seeds: tuple[int, ...], settings: dict[str, Any], kept: dict[str, Any]
+    pair: Pair,
+    prompts: tuple[str, ...],
+    seeds: tuple[int, ...],
+    settings: dict[str, Any],
+    kept: dict[str, Any],
+    steering: Steering,
 ) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(**kept)
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
@@ -247,12 +282,14 @@ def _run(
         doubled=lambda n: n == 2 * len(seeds),
         formula=("base",) if settings["convention"] == "formula" else (),
         condition=_annealed(relay, seeds, settings["cads"]) if settings["cads"] else None,
+        steer=lambda call: steering.use(call.role, lambda: sigma_at(call.scheduler, call.timestep)),
         probe=lambda: relay.probe,
         probed=relay.probed,
         offload=pair.offload,
     )
     guided = any(switch.needs_both(call) for call in calls)
 
+    steering.restart()
     scheduler, pipe.scheduler = pipe.scheduler, relay
     try:
         with switch.on():
@@ -274,7 +311,9 @@ def _run(
         seeds=seeds,
         prompt=prompts,
         steps_run=dict(Counter(call.role for call in relay.plan if call.starts)),
-        provenance=settings | {"nfe": dict(switch.evaluations), "fingerprint": pair.fingerprint, "versions": versions},
+        provenance=settings
+        | {"nfe": dict(switch.evaluations), "controls": steering.facts()}
+        | {"fingerprint": pair.fingerprint, "versions": versions},
     )
 
 

@@ -224,6 +224,9 @@ class Study:
         facts = {name: getattr(self.pair, name) for name in defaults} | self.settings | settings
         if "adaptive" in facts:
             facts["adaptive"] = asdict(facts["adaptive"])
+        controls = [applied.facts() for applied in facts.pop("controls", ()) if applied.scale != 0]
+        if controls:  # what changes nothing does not count: the plain model's results are not made again
+            facts["controls"] = [{key: value for key, value in told.items() if key != "name"} for told in controls]
         return facts | {
             "method": method,
             "prompt": prompt,
@@ -276,12 +279,16 @@ class Study:
 
 def _label(method: str, settings: dict[str, Any]) -> str:
     """A run's name in figures: its method, and what differs from the pair's own settings."""
-    chosen = [
-        str(value) if name == "handover" else f"{name}={_scales(value) if isinstance(value, list | tuple) else value}"
-        for name, value in settings.items()
-        if name != "x_t"
-    ]
+    chosen = [_setting(name, value) for name, value in settings.items() if name != "x_t"]
     return ", ".join([method, *chosen])
+
+
+def _setting(name: str, value: Any) -> str:
+    if name == "handover":
+        return value
+    if name == "controls":
+        return " + ".join(map(str, value)) or "no control"
+    return f"{name}={_scales(value) if isinstance(value, list | tuple) else value}"
 
 
 def _scales(guidance: float | list[float] | tuple[float, ...]) -> str:
