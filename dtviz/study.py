@@ -221,6 +221,7 @@ class Study:
         alone = method == "base"
         defaults = ("base_steps", "base_guidance", "size")
         defaults += () if alone else ("steps", "guidance", "handover", "timesteps")
+        defaults += ("call",) if self.pair.call else ()
         facts = {name: getattr(self.pair, name) for name in defaults} | self.settings | settings
         if "adaptive" in facts:
             facts["adaptive"] = asdict(facts["adaptive"])
