@@ -48,6 +48,7 @@ bench: $(STAMP)
 	$(PY) -m tests.bench.dreamsim
 	$(PY) -m tests.bench.dataset
 	$(PY) -m tests.bench.fd_bias
+	$(PY) -m tests.bench.coverage
 
 models: $(STAMP)
 	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py; done

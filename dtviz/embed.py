@@ -29,7 +29,7 @@ from .errors import Unavailable
 PREPROCESSING = "1"  # part of every fingerprint: raise it when a number below that changes features is changed
 
 # What dreamsim 0.2.1 reads for each type (its `download_weights` and `ViTExtractor.create_model`), and for the DINO
-# backbones what torch.hub reads beside it. Its two `*_patch` types (cls and patch tokens) are not offered.
+# backbones what torch.hub reads beside it.
 _DINO = ("facebookresearch_dino_main/hubconf.py", "checkpoints/dino_vitbase16_pretrain.pth")
 _DINOV2 = ("facebookresearch_dinov2_main/hubconf.py", "checkpoints/dinov2_vitb14_pretrain.pth")
 _ENSEMBLE = ("dino_vitb16_pretrain.pth", "clip_vitb16_pretrain.pth.tar", "open_clip_vitb16_pretrain.pth.tar")
@@ -40,6 +40,8 @@ DREAMSIM_FILES = {
     "clip_vitb32": ("clip_vitb32_pretrain.pth.tar", "clip_vitb32_single_lora"),
     "open_clip_vitb32": ("open_clip_vitb32_pretrain.pth.tar", "open_clip_vitb32_single_lora"),
     "synclr_vitb16": ("synclr_vit_b_16.pth", "synclr_vitb16_single_lora"),
+    "dino_vitb16_patch": ("dino_vitb16_pretrain.pth", "dino_vitb16_patch_lora", *_DINO),
+    "dinov2_vitb14_patch": ("dinov2_vitb14_pretrain.pth", "dinov2_vitb14_patch_lora", *_DINOV2),
 }
 NAMES = (
     "efficientnet-lite0",
@@ -175,7 +177,7 @@ def embedder(
       an image is drawn rather than what it shows.
     - `"emoji-clip"`: this project's own CLIP in `data/models` (or `$DTVIZ_MODELS`), images and text.
     - `"dreamsim"` (= `"dreamsim:ensemble"`) or `"dreamsim:<type>"`, types as in `NAMES`: the published metric through
-      its own package (Fu et al. 2023, arXiv 2306.09344), 224 px.
+      its own package (Fu et al. 2023, arXiv 2306.09344), 224 px; a `*_patch` type compares class token and mean patch token.
     - `"inception"`: FID's Inception-v3 and its 1,008 classes, 299 px; `"inception-legacy"`: the same with pytorch-fid's
       resize, which is not antialiased, so that the number depends on the images' size (Parmar et al. 2022).
     - `"clip:<hub id or folder>"`: any transformers CLIP that is on this machine, images and text; of ViT-L/14 at 336 px for CMMD.
@@ -261,7 +263,9 @@ def _spec(name: str, cache_dir: str | Path | None) -> _Spec:
 
 def _dreamsim_spec(kind: str, cache_dir: str | Path | None) -> _Spec:
     folder = Path(cache_dir or os.environ.get("DREAMSIM_CACHE") or "~/.cache/dreamsim").expanduser().resolve()
-    call = f"dreamsim(device='cpu', cache_dir='{folder}', dreamsim_type='{kind}')"
+    plain = kind.removesuffix("_patch")
+    patch = ", use_patch_model=True" if plain != kind else ""
+    call = f"dreamsim(device='cpu', cache_dir='{folder}', dreamsim_type='{plain}'{patch})"
     return _Spec(
         name=f"dreamsim:{kind}", title="DreamSim" if kind == "ensemble" else f"DreamSim ({kind})",
         licence="MIT; backbones MIT (CLIP, OpenCLIP) or Apache-2.0 (DINO, DINOv2, SynCLR)",
