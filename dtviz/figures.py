@@ -49,7 +49,7 @@ def run(
     """Execute notebooks, and return the executed copies, `<out>/<name>.ipynb`.
 
     names: names, or short names up to the first underscore ("fig5"); None: all of them.
-    pair, profile: passed to every notebook; profile is "quick" or "full".
+    pair, profile: passed to every notebook; profile is "quick", "full" or "paper".
     jobs: how many run at once, the cores divided among them; None: one for every four cores.
     out: folder for the executed notebooks and all they write; None: `figures/<pair>` in the checkout.
     parameters: further parameters, which every chosen notebook must have.

@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "dataset": {"decode", "generate", "pairs", "prompts", "store"},
     "score": {"dataset", "embed", "estimate", "prompts", "quality", "store"},
     "table": set(),
+    "golden": set(),
     "plot_style": set(),
     "plot_curves": {"plot_style"},
     "plot_grid": {"plot_style"},
