@@ -160,7 +160,11 @@ def load(
         pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options).to(device)
         student = weights.student(spec, pipeline, dtype=dtype, revision=revisions[1])
     pipeline.set_progress_bar_config(disable=True)
-    scheduler = getattr(diffusers, spec.scheduler).from_config(pipeline.scheduler.config, **spec.scheduler_settings)
+    kind = getattr(diffusers, spec.scheduler)
+    shared = {
+        key: value for key, value in pipeline.scheduler.config.items() if key in inspect.signature(kind).parameters
+    }
+    scheduler = kind.from_config(shared | spec.scheduler_settings)  # the base's own settings it would warn about
     return Pair(
         pipeline,
         student if isinstance(student, str) else student.to("cpu" if offload else device).eval().requires_grad_(False),

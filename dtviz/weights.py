@@ -57,7 +57,11 @@ def _adapter(spec: Spec, pipeline: Any, base: torch.nn.Module, revision: str | N
         foreign = sorted({key.split(".")[0] for key in state} - {"unet"})
         if foreign:
             raise ValueError(f"the LoRA {spec.file} of {spec.student} changes {foreign}, which base and student share")
-        pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=base, adapter_name=name)
+        with (
+            warnings.catch_warnings()
+        ):  # peft passes over alphas that it cannot place, and the LoRA would have another size
+            warnings.filterwarnings("error", message=".*alpha_pattern keys did not match")
+            pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=base, adapter_name=name)
     ups = [value for key, value in base.named_parameters() if f"lora_B.{name}." in key]
     if not any(value.any() for value in ups):
         raise ValueError(f"the LoRA {spec.file} of {spec.student} leaves the base as it is")
