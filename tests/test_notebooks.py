@@ -10,6 +10,8 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
+import dtviz
+
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SMALL = {"n_seeds": 3, "n_prompts": 2}
@@ -30,6 +32,21 @@ def test_form(path):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(line.startswith(("def ", "class ")) for cell in code for line in cell.source.splitlines())
     assert not any(cell.outputs for cell in code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_an_unavailable_pair_stops_a_notebook_at_once(path, monkeypatch, tmp_path):
+    """In the first cell that does anything, naming what is missing; the same cells that users run, in this process."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    names = {"pair": "sdxl-dmd", "profile": "paper", "out": str(tmp_path / "out")}
+    scope = {"__name__": path.stem}
+    exec(compile(cells[0].source, path.name, "exec"), scope)
+    assert set(names) <= set(scope)
+    with pytest.raises(dtviz.Unavailable, match=r"'sdxl-dmd' is not on this machine.*missing:.*xl-base.*tianweiy/DMD2"):
+        exec(compile(cells[1].source, path.name, "exec"), scope | names)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="session")
