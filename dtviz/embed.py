@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from . import backbones
 from .backbones import Model
 from .errors import Unavailable
+from .memory import batches
 
 PREPROCESSING = "1"  # part of every fingerprint: raise it when a number below that changes features is changed
 
@@ -104,11 +105,13 @@ class Embedder:
 
     def raw(self, images: torch.Tensor | np.ndarray) -> np.ndarray:
         """Like calling it, but (n, d) as the network gives them, neither centred nor normalised: what an FID is made of."""
+        images = _checked(images)
+
+        def encoded(rows: slice) -> torch.Tensor:
+            return self._model.encode(images[rows].to(self.device, torch.float32)).float()
+
         with torch.inference_mode():
-            parts = [
-                self._model.encode(part.to(self.device, torch.float32)).float()
-                for part in _checked(images).split(self.batch_size)
-            ]
+            parts = [part for _, part in batches(encoded, n=len(images), size=self.batch_size)]
             return torch.cat(parts).cpu().numpy()
 
     def classify(self, raw: np.ndarray) -> np.ndarray:
