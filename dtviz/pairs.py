@@ -12,13 +12,13 @@ import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .available import check as check
 from .available import missing as missing
 from .available import models as models
+from .outside import digests, reading
 from .specs import LORA as LORA
 from .specs import SPECS as SPECS
 from .specs import Spec as Spec
@@ -113,7 +113,7 @@ def load(name: str, *, device: str | None = None, dtype: torch.dtype | None = No
         offload: see `Pair`; the student then waits in the host's memory until its first step.
 
     Raises:
-        ValueError: no pair has this name.
+        ValueError: no pair has this name, or its files are damaged.
         Unavailable: its weights are not on this machine and the hub is out of reach.
     """
     check(name)
@@ -121,6 +121,10 @@ def load(name: str, *, device: str | None = None, dtype: torch.dtype | None = No
     import torch
 
     spec = spec_of(name)
+    fingerprint, base_fingerprint = (
+        _fingerprint(spec),
+        _fingerprint(spec, student=False),
+    )  # damaged files are refused here
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float16 if device.startswith("cuda") and not spec.embedded else torch.float32)
     root = str(models() / spec.base) if spec.embedded else spec.base
@@ -128,8 +132,11 @@ def load(name: str, *, device: str | None = None, dtype: torch.dtype | None = No
     if not spec.embedded and dtype == torch.float16:
         options["variant"] = "fp16"
     with _silent() if spec.embedded else contextlib.nullcontext():
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options).to(device)
-        student = _load_student(spec, pipeline, dtype)
+        with reading(f"pair {name!r}, {root}"):
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options)
+        pipeline.to(device)
+        with reading(f"pair {name!r}, {spec.student}"):
+            student = _load_student(spec, pipeline, dtype)
     pipeline.set_progress_bar_config(disable=True)
     scheduler = getattr(diffusers, spec.scheduler).from_config(pipeline.scheduler.config, **spec.scheduler_settings)
     return Pair(
@@ -138,8 +145,8 @@ def load(name: str, *, device: str | None = None, dtype: torch.dtype | None = No
         distilled_scheduler=scheduler,
         offload=offload,
         name=name,
-        fingerprint=_fingerprint(spec),
-        base_fingerprint=_fingerprint(spec, student=False),
+        fingerprint=fingerprint,
+        base_fingerprint=base_fingerprint,
         **spec.settings,
     )
 
@@ -201,18 +208,11 @@ def _silent() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-@cache
-def _digest(path: Path, changed: float) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _fingerprint(spec: Spec, *, student: bool = True) -> str:
     """Of the embedded models' files, or of the hub files' names, and of how they are run; of the base alone if asked."""
     parts = [spec.base]
     if student:
         parts.append(json.dumps([spec.student, spec.file, spec.scheduler, spec.scheduler_settings], sort_keys=True))
     if spec.embedded:
-        folders = [models() / spec.base, *([models() / spec.student / spec.file] if student else [])]
-        found = [f for folder in folders for f in folder.rglob("*") if f.suffix in (".safetensors", ".json")]
-        parts += [_digest(file, file.stat().st_mtime) for file in sorted(found)]
+        parts += digests(models(), [spec.base, *([f"{spec.student}/{spec.file}"] if student else [])]).values()
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from .outside import reading
+
 AVERAGE = "Average"
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -53,13 +55,14 @@ def save(table: pd.DataFrame, path: str | Path, *, units: Mapping[str, str]) -> 
 
 
 def load(path: str | Path) -> pd.DataFrame:
-    """Read what `save` wrote: plain column names, and the units in `table.attrs["units"]`.
+    """Read what `save` wrote: plain column names, and the units in `table.attrs["units"]`. ValueError: it is no table.
 
     >>> load(GOLDEN / "table3.csv").columns.tolist()
     ['prompt', 'base', 'distilled', 'hybrid']
     """
     # Only an empty cell is missing: "NA" and "null" are words that a prompt may hold.
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    with reading(path):
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
     heads = {head: re.fullmatch(r"(.*) \[(.*)\]", head) for head in table.columns}
     table = table.rename(columns={head: found[1] for head, found in heads.items() if found})
     table.attrs["units"] = {found[1]: found[2] for found in heads.values() if found}
