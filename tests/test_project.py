@@ -16,7 +16,7 @@ ANYTHING = None
 
 # DESIGN.md's table: module -> the modules of dtviz that it may import.
 MAY_IMPORT: dict[str, set[str] | None] = {
-    "trace": set(),
+    "trace": {"outside", "store"},
     "rules": set(),
     "schedule": {"rules"},
     "guidance": set(),
@@ -55,11 +55,11 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "claims": {"diversity"},
     "quality": {"estimate"},
     "control": {"generate", "pairs"},
-    "store": {"trace"},
+    "store": set(),
     "prompts": set(),
-    "dataset": {"decode", "generate", "pairs", "prompts", "store"},
-    "score": {"dataset", "embed", "estimate", "prompts", "quality", "store"},
-    "table": {"outside"},
+    "dataset": {"decode", "generate", "outside", "pairs", "prompts", "store"},
+    "score": {"dataset", "embed", "estimate", "outside", "prompts", "quality", "store"},
+    "table": {"outside", "store"},
     "plot_style": set(),
     "plot_curves": {"plot_style"},
     "plot_grid": {"plot_style"},
