@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .batches import batches
 from .trace import Trace
 
 WHAT = ("x0", "final", "x_t", "conditional", "unconditional")
@@ -93,11 +94,14 @@ def decode_latents(
     cells = latents.shape[-2] * latents.shape[-1] * (latents.shape[2] if latents.ndim == 5 else 1)
     batch_size = batch_size or max(1, 4096 // cells)
     out: torch.Tensor | None = None
-    for start in range(0, len(latents), batch_size):
-        images = _images(_to_vae(latents[start : start + batch_size], pipe, vae), vae).float().cpu()
+
+    def decoded(rows: slice) -> torch.Tensor:
+        return _images(_to_vae(latents[rows], pipe, vae), vae).float().cpu()
+
+    for rows, images in batches(decoded, n=len(latents), size=batch_size):
         if out is None:  # filled in place: joining the pieces at the end would hold everything twice
             out = torch.empty(len(latents), *images.shape[1:])
-        out[start : start + len(images)] = images
+        out[rows] = images
     return out
 
 

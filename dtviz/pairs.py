@@ -17,6 +17,7 @@ from .available import missing as missing
 from .available import models as models
 from .families import FAMILIES
 from .hub import LORA as LORA
+from .outside import reading
 from .spec import Spec as Spec
 from .specs import SPECS as SPECS
 from .specs import licence, repo_of, spec_of
@@ -135,7 +136,7 @@ def load(
         revision, student_revision: commits of the two repositories; None takes those that dtviz knows, else "main".
 
     Raises:
-        ValueError: no pair has this name.
+        ValueError: no pair has this name, or its files are damaged.
         Unavailable: its weights are not on this machine and the hub is out of reach.
     """
     check(name)
@@ -150,6 +151,9 @@ def load(
         half = device.startswith("cuda") and not spec.embedded
         dtype = getattr(torch, FAMILIES[spec.family].dtype) if half else torch.float32
     revisions = revision or repo_of(spec.base).revision, student_revision or repo_of(spec.student).revision
+    fingerprint, base_fingerprint = (
+        weights.fingerprint(spec, revisions=revisions, student=student) for student in (True, False)
+    )  # of shipped files; damaged ones are refused here
     root = str(models() / spec.base) if spec.embedded else spec.base
     options = {"dtype": dtype, "use_safetensors": True, "revision": revisions[0]}
     if dtype == torch.float16:
@@ -157,7 +161,9 @@ def load(
     if spec.family == "sd15":  # it looks at images, and latents are all that is asked for
         options |= {"safety_checker": None, "requires_safety_checker": False}
     with _silent() if spec.embedded else contextlib.nullcontext():
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options).to(device)
+        with reading(f"pair {name!r}, {root}"):
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options)
+        pipeline.to(device)
         student = weights.student(spec, pipeline, dtype=dtype, revision=revisions[1])
     pipeline.set_progress_bar_config(disable=True)
     kind = getattr(diffusers, spec.scheduler)
@@ -172,8 +178,8 @@ def load(
         offload=offload,
         name=name,
         published=published,
-        fingerprint=weights.fingerprint(spec, revisions=revisions),
-        base_fingerprint=weights.fingerprint(spec, revisions=revisions, student=False),
+        fingerprint=fingerprint,
+        base_fingerprint=base_fingerprint,
         **spec.settings | (spec.published if published else {}),
     )
 
