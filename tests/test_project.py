@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "rivals": set(),
     "hybrid": {"fit", "own_class", "rules", "switch"},
     "generate": {"adaptive", "networks", "pairs", "plan", "recorder", "relay", "rivals", "steps", "switch", "trace"},
+    "sequential": {"networks", "pairs", "plan", "recorder", "relay", "steps", "switch", "trace", "weights"},
     "decode": {"trace", "pairs"},
     "timing": {"decode", "generate", "pairs"},
     "drawings": set(),
