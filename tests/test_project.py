@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         "switch",
         "trace",
     },
+    "sequential": {"networks", "pairs", "plan", "recorder", "relay", "steps", "switch", "trace", "weights"},
     "decode": {"batches", "trace", "pairs"},
     "timing": {"decode", "generate", "pairs"},
     "drawings": {"outside"},
