@@ -32,6 +32,7 @@ from .recorder import Recorder
 from .relay import HANDED, Relay
 from .rivals import anneal, repel
 from .schedule import sigma as sigma_at
+from .steps import ask
 from .switch import Switch
 from .trace import Trace
 
@@ -127,6 +128,7 @@ def generate(
     if method == "adaptive":
         _check_adaptive(pair, adaptive, steps, len(seeds), size, handed)
     _check_controls(controls, method)
+    shared = method in ("hybrid", "adaptive")
     settings = {
         "pair": pair.name,
         "method": method,
@@ -134,11 +136,9 @@ def generate(
         "steps": steps,
         "base_steps": base_steps,
         "guidance": _scale(pair, "distilled", guidance, pair.guidance),
-        "base_guidance": _scale(
-            pair, "base", base_guidance, 0.0 if method in ("hybrid", "adaptive") else pair.base_guidance
-        ),
+        "base_guidance": _scale(pair, "base", base_guidance, _unguided(pair) if shared else pair.base_guidance),
         "convention": convention,
-        "handover": (handover or pair.handover) if method in ("hybrid", "adaptive") else None,
+        "handover": (handover or pair.handover) if shared else None,
         "handed": handed if method == "hybrid" else None,
         "adaptive": asdict(adaptive) if method == "adaptive" else None,
         "scaled": scaled if method == "skip" else None,
@@ -233,12 +233,17 @@ def _count(pair: Pair, name: str, value: int | None) -> int:
     return value
 
 
+def _unguided(pair: Pair) -> float:
+    """The base's guidance scale that means none: an embedded one knows no 0."""
+    return 1.0 if embeds_guidance(pair.base) else 0.0
+
+
 def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: float) -> Scale:
     """A role's guidance, one number or one a step, the usual for None."""
     scales = usual if asked is None else tuple(asked) if isinstance(asked, Sequence) else asked
     lowest = min(scales, default=0) if isinstance(scales, tuple) else scales
     embedded = embeds_guidance(network(pair.base, pair.distilled, role))
-    if not lowest >= (1 if embedded else 0):
+    if not lowest >= (1 if embedded and not pair.published else 0):
         name = "guidance" if role == "distilled" else "base_guidance"
         least = "1, the least this network was trained for" if lowest >= 0 else "0"
         raise ValueError(f"{name}={asked} must be at least {least}")
@@ -255,9 +260,11 @@ def _run(
 ) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(**kept)
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
+    call = dict(pair.call) | ({} if pair.size is None else {"height": pair.size[0], "width": pair.size[1]})
     how = {name: settings[name] for name in ("steps", "base_steps", "handover")} | {
         "scales": scales,
-        "device": pipe.device,
+        "asked": {"base": ask(pipe, pair.base_scheduler, call), "distilled": ask(pipe, pair.distilled_scheduler, call)},
+        "device": pipe._execution_device,
     }
     parting = None
     if settings["adaptive"] is not None:
@@ -299,7 +306,7 @@ def _run(
                 num_inference_steps=len(calls),
                 guidance_scale=2.0 if guided else 0.0,  # only says whether the pipeline doubles its batch
                 output_type="latent",
-                **({} if pair.size is None else {"height": pair.size[0], "width": pair.size[1]}),
+                **call,
             )
     finally:
         pipe.scheduler = scheduler

@@ -308,7 +308,7 @@ def rows() -> list[dict[str, str]]:
 
 
 def markdown() -> str:
-    """The same for the README, classes that are alike in one row."""
+    """The same for docs/schedulers.md, classes that are alike in one row."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for row in rows():
         name = row.pop("scheduler").removesuffix("Scheduler").removesuffix("Discrete")

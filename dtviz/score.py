@@ -57,7 +57,8 @@ def score(
         Columns measure, value, low, high, n, n_reference, embedder, resize, images (their size and format).
 
     Raises:
-        ValueError: the job is not finished, a folder holds no images, or `text` is given and there are no prompts.
+        ValueError: the job is not finished, a folder holds no images, `text` is given and there are no prompts, or
+            a prompt is longer than it reads.
     """
     out, store = Path(out), store or Store()
     files = images(out)
@@ -66,6 +67,11 @@ def score(
         raise ValueError(f"{out} holds {len(files)} of {len(rows)} images: run its `generate` again to finish it")
     if text is not None and rows is None:
         raise ValueError(f"text={text.name!r}: {out} has no prompts.csv, so its images have no known prompts")
+    if text is not None:  # read first: a prompt that is too long is refused before any image is looked at
+        said = {row.case: row.prompt for row in rows}
+        of = [said[file.stem] for file in files]
+        distinct = list(dict.fromkeys(of))
+        words = dict(zip(distinct, text.text(distinct), strict=True))
     made = features(files, embed, store=store, progress=progress)
     table, kind = [], describe(files)
 
@@ -93,10 +99,6 @@ def score(
         name = "Inception score" if inception else "class score"
         add(name, quality.inception_score(embed.classify(made), splits=min(10, len(files))), embed)
     if text is not None:
-        said = {row.case: row.prompt for row in rows}
-        of = [said[file.stem] for file in files]
-        distinct = list(dict.fromkeys(of))
-        words = dict(zip(distinct, text.text(distinct), strict=True))
         seen = features(files, text, store=store, progress=progress)
         found = quality.clip_score(seen, np.stack([words[prompt] for prompt in of]), prompts=of)
         add(f"{'CLIP' if text.name.startswith('clip:') else text.name} score", found, text)
