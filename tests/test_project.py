@@ -98,6 +98,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "plot_tables": {"plot_style"},
     "plot": {"plot_curves", "plot_grid", "plot_style", "plot_tables"},
     "plot_mind": {"plot_style"},
+    "plot_control": {"plot_style"},
     "profiles": set(),
     "study": {
         "adaptive",
