@@ -17,7 +17,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -34,6 +34,15 @@ from .trace import Trace
 
 CONVENTIONS = ("diffusers", "formula")
 METHODS = ("base", "distilled", "hybrid", "skip", "adaptive")
+
+
+class Progress(NamedTuple):
+    """How far `generate` is: denoiser calls made and to be made, and the last one's seeds and x̂0 (sample, channel, height, width)."""
+
+    done: int
+    total: int
+    seeds: tuple[int, ...]
+    x0: torch.Tensor
 
 
 def generate(
@@ -58,6 +67,7 @@ def generate(
     device: str | None = None,
     x_t: bool = False,
     dtype: torch.dtype = torch.float32,
+    watch: Callable[[Progress], None] | None = None,
 ) -> Trace:
     """Sample a prompt, or one for each seed, and record the predicted x̂0 of every step.
 
@@ -93,6 +103,8 @@ def generate(
         device: moves the pair there first.
         x_t: keep the noisy latents before each step as well.
         dtype: `torch.float32` or `torch.float16`, how x̂0 and x_t are kept.
+        watch: called after every denoiser call, for a progress bar or a look at the plan. An exception that it raises ends
+            the run and leaves the pair ready for the next.
 
     Returns:
         The `Trace` of all seeds, with `steps_run` and `provenance["nfe"]`, denoiser evaluations a sample, as they ran.
@@ -141,10 +153,13 @@ def generate(
         pair.pipeline.to(device)
         if isinstance(pair.distilled, torch.nn.Module) and not pair.offload:
             pair.distilled.to(device)
-    parts = [
-        _run(pair, prompts[i : i + size], seeds[i : i + size], settings, {"x_t": x_t, "dtype": dtype})
-        for i in range(0, len(seeds), size)
-    ]
+    starts = range(0, len(seeds), size)
+    parts = []
+    for i in starts:
+        seen = None if watch is None else functools.partial(_report, watch, i // size, len(starts), seeds[i : i + size])
+        parts.append(
+            _run(pair, prompts[i : i + size], seeds[i : i + size], settings, {"x_t": x_t, "dtype": dtype}, seen)
+        )
     trace = Trace.join(parts)
     return replace(trace, prompt=prompt) if isinstance(prompt, str) else trace
 
@@ -215,8 +230,20 @@ def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: 
     return scales
 
 
+def _report(
+    watch: Callable[[Progress], None], block: int, blocks: int, seeds: tuple[int, ...], done: int, calls: int, x0
+) -> None:
+    """Tell of a call of one block of seeds as one of all blocks' calls."""
+    watch(Progress(block * calls + done, blocks * calls, seeds, x0))
+
+
 def _run(
-    pair: Pair, prompts: tuple[str, ...], seeds: tuple[int, ...], settings: dict[str, Any], kept: dict[str, Any]
+    pair: Pair,
+    prompts: tuple[str, ...],
+    seeds: tuple[int, ...],
+    settings: dict[str, Any],
+    kept: dict[str, Any],
+    seen: Callable[[int, int, torch.Tensor], None] | None,
 ) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(**kept)
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
@@ -238,6 +265,7 @@ def _run(
         replan=functools.partial(repel, strength=strength) if strength else None,
         parting=parting,
         finish=lambda: setattr(pipe, "_interrupt", True),  # diffusers' own way to end a run
+        seen=seen,
     )
     switch = Switch(
         pipe,

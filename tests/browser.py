@@ -1,0 +1,121 @@
+"""A real JupyterLab in a real browser: Debian's Chromium, headless, driven by Playwright.
+
+with lab(folder) as server, browse(server, "explorer.ipynb") as page: ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = shutil.which("chromium")
+MISSING = "no chromium on this machine: as root, `apt-get install chromium`, which `make test` does by itself where it can"
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync"
+).split()
+LAPTOP = {"width": 1366, "height": 768}
+
+
+@dataclass
+class Server:
+    """A running JupyterLab: its address and the file that it and its kernels write to."""
+
+    url: str
+    log: Path
+
+    def complaints(self) -> list[str]:
+        """Lines of the log that tell of an error in the server or a kernel."""
+        bad = ("Traceback", "[E ", "[C ", "Error:", "CRITICAL")
+        return [line for line in self.log.read_text(errors="replace").splitlines() if any(mark in line for mark in bad)]
+
+
+@contextlib.contextmanager
+def lab(folder: Path) -> Iterator[Server]:
+    """JupyterLab on the notebooks of a folder, with settings of its own, for as long as the block lasts."""
+    home = folder / ".jupyter"
+    news = home / "lab" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    news.parent.mkdir(parents=True)
+    news.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / "lab"),
+        **{f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")},
+        "OMP_NUM_THREADS": "2",
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
+    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
+    server = Server(f"http://127.0.0.1:{port}", folder / "server.log")
+    with server.log.open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        try:
+            _wait_for(server, process)
+            yield server
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait_for(server: Server, process: subprocess.Popen, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{server.url}/api/status", timeout=5).close()
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"JupyterLab did not start: {server.log.read_text(errors='replace')[-2000:]}")
+
+
+@dataclass
+class Tab:
+    """A page with a notebook open, and what its console said."""
+
+    page: object
+    errors: list[str] = field(default_factory=list)
+
+    def run_all(self) -> None:
+        """Run all cells, and wait until the kernel is idle again."""
+        self.command("runmenu:run-all")
+        self.page.wait_for_function("() => document.querySelectorAll('.jp-InputPrompt').length > 0")
+        self.page.wait_for_function(
+            "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].every(p => /\\[\\d+\\]/.test(p.innerText))",
+            timeout=120_000,
+        )
+
+    def command(self, name: str, **arguments) -> None:
+        """One of JupyterLab's commands."""
+        self.page.evaluate("([name, args]) => void window.jupyterapp.commands.execute(name, args)", [name, arguments])
+
+
+@contextlib.contextmanager
+def browse(server: Server, notebook: str) -> Iterator[Tab]:
+    """A notebook in Chromium, at a laptop's width."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            page = browser.new_page(viewport=LAPTOP)
+            tab = Tab(page)
+            page.on("console", lambda said: tab.errors.append(said.text) if said.type == "error" else None)
+            page.on("pageerror", lambda error: tab.errors.append(str(error)))
+            page.goto(f"{server.url}/lab/tree/{notebook}")
+            idle = "() => document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
+            page.wait_for_function(idle, timeout=90_000)
+            yield tab
+        finally:
+            browser.close()
