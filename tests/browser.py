@@ -25,6 +25,16 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
     "--disable-sync"
 ).split()
+# No questions about news, and all cells in the page, not only those in view
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+# Before its kernel is connected a notebook does not run, it asks which kernel to take
+READY = """() => {
+    const session = window.jupyterapp?.shell.currentWidget?.sessionContext
+    return session?.isReady && session.session?.kernel?.connectionStatus === 'connected' && session.session.kernel.status === 'idle'
+}"""
 LAPTOP = {"width": 1366, "height": 768}
 
 
@@ -45,9 +55,10 @@ class Server:
 def lab(folder: Path) -> Iterator[Server]:
     """JupyterLab on the notebooks of a folder, with settings of its own, for as long as the block lasts."""
     home = folder / ".jupyter"
-    news = home / "lab" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    news.parent.mkdir(parents=True)
-    news.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+    for name, settings in SETTINGS.items():
+        file = home / "lab" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -88,13 +99,17 @@ class Tab:
     errors: list[str] = field(default_factory=list)
 
     def run_all(self) -> None:
-        """Run all cells, and wait until the kernel is idle again."""
-        self.command("runmenu:run-all")
-        self.page.wait_for_function("() => document.querySelectorAll('.jp-InputPrompt').length > 0")
+        """Run all cells from the menu, and wait until each has its number."""
+        self.menu("Run", "Run All Cells")
         self.page.wait_for_function(
             "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].every(p => /\\[\\d+\\]/.test(p.innerText))",
             timeout=120_000,
         )
+
+    def menu(self, name: str, item: str) -> None:
+        """Choose an item of a menu."""
+        self.page.locator(".lm-MenuBar-itemLabel").get_by_text(name, exact=True).click()
+        self.page.locator(".lm-Menu-itemLabel").get_by_text(item, exact=True).click()
 
     def command(self, name: str, **arguments) -> None:
         """One of JupyterLab's commands."""
@@ -114,8 +129,7 @@ def browse(server: Server, notebook: str) -> Iterator[Tab]:
             page.on("console", lambda said: tab.errors.append(said.text) if said.type == "error" else None)
             page.on("pageerror", lambda error: tab.errors.append(str(error)))
             page.goto(f"{server.url}/lab/tree/{notebook}")
-            idle = "() => document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
-            page.wait_for_function(idle, timeout=90_000)
+            page.wait_for_function(READY, timeout=90_000)
             yield tab
         finally:
             browser.close()
