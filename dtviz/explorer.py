@@ -42,7 +42,8 @@ class Choice(widgets.VBox):
     """The settings of one side; what its method has no use for cannot be typed into."""
 
     def __init__(self, pair: Pair, side: Side) -> None:
-        narrow = {"style": {"description_width": "60px"}, "layout": widgets.Layout(width="215px")}
+        narrow = {"style": {"description_width": "96px"}, "layout": widgets.Layout(width="240px")}
+        self._pair = pair
         self.method = widgets.Dropdown(options=METHODS, value=side.method, description="Method", **narrow)
         self.k = widgets.BoundedIntText(value=side.k, min=1, max=max(pair.steps - 1, 1), description="k", **narrow)
         usual = pair.handover
@@ -53,8 +54,7 @@ class Choice(widgets.VBox):
         self.numbers = {
             name: widgets.Text(
                 value="" if getattr(side, name) is None else f"{getattr(side, name):g}",
-                placeholder=f"{getattr(pair, name):g}",
-                description=name.replace("_", " ").replace("guidance", "guid.").capitalize(),
+                description=name.replace("_", " ").capitalize(),
                 tooltip=f"{name}: empty takes the pair's",
                 **narrow,
             )
@@ -74,6 +74,11 @@ class Choice(widgets.VBox):
     def _enable(self, _=None) -> None:
         for name, field in self.fields.items():
             field.disabled = not Side(method=self.method.value).uses(name)
+        for name, field in self.numbers.items():
+            without = (
+                self.method.value == "hybrid" and name == "base_guidance"
+            )  # a hybrid's base steps run without guidance
+            field.placeholder = "0" if without else f"{getattr(self._pair, name):g}"
 
 
 class Panel(widgets.VBox):
@@ -85,8 +90,8 @@ class Panel(widgets.VBox):
     def __init__(self, drawn: Callable[[tuple[int, int, int, int] | None], None]) -> None:
         self._drawn = drawn
         self.title, self.numbers = widgets.HTML(), widgets.HTML()
-        self.noisy = widgets.Image(format="png", width=SIZE, height=SIZE, tooltip="decode of x_t")
-        self.samples = widgets.Image(format="png", tooltip="all seeds at this step")
+        self.noisy = widgets.Image(format="png", width=SIZE, height=SIZE)
+        self.samples = widgets.Image(format="png")
         self.curve, self.timeline = widgets.HTML(), widgets.HTML()
         figure = Figure(figsize=(SIZE / 100, SIZE / 100), dpi=100)
         figure.patch.set_alpha(0)
@@ -103,10 +108,9 @@ class Panel(widgets.VBox):
         noisy = widgets.VBox([widgets.HTML("x<sub>t</sub>, decoded"), self.noisy])
         self.step = widgets.HTML()
         pictures = widgets.HBox([noisy, widgets.VBox([self.step, self.canvas])])
-        left = widgets.VBox([pictures, self.samples, self.numbers])
+        left = widgets.VBox([pictures, widgets.HTML("all seeds at this step"), self.samples, self.numbers])
         row = widgets.Layout(flex_flow="row wrap", grid_gap="0 12px")
         super().__init__([self.title, widgets.Box([left, widgets.VBox([self.curve, self.timeline])], layout=row)])
-        self.layout.width = "auto"
 
     def show(self, shown: Shown, *, top: float) -> None:
         """Swap in one step's content; `top` is how far the similarity curve's axis reaches."""
@@ -321,7 +325,11 @@ class Explorer(widgets.VBox):
         second = "" if self.double.value else "none"
         for widget in self.choices[1:]:
             widget.layout.display = second
-        self.panels[1].layout.display = "" if len(self.session.seen) > 1 else "none"
+        two = len(self.session.seen) > 1
+        self.panels[1].layout.display = "" if two else "none"
+        for panel in self.panels:
+            panel.layout.width = "calc(50% - 12px)" if two else "100%"
+            panel.layout.min_width = "410px"
         self._looking.layout.display = "" if self.session.seen else "none"
 
     def _begin(self) -> None:

@@ -98,11 +98,11 @@ def encode(picture: np.ndarray, *, least: int) -> bytes:
     return file.getvalue()
 
 
-def strip(pictures: np.ndarray, *, marked: int, size: int = 56, columns: int = 7) -> np.ndarray:
+def strip(pictures: np.ndarray, *, marked: int, size: int = 44, columns: int = 8) -> np.ndarray:
     """Pictures (n, height, width, 3) uint8 side by side in rows, the marked one framed; (height, width, 4) uint8, clear between.
 
     >>> strip(np.zeros((9, 64, 64, 3), np.uint8), marked=0).shape
-    (128, 448, 4)
+    (104, 416, 4)
     """
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)

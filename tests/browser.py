@@ -20,11 +20,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium")
-MISSING = "no chromium on this machine: as root, `apt-get install chromium`, which `make test` does by itself where it can"
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync"
-).split()
+MISSING = (
+    "no chromium on this machine: as root, `apt-get install chromium`, which `make test` does by itself where it can"
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 # No questions about news, and all cells in the page, not only those in view
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -66,7 +73,6 @@ def lab(folder: Path) -> Iterator[Server]:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "JUPYTERLAB_SETTINGS_DIR": str(home / "lab"),
         **{f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")},
-        "OMP_NUM_THREADS": "2",
     }
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
     command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
@@ -114,6 +120,90 @@ class Tab:
     def command(self, name: str, **arguments) -> None:
         """One of JupyterLab's commands."""
         self.page.evaluate("([name, args]) => void window.jupyterapp.commands.execute(name, args)", [name, arguments])
+
+
+# Resolves with the milliseconds from the next press of a key or button to when all these look otherwise
+CHANGED = """([kind, ...elements]) => {
+    const look = element => element.tagName === 'CANVAS' ? element.toDataURL() : element.src
+    const before = elements.map(look)
+    let start
+    document.addEventListener(kind, () => { start ??= performance.now() }, { once: true, capture: true })
+    window.changed = new Promise(resolve => {
+        const check = () => {
+            if (start !== undefined && elements.every((element, i) => look(element) !== before[i])) {
+                resolve(performance.now() - start)
+            } else {
+                requestAnimationFrame(check)
+            }
+        }
+        check()
+    })
+}"""
+
+
+@dataclass
+class Hand:
+    """What a hand does to the first explorer of a page."""
+
+    tab: Tab
+
+    @property
+    def root(self):
+        return self.tab.page.locator(".dtviz-explorer").first
+
+    @property
+    def status(self):
+        return self.root.locator("[role=status], [role=alert]")
+
+    def pictures(self, side: int = 0) -> dict:
+        """The elements that show a side's x_t, plan and samples."""
+        images = self.root.locator("img")
+        plan = self.root.locator(".jupyter-matplotlib").nth(side).locator("canvas").first
+        return {"noisy": images.nth(2 * side), "plan": plan, "samples": images.nth(2 * side + 1)}
+
+    def field(self, label: str):
+        return self.root.get_by_label(label, exact=True).first
+
+    def press(self, name: str) -> None:
+        self.root.get_by_role("button", name=name, exact=True).click()
+
+    def type(self, label: str, text: str) -> None:
+        self.field(label).fill(text)
+        self.field(label).press("Enter")
+
+    def seconds(self, act, event: str, *names: str) -> float:
+        """How long after an act's event ("keydown", "click") these pictures of the first side have all changed."""
+        pictures = self.pictures()
+        elements = [pictures[name].element_handle() for name in names]
+        self.tab.page.evaluate(CHANGED, [event, *elements])
+        act()
+        return self.tab.page.evaluate("() => window.changed") / 1000
+
+    def move(self, key: str) -> float:
+        """Move the step slider by a key; the seconds until the pictures have changed."""
+        self.root.locator(".noUi-handle").first.focus()
+        return self.seconds(lambda: self.tab.page.keyboard.press(key), "keydown", "noisy", "plan", "samples")
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Draw a box on the first plan, from one corner to the other, as shares of its width and height."""
+        self.pictures()["plan"].scroll_into_view_if_needed()
+        place = self.pictures()["plan"].bounding_box()
+        mouse = self.tab.page.mouse
+        mouse.move(
+            *(
+                place[side] + share * place[size]
+                for side, size, share in zip("xy", ("width", "height"), start, strict=True)
+            )
+        )
+        mouse.down()
+        mouse.move(
+            *(
+                place[side] + share * place[size]
+                for side, size, share in zip("xy", ("width", "height"), end, strict=True)
+            ),
+            steps=5,
+        )
+        mouse.up()
 
 
 @contextlib.contextmanager
