@@ -168,8 +168,18 @@ def _parser() -> argparse.ArgumentParser:
     make.set_defaults(command=_figures)
     make.add_argument("--pair", default="emoji-dmd", metavar="NAME", help="models to show (default: %(default)s)")
     make.add_argument("--only", metavar="NAMES", help="notebooks to run, comma-separated: fig5,table3 (default: all)")
-    make.add_argument("--jobs", type=int, metavar="N", help="notebooks at once (default: one for every four cores)")
-    make.add_argument("--profile", choices=figures.PROFILES, default="quick", help="how many seeds and prompts")
+    make.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="notebooks at once (default: one a core, four at most, on embedded pairs; else one)",
+    )
+    make.add_argument(
+        "--profile",
+        choices=figures.PROFILES,
+        default="quick",
+        help="how many seeds and prompts; paper: its own settings",
+    )
     make.add_argument("--out", metavar="DIR", help="folder for the results (default: figures/NAME)")
     make.add_argument(
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),

@@ -23,18 +23,29 @@ import diffusers
 import torch
 
 from .adaptive import Adaptive, Parting
-from .memory import batches
+from .attach import Steering, steer
+from .batching import batches
+from .controls import Applied
 from .networks import embeds_guidance, network
 from .pairs import HANDOVERS, Pair
 from .plan import Scale, branches, plan
 from .recorder import Recorder
 from .relay import HANDED, Relay
 from .rivals import anneal, repel
+from .schedule import sigma as sigma_at
+from .steps import ask
 from .switch import Switch
 from .trace import Trace
 
 CONVENTIONS = ("diffusers", "formula")
-METHODS = ("base", "distilled", "hybrid", "skip", "adaptive")
+ROLES = {  # of each method: whose networks play
+    "base": ("base",),
+    "distilled": ("distilled",),
+    "hybrid": ("base", "distilled"),
+    "skip": ("distilled",),
+    "adaptive": ("base", "distilled"),
+}
+METHODS = tuple(ROLES)
 
 
 def generate(
@@ -55,6 +66,7 @@ def generate(
     cads: float = 0.0,
     particles: float = 0.0,
     adaptive: Adaptive | None = None,
+    controls: Sequence[Applied] = (),
     batch_size: int | None = None,
     device: str | None = None,
     x_t: bool = False,
@@ -90,6 +102,9 @@ def generate(
             sample then depends on its batch.
         adaptive: the signal and thresholds of method "adaptive", which decides for all seeds together, in one batch; call
             it with one seed to decide for a sample alone. `provenance` tells k and the `signals` seen.
+        controls: sliders, styles and other LoRAs, as `Control.at(scale, segment=..., window=...)` gives them: each is on in the
+            steps and at the noise levels that it says. They add up; scale 0 is the plain model, to the bit. The pair is as
+            before when the run ends, however it does. `provenance["controls"]` tells in how many denoiser calls each was on.
         batch_size: samples denoised together; None takes the pair's. Where so many do not fit into memory, half as many are,
             and a warning says so; not where a sample depends on its batch.
         device: moves the pair there first.
@@ -115,6 +130,8 @@ def generate(
         raise ValueError(f"k={k} is out of range: a {method} of {steps} student steps takes k from 1 to {steps - 1}")
     if method == "adaptive":
         _check_adaptive(pair, adaptive, steps, len(seeds), size, handed)
+    _check_controls(controls, method)
+    shared = method in ("hybrid", "adaptive")
     settings = {
         "pair": pair.name,
         "method": method,
@@ -122,11 +139,9 @@ def generate(
         "steps": steps,
         "base_steps": base_steps,
         "guidance": _scale(pair, "distilled", guidance, pair.guidance),
-        "base_guidance": _scale(
-            pair, "base", base_guidance, 0.0 if method in ("hybrid", "adaptive") else pair.base_guidance
-        ),
+        "base_guidance": _scale(pair, "base", base_guidance, _unguided(pair) if shared else pair.base_guidance),
         "convention": convention,
-        "handover": (handover or pair.handover) if method in ("hybrid", "adaptive") else None,
+        "handover": (handover or pair.handover) if shared else None,
         "handed": handed if method == "hybrid" else None,
         "adaptive": asdict(adaptive) if method == "adaptive" else None,
         "scaled": scaled if method == "skip" else None,
@@ -146,10 +161,13 @@ def generate(
         if isinstance(pair.distilled, torch.nn.Module) and not pair.offload:
             pair.distilled.to(device)
 
-    def run(rows: slice) -> Trace:
-        return _run(pair, prompts[rows], seeds[rows], settings, {"x_t": x_t, "dtype": dtype})
+    kept = {"x_t": x_t, "dtype": dtype}
+    with steer(pair, [applied for applied in controls if applied.scale != 0], roles=ROLES[method]) as steering:
 
-    trace = Trace.join([part for _, part in batches(run, n=len(seeds), size=size, fixed=bool(joined))])
+        def run(rows: slice) -> Trace:
+            return _run(pair, prompts[rows], seeds[rows], settings, kept, steering)
+
+        trace = Trace.join([part for _, part in batches(run, n=len(seeds), size=size, fixed=bool(joined))])
     return replace(trace, prompt=prompt) if isinstance(prompt, str) else trace
 
 
@@ -196,6 +214,19 @@ def _check_adaptive(pair: Pair, adaptive: Adaptive | None, steps: int, seeds: in
         raise NotImplementedError(f"{type(pair.pipeline).__name__} cannot be interrupted, as an early hand-over needs")
 
 
+def _check_controls(controls: Sequence[Applied], method: str) -> None:
+    for applied in controls:
+        if not isinstance(applied, Applied):
+            raise ValueError(
+                f"controls holds a {type(applied).__name__}: each must be what Control.at gives, as in [smile.at(2.0)]"
+            )
+        absent = {"base": "distilled", "distilled": "base", "skip": "base"}.get(method)
+        if applied.segment == absent:
+            raise ValueError(
+                f"segment={absent!r} of control {applied.control.name!r}: method {method!r} has no such steps"
+            )
+
+
 def _count(pair: Pair, name: str, value: int | None) -> int:
     """A number of steps or samples, the pair's own for None."""
     if value is None:
@@ -207,12 +238,17 @@ def _count(pair: Pair, name: str, value: int | None) -> int:
     return value
 
 
+def _unguided(pair: Pair) -> float:
+    """The base's guidance scale that means none: an embedded one knows no 0."""
+    return 1.0 if embeds_guidance(pair.base) else 0.0
+
+
 def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: float) -> Scale:
     """A role's guidance, one number or one a step, the usual for None."""
     scales = usual if asked is None else tuple(asked) if isinstance(asked, Sequence) else asked
     lowest = min(scales, default=0) if isinstance(scales, tuple) else scales
     embedded = embeds_guidance(network(pair.base, pair.distilled, role))
-    if not lowest >= (1 if embedded else 0):
+    if not lowest >= (1 if embedded and not pair.published else 0):
         name = "guidance" if role == "distilled" else "base_guidance"
         least = "1, the least this network was trained for" if lowest >= 0 else "0"
         raise ValueError(f"{name}={asked} must be at least {least}")
@@ -220,13 +256,20 @@ def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: 
 
 
 def _run(
-    pair: Pair, prompts: tuple[str, ...], seeds: tuple[int, ...], settings: dict[str, Any], kept: dict[str, Any]
+    pair: Pair,
+    prompts: tuple[str, ...],
+    seeds: tuple[int, ...],
+    settings: dict[str, Any],
+    kept: dict[str, Any],
+    steering: Steering,
 ) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(**kept)
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
+    call = dict(pair.call) | ({} if pair.size is None else {"height": pair.size[0], "width": pair.size[1]})
     how = {name: settings[name] for name in ("steps", "base_steps", "handover")} | {
         "scales": scales,
-        "device": pipe.device,
+        "asked": {"base": ask(pipe, pair.base_scheduler, call), "distilled": ask(pipe, pair.distilled_scheduler, call)},
+        "device": pipe._execution_device,
     }
     parting = None
     if settings["adaptive"] is not None:
@@ -251,6 +294,7 @@ def _run(
         doubled=lambda n: n == 2 * len(seeds),
         formula=("base",) if settings["convention"] == "formula" else (),
         condition=_annealed(relay, seeds, settings["cads"]) if settings["cads"] else None,
+        steer=lambda call: steering.use(call.role, lambda: sigma_at(call.scheduler, call.timestep)),
         probe=lambda: relay.probe,
         probed=relay.probed,
         offload=pair.offload,
@@ -258,6 +302,7 @@ def _run(
     guided = any(switch.needs_both(call) for call in calls)
 
     scheduler = pipe.scheduler
+    steering.restart()
     try:
         pipe.scheduler = relay
         with switch.on():
@@ -267,7 +312,7 @@ def _run(
                 num_inference_steps=len(calls),
                 guidance_scale=2.0 if guided else 0.0,  # only says whether the pipeline doubles its batch
                 output_type="latent",
-                **({} if pair.size is None else {"height": pair.size[0], "width": pair.size[1]}),
+                **call,
             )
     finally:
         pipe.scheduler = scheduler
@@ -280,7 +325,9 @@ def _run(
         seeds=seeds,
         prompt=prompts,
         steps_run=dict(Counter(roles)),
-        provenance=settings | {"nfe": dict(switch.evaluations), "fingerprint": pair.fingerprint, "versions": versions},
+        provenance=settings
+        | {"nfe": dict(switch.evaluations), "controls": steering.facts()}
+        | {"fingerprint": pair.fingerprint, "versions": versions},
     )
     _check_finite(trace, roles)
     return trace

@@ -29,7 +29,7 @@ def test_golden_table_3_is_the_papers_and_its_average_is_the_mean():
     assert golden.loc["Sunset beach"].tolist() == [0.396, 0.271, 0.373]
     # half a unit of the third decimal, for the printed average is rounded
     np.testing.assert_allclose(golden.drop("Average").mean(), golden.loc["Average"], atol=5.0001e-4)
-    with pytest.raises(ValueError, match=r"'table9' is not a golden table; there are \['table3'"):
+    with pytest.raises(ValueError, match=r"'table9' is not a golden table; there are .*'table3'"):
         table.golden("table9")
 
 

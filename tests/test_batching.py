@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import dtviz
-from dtviz.memory import batches, out_of_memory
+from dtviz.batching import batches, out_of_memory
 
 ROW = 2**26  # bytes that a row takes in these tests
 
