@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,6 +55,16 @@ class Case:
         if prompt not in self.prompts:
             raise ValueError(f"prompt={prompt!r} is none of {self.control.name}'s: {', '.join(self.prompts)}")
         return 100 * features @ self.targets[self.prompts.index(prompt)]
+
+    def facts(self) -> dict[str, Any]:
+        """What a figure has to tell about it, JSON-compatible."""
+        told = {"name": self.control.name, "kind": self.control.kind, "fingerprint": self.control.fingerprint}
+        return told | {
+            "facts": dict(self.control.facts),
+            "prompts": list(self.prompts),
+            "measure": self.measure,
+            "scale": self.scale,
+        }
 
 
 def load(pair: str, *, file: str | Path = "", trained_on: str = "base") -> list[Case]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .batching import batches
+from .batches import batches
 from .trace import Trace
 
 WHAT = ("x0", "final", "x_t", "conditional", "unconditional")
@@ -186,7 +186,8 @@ def _to_vae(latents: torch.Tensor, pipe, vae) -> torch.Tensor:
     name = type(vae).__name__
     if name not in IMAGE_VAES + VIDEO_VAES:
         raise NotImplementedError(f"{type(pipe).__name__} decodes with {name}, and its scale is not known here")
-    latents = latents.to(vae.device, torch.float32)
+    hook = getattr(vae, "_hf_hook", None)  # an offloaded one waits in the host's memory until it is called
+    latents = latents.to(getattr(hook, "execution_device", None) or vae.device, torch.float32)
     if pipe.scheduler.config.get("prediction_type") == "trigflow":  # SANA-Sprint's samples have the data's deviation
         latents = latents / pipe.scheduler.config.sigma_data
     if name == "VQModel":  # Kandinsky's denoisers work at the autoencoder's scale

@@ -24,7 +24,7 @@ import torch
 
 from .adaptive import Adaptive, Parting
 from .attach import Steering, steer
-from .batching import batches
+from .batches import batches
 from .controls import Applied
 from .networks import embeds_guidance, network
 from .pairs import HANDOVERS, Pair
@@ -160,7 +160,6 @@ def generate(
         pair.pipeline.to(device)
         if isinstance(pair.distilled, torch.nn.Module) and not pair.offload:
             pair.distilled.to(device)
-
     kept = {"x_t": x_t, "dtype": dtype}
     with steer(pair, [applied for applied in controls if applied.scale != 0], roles=ROLES[method]) as steering:
 
@@ -301,8 +300,8 @@ def _run(
     )
     guided = any(switch.needs_both(call) for call in calls)
 
-    scheduler = pipe.scheduler
     steering.restart()
+    scheduler = pipe.scheduler
     try:
         pipe.scheduler = relay
         with switch.on():

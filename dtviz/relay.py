@@ -74,6 +74,8 @@ class Relay:
     @property
     def init_noise_sigma(self):
         """Noise enters at the first step that really runs, so it is scaled for that one."""
+        if self.index:
+            return 1.0  # it goes on with a sample that it left
         first = self.plan[0]
         if not self.scaled or space(first.scheduler) != "ve" or first.timestep == first.scheduler.timesteps[0]:
             return first.scheduler.init_noise_sigma

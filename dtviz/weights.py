@@ -25,21 +25,22 @@ def student(spec: Spec, pipeline: Any, *, dtype: torch.dtype, revision: str | No
     """The student's network, or the name of its adapter, loaded on the base and switched off.
 
     Raises:
-        ValueError: a damaged file, a LoRA that leaves the base as it is, or one that changes the text encoder that base and student share.
+        ValueError: a LoRA that leaves the base as it is, or changes the text encoder that base and student share.
     """
     base = getattr(pipeline, "unet", None) or pipeline.transformer
     kind, where = type(base), {"revision": revision, "use_safetensors": True, "dtype": dtype}
     if spec.adapter:
         return _adapter(spec, pipeline, base, revision)
-    with reading(f"student {spec.student}"):
-        if spec.embedded:
+    if spec.embedded:
+        with reading(models() / spec.student / spec.file):
             network = kind.from_pretrained(models() / spec.student / spec.file, dtype=dtype)
-        elif "." not in spec.file:  # a folder, as diffusers saves them
-            half = repo_of(spec.student).variant if dtype == torch.float16 else None
+    elif "." not in spec.file:  # a folder, as diffusers saves them
+        half = repo_of(spec.student).variant if dtype == torch.float16 else None
+        with reading(f"{spec.file or 'the network'} of {spec.student}"):
             network = kind.from_pretrained(spec.student, subfolder=spec.file or None, variant=half, **where)
-        else:
-            network = kind.from_config(base.config).to(dtype)
-            network.load_state_dict(read(spec.student, spec.file, revision=revision))
+    else:
+        network = kind.from_config(base.config).to(dtype)
+        network.load_state_dict(read(spec.student, spec.file, revision=revision))
     if spec.time != 1:
         network.register_forward_pre_hook(partial(_in_its_own_time, spec.time), with_kwargs=True)
     return network
@@ -52,20 +53,18 @@ def _in_its_own_time(scale: float, network: torch.nn.Module, args: tuple, kwargs
 def _adapter(spec: Spec, pipeline: Any, base: torch.nn.Module, revision: str | None) -> str:
     name = spec.student.replace("/", "_").replace(".", "_")  # peft makes a module of this name
     if spec.embedded:
-        with reading(f"LoRA {spec.student}"):
+        with reading(models() / spec.student / spec.file):
             base.load_lora_adapter(
                 models() / spec.student / spec.file, weight_name=LORA, adapter_name=name, prefix="unet"
             )
     else:
         state = read(spec.student, spec.file, revision=revision)
-        with reading(f"LoRA {spec.file} of {spec.student}"):
-            state, alphas = pipeline.lora_state_dict(state, unet_config=base.config)  # kohya's keys too
+        state, alphas = pipeline.lora_state_dict(state, unet_config=base.config)  # kohya's keys too
         foreign = sorted({key.split(".")[0] for key in state} - {"unet"})
         if foreign:
             raise ValueError(f"the LoRA {spec.file} of {spec.student} changes {foreign}, which base and student share")
-        with (
-            warnings.catch_warnings()
-        ):  # peft passes over alphas that it cannot place, and the LoRA would have another size
+        # peft passes over alphas that it cannot place, and the LoRA would have another size
+        with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*alpha_pattern keys did not match")
             pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=base, adapter_name=name)
     ups = [value for key, value in base.named_parameters() if f"lora_B.{name}." in key]
@@ -103,7 +102,11 @@ def read(repo: str, file: str, *, revision: str | None = None) -> dict[str, torc
 
 
 def fingerprint(spec: Spec, *, revisions: tuple[str | None, ...], student: bool = True) -> str:
-    """Of the embedded models' files, or of the hub files' names and commits, and of how they are run; of the base alone if asked."""
+    """Of the embedded models' files, or of the hub files' names and commits, and of how they are run; of the base alone if asked.
+
+    Raises:
+        ValueError: an embedded model's file is damaged.
+    """
     parts = [spec.base]
     if student:
         parts.append(json.dumps([spec.student, spec.file, spec.scheduler, spec.scheduler_settings], sort_keys=True))
