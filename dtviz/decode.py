@@ -252,6 +252,15 @@ class Preview:
     def __init__(self, weights: torch.Tensor, scale: int, r2: float) -> None:
         self.weights, self.scale, self.r2 = weights, scale, r2
 
+    def facts(self) -> dict[str, Any]:
+        """The map as JSON-compatible numbers, to be kept in a trace's provenance; `Preview.build` is the inverse."""
+        return {"weights": self.weights.tolist(), "scale": self.scale, "r2": self.r2}
+
+    @classmethod
+    def build(cls, facts: dict[str, Any]) -> Preview:
+        """From what `facts` gave."""
+        return cls(torch.tensor(facts["weights"]), facts["scale"], facts["r2"])
+
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """(n, channel, height, width) -> (n, 3, scale * height, scale * width) float32 in [0, 1]."""
         colours = torch.einsum("nchw,cr->nrhw", latents.float(), self.weights[:-1]) + self.weights[-1][:, None, None]

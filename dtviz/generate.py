@@ -17,7 +17,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -48,6 +48,15 @@ ROLES = {  # of each method: whose networks play
 METHODS = tuple(ROLES)
 
 
+class Progress(NamedTuple):
+    """How far `generate` is: denoiser calls made and to be made, a sample's each counted, and the last one's seeds and x̂0."""
+
+    done: int
+    total: int
+    seeds: tuple[int, ...]
+    x0: torch.Tensor
+
+
 def generate(
     pair: Pair,
     prompt: str | Sequence[str],
@@ -71,6 +80,7 @@ def generate(
     device: str | None = None,
     x_t: bool = False,
     dtype: torch.dtype = torch.float32,
+    watch: Callable[[Progress], None] | None = None,
 ) -> Trace:
     """Sample a prompt, or one for each seed, and record the predicted x̂0 of every step.
 
@@ -110,6 +120,8 @@ def generate(
         device: moves the pair there first.
         x_t: keep the noisy latents before each step as well.
         dtype: `torch.float32` or `torch.float16`, how x̂0 and x_t are kept.
+        watch: called after every denoiser call, for a progress bar or a look at the plan. An exception that it raises ends
+            the run and leaves the pair ready for the next.
 
     Returns:
         The `Trace` of all seeds, with `steps_run` and `provenance["nfe"]`, denoiser evaluations a sample, as they ran.
@@ -164,7 +176,8 @@ def generate(
     with steer(pair, [applied for applied in controls if applied.scale != 0], roles=ROLES[method]) as steering:
 
         def run(rows: slice) -> Trace:
-            return _run(pair, prompts[rows], seeds[rows], settings, kept, steering)
+            seen = None if watch is None else functools.partial(_report, watch, rows, seeds)
+            return _run(pair, prompts[rows], seeds[rows], settings, kept, steering, seen)
 
         trace = Trace.join([part for _, part in batches(run, n=len(seeds), size=size, fixed=bool(joined))])
     return replace(trace, prompt=prompt) if isinstance(prompt, str) else trace
@@ -254,6 +267,14 @@ def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: 
     return scales
 
 
+def _report(
+    watch: Callable[[Progress], None], rows: slice, seeds: tuple[int, ...], done: int, calls: int, x0: torch.Tensor
+) -> None:
+    """Tell of a call of these rows as one of all rows' calls."""
+    made = rows.start * calls + done * (rows.stop - rows.start)
+    watch(Progress(made, len(seeds) * calls, seeds[rows], x0))
+
+
 def _run(
     pair: Pair,
     prompts: tuple[str, ...],
@@ -261,6 +282,7 @@ def _run(
     settings: dict[str, Any],
     kept: dict[str, Any],
     steering: Steering,
+    seen: Callable[[int, int, torch.Tensor], None] | None,
 ) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(**kept)
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
@@ -284,6 +306,7 @@ def _run(
         replan=functools.partial(repel, strength=strength) if strength else None,
         parting=parting,
         finish=lambda: setattr(pipe, "_interrupt", True),  # diffusers' own way to end a run
+        seen=seen,
     )
     switch = Switch(
         pipe,

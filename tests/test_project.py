@@ -114,6 +114,22 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         "trace",
     },
     "notebooks": set(),
+    "explorer_state": set(),
+    "explorer_seen": {"curves", "decode", "diversity", "explorer_state", "trace"},
+    "explorer_chart": set(),
+    "plot_explorer": {"explorer_chart", "plot_style"},
+    "explorer_session": {
+        "decode",
+        "embed",
+        "errors",
+        "explorer_chart",
+        "explorer_seen",
+        "explorer_state",
+        "generate",
+        "pairs",
+        "plot_explorer",
+        "trace",
+    },
     "explorer": ANYTHING,
     "figures": ANYTHING,
     "__main__": ANYTHING,
@@ -277,7 +293,7 @@ def test_imports_go_one_way(path):
 
 
 def test_import_dtviz_has_no_side_effects(tmp_path):
-    late = ["ipywidgets", "papermill", "dreamsim", "nbformat", "IPython", "sklearn"]
+    late = ["ipywidgets", "ipympl", "papermill", "dreamsim", "nbformat", "IPython", "sklearn"]
     script = f"import sys, dtviz; print([name for name in {late!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.stdout, done.stderr, done.returncode) == ("[]\n", "", 0)
