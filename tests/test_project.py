@@ -84,7 +84,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "attached": {"controls"},
     "attach": {"attached", "controls", "networks", "pairs"},
     "effect": {"diversity", "estimate"},
-    "cases": {"control_files", "controls", "embed", "specs"},
+    "cases": {"control_files", "controls", "embed", "judges", "specs", "study"},
     "control": {"attach", "attached", "control_files", "controls", "effect"},
     "store": set(),
     "prompts": set(),
