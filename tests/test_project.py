@@ -87,6 +87,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         "table",
         "trace",
     },
+    "doctor": {"available", "embed", "memory", "spec", "specs"},
     "notebooks": set(),
     "explorer": ANYTHING,
     "figures": ANYTHING,
