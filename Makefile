@@ -39,7 +39,7 @@ full: $(STAMP)
 	$(PY) -m dtviz figures --profile full $(ARGS)
 
 test: $(STAMP)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 bench: $(STAMP)
 	$(PY) -m tests.bench.capture
@@ -47,6 +47,9 @@ bench: $(STAMP)
 	$(PY) -m tests.bench.memory
 	$(PY) -m tests.bench.sizes
 	$(PY) -m tests.bench.step
+	$(PY) -m tests.bench.grid
+	$(PY) -m tests.bench.decode
+	$(PY) -m tests.bench.growth
 	$(PY) -m tests.bench.dreamsim
 	$(PY) -m tests.bench.dataset
 	$(PY) -m tests.bench.fd_bias

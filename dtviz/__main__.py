@@ -174,7 +174,12 @@ def _parser() -> argparse.ArgumentParser:
     make.set_defaults(command=_figures)
     make.add_argument("--pair", default="emoji-dmd", metavar="NAME", help="models to show (default: %(default)s)")
     make.add_argument("--only", metavar="NAMES", help="notebooks to run, comma-separated: fig5,table3 (default: all)")
-    make.add_argument("--jobs", type=int, metavar="N", help="notebooks at once (default: one for every four cores)")
+    make.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="notebooks at once (default: one a core, four at most, on embedded pairs; else one)",
+    )
     make.add_argument(
         "--profile",
         choices=figures.PROFILES,

@@ -85,3 +85,18 @@ class Offload:
     def restore(self) -> None:
         """The base where the pipeline expects it."""
         self.use("base")
+
+
+def denoiser(target: Any) -> torch.nn.Module:
+    """The network of a pair (its base), of a pipeline, or the target itself.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    found = [target, *(getattr(target, name, None) for name in ("base", "unet", "transformer"))]
+    for module in found:
+        if isinstance(module, torch.nn.Module):
+            return module
+    raise ValueError(
+        f"a {type(target).__name__} holds no denoiser: give a dtviz.Pair, a diffusers pipeline or a network"
+    )

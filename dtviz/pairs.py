@@ -17,6 +17,7 @@ from .available import missing as missing
 from .available import models as models
 from .families import FAMILIES
 from .hub import LORA as LORA
+from .outside import reading
 from .spec import Spec as Spec
 from .specs import SPECS as SPECS
 from .specs import licence, repo_of, spec_of
@@ -161,8 +162,9 @@ def base_pipeline(spec: Spec, where: Place) -> Any:
         options["variant"] = repo_of(spec.base).variant
     if spec.family == "sd15":  # it looks at images, and latents are all that is asked for
         options |= {"safety_checker": None, "requires_safety_checker": False}
-    with _silent() if spec.embedded else contextlib.nullcontext():
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options).to(where.device)
+    with _silent() if spec.embedded else contextlib.nullcontext(), reading(f"pair {spec.base}"):
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options)
+    pipeline.to(where.device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -173,14 +175,12 @@ def settings_of(spec: Spec, pipeline: Any, where: Place, *, published: bool = Fa
 
     from . import weights
 
-    kind = getattr(diffusers, spec.scheduler)
+    kind = getattr(diffusers, spec.scheduler)  # which would warn about settings of the base's that it has not
     shared = {
         key: value for key, value in pipeline.scheduler.config.items() if key in inspect.signature(kind).parameters
     }
     return {
-        "distilled_scheduler": kind.from_config(
-            shared | spec.scheduler_settings
-        ),  # others of the base it would warn about
+        "distilled_scheduler": kind.from_config(shared | spec.scheduler_settings),
         "published": published,
         "fingerprint": weights.fingerprint(spec, revisions=where.revisions),
         "base_fingerprint": weights.fingerprint(spec, revisions=where.revisions, student=False),
@@ -212,7 +212,7 @@ def load(
         revision, student_revision: commits of the two repositories; None takes those that dtviz knows, else "main".
 
     Raises:
-        ValueError: no pair has this name, or `offload` is something else.
+        ValueError: no pair has this name, its files are damaged, or `offload` is something else.
         Unavailable: its weights are not on this machine and the hub is out of reach.
     """
     spec, where = check_load(name, offload=offload), Place.of(name, device, dtype, revision, student_revision)

@@ -39,6 +39,7 @@ class Switch:
         formula: the roles whose guidance is u + scale (c - u) for every scale, where 0 is the unconditional model; of the
             others 0 and 1 both mean the conditional one, as in diffusers.
         condition: changes the text states that the denoiser gets, (sample, token, channel), the conditional ones only.
+        steer: called with the `Turn` before each of these evaluations, to set what depends on it (controls).
         probe: called like `turn`: who else looks at this sample, if anyone; the output goes to `probed`.
         offload: keep the network whose turn it is not in the host's memory; of two networks, only.
         evaluations: denoiser evaluations a sample, counted for each role.
@@ -51,6 +52,7 @@ class Switch:
     doubled: Callable[[int], bool]
     formula: tuple[str, ...] = ()
     condition: Callable[[torch.Tensor], torch.Tensor] | None = None
+    steer: Callable[[Turn], None] = lambda turn: None
     probe: Callable[[], Turn | None] = lambda: None
     probed: list[torch.Tensor] = field(default_factory=list)
     offload: bool = False
@@ -81,6 +83,7 @@ class Switch:
         def play(turn: Turn, sample: torch.Tensor, args: tuple, kwargs: dict[str, Any]):
             if cast is not None:
                 cast.use(turn.role)
+            self.steer(turn)
             call = forward if self.network(turn.role) is base else self.student
             return self._evaluate(call, turn, sample, args, dict(kwargs))
 
