@@ -106,18 +106,18 @@ def ways(
     height, width = size or spec.settings.get("size") or of.size
     batch = batch_size or spec.settings["batch_size"]
     part = weights(spec, item=item)
-    work = _work(of, height, width, batch * (1 + guided), item)
-    decode, tiled = (_decode(of, h, w, item) for h, w in ((height, width), (min(height, TILE), min(width, TILE))))
+    evaluation = work(of, height, width, batch * (1 + guided), item)
+    decoding, tiled = (decode(of, h, w, item) for h, w in ((height, width), (min(height, TILE), min(width, TILE))))
     both, rest = part["base"] + part["student"], part["text"] + part["vae"]
     one = both if spec.adapter else part["base"]
     load, tiling = f"dtviz.load({name!r})", "pair.pipeline.vae.enable_tiling()"
     # with everything waiting for its turn, one part at a time is on the accelerator
-    turns = RESERVED + max(part["text"], one + work, part["vae"] + tiled)
+    turns = RESERVED + max(part["text"], one + evaluation, part["vae"] + tiled)
     found = [
-        Way("together", RESERVED + both + rest + max(work, decode), 0, how=load),
-        Way("tiled", RESERVED + both + rest + max(work, tiled), 0, how=f"{load}; {tiling}"),
+        Way("together", RESERVED + both + rest + max(evaluation, decoding), 0, how=load),
+        Way("tiled", RESERVED + both + rest + max(evaluation, tiled), 0, how=f"{load}; {tiling}"),
         Way(
-            "offload", RESERVED + one + rest + max(work, tiled), part["student"], {"offload": True},
+            "offload", RESERVED + one + rest + max(evaluation, tiled), part["student"], {"offload": True},
             f"dtviz.load({name!r}, offload=True); {tiling}",
         ),
         Way(
@@ -125,7 +125,7 @@ def ways(
             f"dtviz.load({name!r}, offload='model'); {tiling}",
         ),
         Way(
-            "sequential", RESERVED + one + rest + max(work, tiled), 0, {}, f"dtviz.sequential.hybrid({name!r}, prompts, ...)",
+            "sequential", RESERVED + one + rest + max(evaluation, tiled), 0, {}, f"dtviz.sequential.hybrid({name!r}, prompts, ...)",
         ),
     ]  # fmt: skip
     return [way for way in found if not spec.adapter or way.name not in ("offload", "sequential")]
@@ -158,13 +158,13 @@ def choose(name: str, *, room: tuple[int | None, int] | None = None, **run: Any)
     return fit[0]
 
 
-def _work(of: Family, height: int, width: int, samples: int, item: int) -> int:
+def work(of: Family, height: int, width: int, samples: int, item: int) -> int:
     """Bytes of one evaluation of so many samples beside weights."""
     cells = (height // of.cell) * (width // of.cell)
     return int(of.work * cells * samples * item / 2 * SPARE)
 
 
-def _decode(of: Family, height: int, width: int, item: int) -> int:
+def decode(of: Family, height: int, width: int, item: int) -> int:
     """Bytes of decoding one image beside weights; dtviz decodes large ones one by one."""
     return int(of.decode * height * width * (4 if of.wide else item) / 2 * SPARE)
 

@@ -34,10 +34,10 @@ def test_what_a_run_takes_beside_weights_is_what_was_measured():
     for batch in (1, 4):
         with torch.no_grad(), Live() as live:
             pair.base(torch.randn(batch, 16, 8, 8), torch.tensor(500), torch.randn(batch, 77, 128))
-        assert memory._work(of, 64, 64, batch, 4) == pytest.approx(memory.SPARE * live.peak, rel=0.1)
+        assert memory.work(of, 64, 64, batch, 4) == pytest.approx(memory.SPARE * live.peak, rel=0.1)
     with torch.no_grad(), Live() as live:
         pair.pipeline.vae.decode(torch.randn(1, 16, 8, 8))
-    assert memory._decode(of, 64, 64, 4) == pytest.approx(memory.SPARE * live.peak, rel=0.1)
+    assert memory.decode(of, 64, 64, 4) == pytest.approx(memory.SPARE * live.peak, rel=0.1)
 
 
 def test_the_counter_counts_what_lives():

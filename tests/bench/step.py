@@ -1,18 +1,21 @@
 """What one evaluation of SDXL's denoiser costs at full size, and with it an image: `make bench` writes figures/bench/step.csv.
 
-Random weights cost what trained ones do. The seconds an image are evaluations times seconds each, the denoiser's alone: the
+Made-up weights cost what trained ones do. The seconds an image are evaluations times seconds each, the denoiser's alone: the
 text encoders, the autoencoder and the scheduler's steps come on top. One network with a LoRA is timed with the LoRA on.
+`peak_gib` is the most that the process took so far, `estimate_gib` what `dtviz.memory` says of weights and work before loading.
 """
 
 from __future__ import annotations
 
-import statistics
-
 import torch
 from peft import LoraConfig
 
+from dtviz import memory
+from dtviz.families import FAMILIES
+from dtviz.specs import SPECS
+
 from .capture import publish, timed
-from .memory import DEVICE, DTYPE, LORA, unet
+from .memory import DEVICE, DTYPE, LORA, peak, unet
 
 SIDE = 1024
 # evaluations a sample of whole runs: two for each guided step of the base
@@ -29,7 +32,14 @@ def seconds(denoiser, batch: int, repeats: int) -> float:
         timed(lambda: denoiser(x, torch.tensor(500, device=DEVICE), text, added_cond_kwargs=added))
         for _ in range(repeats)
     ]
-    return statistics.median(times[1:])
+    return min(times[1:])
+
+
+def estimate(lora: bool, batch: int) -> float:
+    """GiB of the denoiser's weights, with its LoRA's, and of one evaluation."""
+    spec, of = SPECS["sdxl-lcm-lora"], FAMILIES["sdxl"]
+    part = memory.weights(spec, item=2)
+    return (part["base"] + lora * part["student"] + memory.work(of, SIDE, SIDE, batch, 2)) / 2**30
 
 
 def main() -> None:
@@ -42,7 +52,8 @@ def main() -> None:
         for batch in batches:
             each = seconds(denoiser, batch, repeats) / batch
             row = {"what": what, "where": f"{str(DTYPE).removeprefix('torch.')} on {DEVICE}, {SIDE} px", "batch": batch}
-            rows.append(row | {"evaluation_s": each} | {f"{name} [s]": n * each for name, n in RUNS.items()})
+            room = {"peak_gib": peak(), "estimate_gib": estimate("LoRA" in what, batch)}
+            rows.append(row | {"evaluation_s": each} | {f"{name} [s]": n * each for name, n in RUNS.items()} | room)
     publish(rows, "step")
 
 
