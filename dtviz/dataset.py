@@ -77,8 +77,8 @@ def run(
     size = pair.batch_size if batch_size is None else batch_size
     if not rows or size < 1:
         raise ValueError(f"rows has {len(rows)} entries, batch_size={size}: both must be at least 1")
-    if bad := next((row.case for row in rows if not CASES.fullmatch(row.case)), None):
-        raise ValueError(f"case {bad[:210]!r} names no file: it must be a word of letters, digits, - and _")
+    if bad := [row.case for row in rows if not CASES.fullmatch(row.case)]:
+        raise ValueError(f"case {bad[0][:210]!r} names no file: it must be a word of letters, digits, - and _")
     for folder in ("images", "log", ".locks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     _claim(out, rows, _facts(pair, rows, settings, size))
@@ -129,20 +129,19 @@ def _open(out: Path, blocks: list[list[Row]], order: list[int]) -> Iterator[int]
 
 
 def _whole(out: Path, block: list[Row]) -> bool:
-    return all([_sound(out / "images" / f"{row.case}.png") for row in block])  # noqa: C419 - a list: each that is damaged is named
+    return not any(_problem(out / "images" / f"{row.case}.png") for row in block)
 
 
-def _sound(path: Path) -> bool:
-    """Whether this image is there, whole to the last bit: a PNG has a checksum of each of its parts."""
+def _problem(path: Path) -> str:
+    """What is wrong with an image, "" when it is there and whole to the last bit: a PNG has a checksum of each part."""
     try:
         with reading(path), Image.open(path, formats=["PNG"]) as image:
             image.verify()
     except FileNotFoundError:
-        return False
+        return "missing"
     except ValueError as error:
-        warnings.warn(f"{error}; it is made again", stacklevel=2)
-        return False
-    return True
+        return str(error)
+    return ""
 
 
 def _make(pair: Pair, block: list[Row], out: Path, settings: Mapping[str, Any], number: int) -> int:
@@ -157,7 +156,9 @@ def _make(pair: Pair, block: list[Row], out: Path, settings: Mapping[str, Any], 
     made = 0
     for row, image in zip(block, images, strict=True):
         path = out / "images" / f"{row.case}.png"
-        if not _sound(path):
+        if problem := _problem(path):
+            if problem != "missing":
+                warnings.warn(f"{problem}; it is made again", stacklevel=3)
             data = io.BytesIO()
             Image.fromarray((image * 255).round().astype(np.uint8)).save(data, "png", compress_level=1)
             write_whole(path, data.getvalue())

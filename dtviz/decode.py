@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .batches import batches
+from .batching import batches
 from .trace import Trace
 
 WHAT = ("x0", "final", "x_t", "conditional", "unconditional")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.numpy import save
 
 from .outside import reading
 from .store import digest, write_whole
@@ -171,8 +171,8 @@ class Trace:
         """Write one safetensors file with the facts as JSON in its header, and a hash of all; whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays, facts = self.arrays(), json.dumps(self.facts())
-        header = {"format": FORMAT, "facts": facts, "sha256": _sha256(facts, arrays)}
+        arrays, facts = {name: part.numpy() for name, part in self.arrays().items()}, json.dumps(self.facts())
+        header = {"format": FORMAT, "facts": facts, "sha256": digest(facts, arrays)}
         write_whole(path, save(arrays, metadata=header), shared=True)
         return path
 
@@ -192,13 +192,9 @@ class Trace:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             if header.get("format") != FORMAT:
                 raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
-            if header.get("sha256") != _sha256(header["facts"], arrays):
+            if header.get("sha256") != digest(header["facts"], {name: part.numpy() for name, part in arrays.items()}):
                 raise ValueError("its contents do not match its hash")
             return cls.build(arrays, _checked(json.loads(header["facts"])))
-
-
-def _sha256(facts: str, arrays: dict[str, torch.Tensor]) -> str:
-    return digest(facts, {name: array.numpy() for name, array in arrays.items()})
 
 
 def _checked(facts: Any) -> dict[str, Any]:

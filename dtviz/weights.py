@@ -25,7 +25,7 @@ def student(spec: Spec, pipeline: Any, *, dtype: torch.dtype, revision: str | No
     """The student's network, or the name of its adapter, loaded on the base and switched off.
 
     Raises:
-        ValueError: a LoRA that leaves the base as it is, or changes the text encoder that base and student share.
+        ValueError: a damaged file, a LoRA that leaves the base as it is, or one that changes the text encoder that base and student share.
     """
     base = getattr(pipeline, "unet", None) or pipeline.transformer
     kind, where = type(base), {"revision": revision, "use_safetensors": True, "dtype": dtype}
@@ -59,7 +59,8 @@ def _adapter(spec: Spec, pipeline: Any, base: torch.nn.Module, revision: str | N
             )
     else:
         state = read(spec.student, spec.file, revision=revision)
-        state, alphas = pipeline.lora_state_dict(state, unet_config=base.config)  # kohya's keys too
+        with reading(f"LoRA {spec.file} of {spec.student}"):
+            state, alphas = pipeline.lora_state_dict(state, unet_config=base.config)  # kohya's keys too
         foreign = sorted({key.split(".")[0] for key in state} - {"unet"})
         if foreign:
             raise ValueError(f"the LoRA {spec.file} of {spec.student} changes {foreign}, which base and student share")
