@@ -45,6 +45,8 @@ bench: $(STAMP)
 	$(PY) -m tests.bench.capture
 	$(PY) -m tests.bench.hybrid
 	$(PY) -m tests.bench.memory
+	$(PY) -m tests.bench.sizes
+	$(PY) -m tests.bench.step
 	$(PY) -m tests.bench.grid
 	$(PY) -m tests.bench.decode
 	$(PY) -m tests.bench.growth

@@ -113,6 +113,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         "table",
         "trace",
     },
+    "doctor": {"available", "embed", "memory", "spec", "specs"},
     "notebooks": set(),
     "explorer_state": set(),
     "explorer_seen": {"curves", "decode", "diversity", "explorer_state", "trace"},
