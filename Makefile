@@ -39,15 +39,21 @@ full: $(STAMP)
 	$(PY) -m dtviz figures --profile full $(ARGS)
 
 test: $(STAMP)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 bench: $(STAMP)
 	$(PY) -m tests.bench.capture
 	$(PY) -m tests.bench.hybrid
 	$(PY) -m tests.bench.memory
+	$(PY) -m tests.bench.sizes
+	$(PY) -m tests.bench.step
+	$(PY) -m tests.bench.grid
+	$(PY) -m tests.bench.decode
+	$(PY) -m tests.bench.growth
 	$(PY) -m tests.bench.dreamsim
 	$(PY) -m tests.bench.dataset
 	$(PY) -m tests.bench.fd_bias
+	$(PY) -m tests.bench.coverage
 
 models: $(STAMP)
 	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py; done

@@ -68,8 +68,8 @@ def attach(target: Any, control: Control, scale: float = 1.0) -> Iterator[Proof]
         NotImplementedError: a denoiser whose inputs are not known, so that nothing could be proved.
     """
     applied = Applied(control, scale)
-    with _everywhere(target, control) as (on, proof):
-        for one in on.values():
+    with _everywhere(_networks(target), control) as (on, proof):
+        for one in on:
             one.scale(applied.scale)
         yield proof
 
@@ -77,7 +77,7 @@ def attach(target: Any, control: Control, scale: float = 1.0) -> Iterator[Proof]
 class Steering:
     """The controls of some runs, each turned on and off as its segment and window say; they are off to begin with."""
 
-    def __init__(self, pair: Pair, controls: Sequence[tuple[Applied, Mapping[str, Attached]]]) -> None:
+    def __init__(self, pair: Pair, controls: Sequence[tuple[Applied, Sequence[Attached]]]) -> None:
         self.pair, self.controls = pair, controls
         self.restart()
 
@@ -87,10 +87,12 @@ class Steering:
 
     def use(self, role: str, sigma: Callable[[], float]) -> None:
         """Before an evaluation of this role's network at this noise level, which is asked for only where it matters."""
-        where = "base" if network(self.pair.base, self.pair.distilled, role) is self.pair.base else "distilled"
+        played = network(self.pair.base, self.pair.distilled, role)
         for (applied, on), counted in zip(self.controls, self.calls, strict=True):
             now = applied.on(role, 0.0 if applied.window is None else sigma())
-            on[where].scale(applied.scale if now else 0.0)
+            for one in on:
+                if one.network is played:
+                    one.scale(applied.scale if now else 0.0)
             counted[role] += now
 
     def facts(self) -> list[dict[str, Any]]:
@@ -100,21 +102,24 @@ class Steering:
 
 
 @contextmanager
-def steer(pair: Pair, controls: Sequence[Applied]) -> Iterator[Steering]:
-    """Put controls on a pair for some runs, each off until `Steering.use`; proved and taken off as by `attach`."""
+def steer(pair: Pair, controls: Sequence[Applied], *, roles: Sequence[str]) -> Iterator[Steering]:
+    """Put controls on those of a pair's networks that these roles need, each off until `Steering.use`; as `attach` does."""
     with ExitStack() as stack:
-        put = [(one, stack.enter_context(_everywhere(pair, one.control))[0]) for one in controls]
+        put = []
+        for one in controls:
+            wanted = _networks(pair, [role for role in roles if one.segment in ("both", role)])
+            put.append((one, stack.enter_context(_everywhere(wanted, one.control))[0]))
         yield Steering(pair, put)
 
 
 @contextmanager
-def _everywhere(target: Any, control: Control) -> Iterator[tuple[dict[str, Attached], Proof]]:
-    """The control on each network of the target, at scale 0, and the proof."""
+def _everywhere(networks: Mapping[str, torch.nn.Module], control: Control) -> Iterator[tuple[list[Attached], Proof]]:
+    """The control on each network, at scale 0, and the proof."""
     with ExitStack() as stack:
-        found = {name: stack.enter_context(_proved(module, control)) for name, module in _networks(target).items()}
-        change = tuple(change for _, change in found.values())
-        proof = Proof(control.name, tuple(found), len(control.modules), change, control.left_out)
-        yield {name: on for name, (on, _) in found.items()}, proof
+        found = [stack.enter_context(_proved(module, control)) for module in networks.values()]
+        changes = tuple(change for _, change in found)
+        proof = Proof(control.name, tuple(networks), len(control.modules), changes, control.left_out)
+        yield [on for on, _ in found], proof
 
 
 @contextmanager
@@ -139,12 +144,12 @@ def _proved(module: torch.nn.Module, control: Control) -> Iterator[tuple[Attache
         yield on, change
 
 
-def _networks(target: Any) -> dict[str, torch.nn.Module]:
-    """The networks of a target by name; a pair's by role."""
-    if isinstance(target, Pair):
-        student = {} if isinstance(target.distilled, str) else {"distilled": target.distilled}
-        return {"base": target.base} | student
-    return {type(target).__name__: denoiser(target)}
+def _networks(target: Any, roles: Sequence[str] = ("base", "distilled")) -> dict[str, torch.nn.Module]:
+    """The different networks of a target by name; a pair's by role, of these roles."""
+    if not isinstance(target, Pair):
+        return {type(target).__name__: denoiser(target)}
+    found = {role: network(target.base, target.distilled, role) for role in roles}
+    return {role: module for role, module in found.items() if role == roles[0] or module is not found[roles[0]]}
 
 
 @torch.no_grad()

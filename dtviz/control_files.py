@@ -45,7 +45,7 @@ def load(path: str | Path, *, weight_name: str | None = None, base: Any = None, 
     """A control from a file, a folder, or the model hub.
 
     Args:
-        path: a file; a folder that holds one; or a repository of the hub, "owner/name".
+        path: the name of a shipped control; a file; a folder that holds one; or a repository of the hub, "owner/name".
         weight_name: which file of the folder or repository; None takes the first of `FILES` that is there, or else the only
             safetensors file.
         base: for Custom Diffusion's files, which hold whole tuned weights: the pair, pipeline or denoiser that they were
@@ -73,6 +73,16 @@ def load(path: str | Path, *, weight_name: str | None = None, base: Any = None, 
         raise ValueError(
             f"{file}: {error}. It holds {len(tensors)} tensors, such as {shown}; known are {KNOWN}"
         ) from error
+
+
+def shipped() -> list[Control]:
+    """The controls that dtviz ships, in `data/controls` (`$DTVIZ_CONTROLS` to point elsewhere), by name."""
+    return [load(file) for file in sorted(folder().rglob("*.safetensors"))]
+
+
+def folder() -> Path:
+    """Where the shipped controls are."""
+    return Path(os.environ.get("DTVIZ_CONTROLS") or Path(__file__).resolve().parents[1] / "data" / "controls")
 
 
 def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -116,12 +126,15 @@ def _settings(header: Mapping[str, str], file: Path) -> dict[str, Any]:
 def _find(path: str | Path, weight_name: str | None) -> Path:
     """The file that is meant, on this machine; fetched from the hub where need be."""
     path, repo = Path(path), str(path)
-    if path.is_file():
-        return path
+    own = folder() / f"{path}.safetensors"
+    if path.is_file() or own.is_file():
+        return path if path.is_file() else own
     if path.is_dir():
         return path / _choose([p.name for p in path.iterdir()], weight_name, where=str(path))
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo) or path.suffix in {Path(name).suffix for name in FILES}:
-        raise FileNotFoundError(f"path={repo!r} is no file, no folder, and no repository of the form owner/name")
+        raise FileNotFoundError(
+            f"path={repo!r} is no shipped control, file, folder, or repository of the form owner/name"
+        )
     from huggingface_hub import hf_hub_download, list_repo_files, try_to_load_from_cache
 
     for name in [weight_name] if weight_name else FILES:

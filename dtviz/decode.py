@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .batches import batches
 from .trace import Trace
 
 WHAT = ("x0", "final", "x_t", "conditional", "unconditional")
@@ -93,11 +94,14 @@ def decode_latents(
     cells = latents.shape[-2] * latents.shape[-1] * (latents.shape[2] if latents.ndim == 5 else 1)
     batch_size = batch_size or max(1, 4096 // cells)
     out: torch.Tensor | None = None
-    for start in range(0, len(latents), batch_size):
-        images = _images(_to_vae(latents[start : start + batch_size], pipe, vae), vae).float().cpu()
+
+    def decoded(rows: slice) -> torch.Tensor:
+        return _images(_to_vae(latents[rows], pipe, vae), vae).float().cpu()
+
+    for rows, images in batches(decoded, n=len(latents), size=batch_size):
         if out is None:  # filled in place: joining the pieces at the end would hold everything twice
             out = torch.empty(len(latents), *images.shape[1:])
-        out[start : start + len(images)] = images
+        out[rows] = images
     return out
 
 
@@ -208,7 +212,8 @@ def _to_vae(latents: torch.Tensor, pipe, vae) -> torch.Tensor:
     name = type(vae).__name__
     if name not in IMAGE_VAES + VIDEO_VAES:
         raise NotImplementedError(f"{type(pipe).__name__} decodes with {name}, and its scale is not known here")
-    latents = latents.to(vae.device, torch.float32)
+    hook = getattr(vae, "_hf_hook", None)  # an offloaded one waits in the host's memory until it is called
+    latents = latents.to(getattr(hook, "execution_device", None) or vae.device, torch.float32)
     if pipe.scheduler.config.get("prediction_type") == "trigflow":  # SANA-Sprint's samples have the data's deviation
         latents = latents / pipe.scheduler.config.sigma_data
     if name == "VQModel":  # Kandinsky's denoisers work at the autoencoder's scale
@@ -272,6 +277,15 @@ class Preview:
 
     def __init__(self, weights: torch.Tensor, scale: int, r2: float) -> None:
         self.weights, self.scale, self.r2 = weights, scale, r2
+
+    def facts(self) -> dict[str, Any]:
+        """The map as JSON-compatible numbers, to be kept in a trace's provenance; `Preview.build` is the inverse."""
+        return {"weights": self.weights.tolist(), "scale": self.scale, "r2": self.r2}
+
+    @classmethod
+    def build(cls, facts: dict[str, Any]) -> Preview:
+        """From what `facts` gave."""
+        return cls(torch.tensor(facts["weights"]), facts["scale"], facts["r2"])
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """(n, channel, height, width) -> (n, 3, scale * height, scale * width) float32 in [0, 1]."""

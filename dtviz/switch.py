@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .networks import Adapters, Offload, embeds_guidance, network
+from .networks import GUIDANCE_INPUTS, Adapters, Offload, embeds_guidance, guidance_input, network
 
 
 class Turn(NamedTuple):
@@ -113,7 +113,9 @@ class Switch:
         """What has to be done between one role and the other."""
         if isinstance(self.student, str):
             return Adapters(self.base, self.student)
-        return Offload(self.base, self.student) if self.offload else None
+        if not self.offload:
+            return None
+        return Offload(self.base, self.student, getattr(self.pipe, "_execution_device", None))
 
     def _conditioned(self, kwargs: dict[str, Any], n: int) -> dict[str, Any]:
         text = kwargs.get("encoder_hidden_states")
@@ -127,6 +129,8 @@ class Switch:
     def _evaluate(self, call: Callable, turn: Turn, sample: torch.Tensor, args: tuple, kwargs: dict[str, Any]):
         n, role, scale = sample.shape[0], turn.role, turn.scale
         embedded, both, doubled = embeds_guidance(self.network(role)), self.needs_both(turn), self.doubled(n)
+        if self.network(role) is not self.base:  # the pipeline made them for the base
+            kwargs = {name: value for name, value in kwargs.items() if name not in GUIDANCE_INPUTS}
         if scale is None and not embedded:
             self.evaluations[role] += 2 if doubled else 1
             return call(sample, *args, **kwargs)
@@ -137,9 +141,8 @@ class Switch:
             )
         if embedded:
             scale = self.pipe.guidance_scale if scale is None else scale
-            dim = self.network(role).config.time_cond_proj_dim
-            strength = torch.full((n // 2 if doubled else n,), scale - 1.0)
-            kwargs["timestep_cond"] = self.pipe.get_guidance_scale_embedding(strength, embedding_dim=dim).to(sample)
+            rows = sample[: n // 2] if doubled else sample
+            kwargs |= guidance_input(self.pipe, self.network(role), scale, rows)
         twice = both and scale != 0
         if doubled and not twice:
             half = slice(n // 2) if both else slice(n // 2, n)  # diffusers puts the prompt second

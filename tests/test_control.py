@@ -139,6 +139,24 @@ def test_diffusers_file_with_settings_in_its_header_equals_diffusers(sdxl, tmp_p
     assert torch.equal(ours(sdxl, taken, 1.5), ours(sdxl, found, 1.5))
 
 
+@pytest.mark.parametrize("form", ["lora", "processor"])
+def test_older_diffusers_names_equal_diffusers(sdxl, factors, form, tmp_path):
+    """`to_q.lora.down.weight`, and before it `processor.to_q_lora.down.weight`; both without alpha."""
+    renamed = {}
+    for key, tensor in factors.items():
+        if ".attn" not in key:
+            continue
+        module, end = split(key)
+        half = "down" if end == DOWN else "up"
+        attention, projection = module.split(".to_")
+        old = f"unet.{attention}.processor.to_{projection.removesuffix('.0')}_lora.{half}.weight"
+        renamed[old if form == "processor" else f"unet.{module}.lora.{half}.weight"] = tensor
+    save_file(renamed, tmp_path / "old.safetensors")
+    found = control.load(tmp_path / "old.safetensors")
+    assert set(found.tensors) == {key for key in factors if ".attn" in key}
+    assert_same_effect(sdxl, tmp_path / "old.safetensors", found)
+
+
 def test_peft_folder_equals_peft(sdxl, tmp_path):
     """adapter_config.json beside adapter_model.safetensors, rsLoRA's scale alpha / sqrt(rank)."""
     from peft import get_peft_model
@@ -267,7 +285,7 @@ def test_no_code_of_a_file_is_run(tmp_path):
 
 
 def test_what_is_not_there(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="no file, no folder, and no repository"):
+    with pytest.raises(FileNotFoundError, match="no shipped control, file, folder, or repository"):
         control.load(tmp_path / "x.safetensors")
     with pytest.raises(FileNotFoundError, match="has no single file of weights: .* holds nothing"):
         control.load(tmp_path)
@@ -280,6 +298,31 @@ def test_what_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(dtviz.Unavailable, match="control 'someone/lego' is not in this machine's hub cache"):
         control.load("someone/lego")
+
+
+def test_a_repository_in_the_hubs_cache_is_read_offline(factors, tmp_path, monkeypatch):
+    """In the cache's own layout, peft's settings beside the weights."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repo = tmp_path / "models--someone--lego"
+    held = repo / "snapshots" / "abc"
+    held.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("abc")
+    save_file(
+        {f"base_model.model.{key}": tensor for key, tensor in factors.items()}, held / "adapter_model.safetensors"
+    )
+    (held / "adapter_config.json").write_text(
+        json.dumps({"r": 4, "lora_alpha": 1, "alpha_pattern": {"mid_block.*": 2}})
+    )
+    found = control.load("someone/lego")
+    assert found.name == "lego"
+    for module in found.modules:
+        rank = len(factors[module + DOWN])
+        expected = factors[module + UP] * (2 if module.startswith("mid_block") else 1) / rank
+        assert torch.equal(found.tensors[module + UP], expected)
+    with pytest.raises(dtviz.Unavailable, match="out of reach"):
+        control.load("someone/lego", weight_name="other.safetensors")
 
 
 # Controls
