@@ -54,6 +54,8 @@ bench: $(STAMP)
 	$(PY) -m tests.bench.dataset
 	$(PY) -m tests.bench.fd_bias
 	$(PY) -m tests.bench.coverage
+	$(PY) -m tests.bench.figures
+	$(PY) -m tests.bench.table
 
 models: $(STAMP)
 	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py; done

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from .backbones import Model
-from .batching import batches
+from .batches import batches
 from .embedder_specs import NAMES as NAMES
 from .embedder_specs import EmbedderSpec, embedder_spec
 from .errors import Unavailable

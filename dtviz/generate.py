@@ -24,7 +24,7 @@ import torch
 
 from .adaptive import Adaptive, Parting
 from .attach import Steering, steer
-from .batching import batches
+from .batches import batches
 from .controls import Applied
 from .networks import embeds_guidance, network
 from .pairs import HANDOVERS, Pair

@@ -25,7 +25,7 @@ def student(spec: Spec, pipeline: Any, *, dtype: torch.dtype, revision: str | No
     """The student's network, or the name of its adapter, loaded on the base and switched off.
 
     Raises:
-        ValueError: a damaged file, a LoRA that leaves the base as it is, or one that changes the text encoder that base and student share.
+        ValueError: a LoRA that leaves the base as it is, or changes the text encoder that base and student share.
     """
     base = getattr(pipeline, "unet", None) or pipeline.transformer
     kind, where = type(base), {"revision": revision, "use_safetensors": True, "dtype": dtype}
