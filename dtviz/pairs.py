@@ -17,7 +17,7 @@ from .available import missing as missing
 from .available import models as models
 from .families import FAMILIES
 from .hub import LORA as LORA
-from .outside import reading
+from .outside import digests, reading
 from .spec import Spec as Spec
 from .specs import SPECS as SPECS
 from .specs import licence, repo_of, spec_of
@@ -148,7 +148,12 @@ def check_load(name: str, *, offload: bool | str = False) -> Spec:
     if offload not in (False, True, "model"):
         raise ValueError(f"offload={offload!r} is not one of False, True, 'model'")
     check(name)
-    return spec_of(name)
+    spec = spec_of(name)
+    if spec.embedded:
+        digests(
+            models(), [spec.base, f"{spec.student}/{spec.file}"]
+        )  # a damaged file is refused before anything reads it
+    return spec
 
 
 def base_pipeline(spec: Spec, where: Place) -> Any:

@@ -10,11 +10,7 @@ import pytest
 import torch
 
 import dtviz
-<<<<<<<< HEAD:tests/test_batching.py
-from dtviz.batching import batches, out_of_memory
-========
 from dtviz.batches import batches, out_of_memory
->>>>>>>> main:tests/test_batches.py
 
 ROW = 2**26  # bytes that a row takes in these tests
 
