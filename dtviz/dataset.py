@@ -174,6 +174,7 @@ def _make(pair: Pair, block: list[Row], out: Path, settings: Mapping[str, Any], 
 def _facts(pair: Pair, rows: list[Row], settings: dict[str, Any], size: int) -> dict[str, Any]:
     """All that decides what the images are."""
     usual = ("steps", "base_steps", "timesteps", "guidance", "base_guidance", "handover", "size")
+    usual += ("call",) if pair.call else ()
     chosen = {name: getattr(pair, name) for name in usual} | {n: v for n, v in settings.items() if v is not None}
     facts = {
         "format": FORMAT,

@@ -124,11 +124,37 @@ def reconstruct(images: torch.Tensor, pair: Any, *, batch_size: int = 64) -> tor
     Raises:
         NotImplementedError: the pipeline has no such autoencoder.
     """
+    vae, modes = _modes(images, pair, batch_size)
+    return torch.cat([_images(mode, vae).float().cpu() for mode in modes])
+
+
+@torch.no_grad()
+def encode(images: torch.Tensor, pair: Any, *, batch_size: int = 64) -> torch.Tensor:
+    """Images to the latents that the denoiser works on, the autoencoder's mode of each; `decode_latents` goes back.
+
+    Args:
+        images, pair, batch_size: as in `reconstruct`.
+
+    Returns:
+        (n, channels, height, width) float32 on the autoencoder's device, in the pipeline's scale.
+
+    Raises:
+        NotImplementedError: the pipeline has no `AutoencoderKL`.
+    """
+    vae, modes = _modes(images, pair, batch_size)
+    latents = torch.cat([mode.float() for mode in modes])
+    mean, std = (_statistics(vae, f"latents_{part}", latents) for part in ("mean", "std"))
+    shift = vae.config.get("shift_factor") or 0.0
+    return (latents - mean - shift) * (vae.config.get("scaling_factor") or 1.0) / std
+
+
+def _modes(images: torch.Tensor, pair: Any, batch_size: int) -> tuple[Any, Iterator[torch.Tensor]]:
+    """The autoencoder, and what it encodes images in [0, 1] to, in its own scale."""
     vae = getattr(getattr(pair, "pipeline", pair), "vae", None)
     if type(vae).__name__ != "AutoencoderKL":
-        raise NotImplementedError(f"reconstruct needs an AutoencoderKL, this pipeline has {type(vae).__name__}")
+        raise NotImplementedError(f"encoding needs an AutoencoderKL, this pipeline has {type(vae).__name__}")
     parts = torch.as_tensor(images).to(vae.device, vae.dtype).mul(2).sub(1).split(batch_size)
-    return torch.cat([_images(vae.encode(part).latent_dist.mode(), vae).float().cpu() for part in parts])
+    return vae, (vae.encode(part).latent_dist.mode() for part in parts)
 
 
 def _vae(pipe, latents: torch.Tensor):

@@ -4,8 +4,9 @@
     sweep(scales, scores)                                 # does the score rise with the scale, at every step, for every seed?
     outside(before, after)                                # (n,) change of each image where the edits of the others do not reach
 
-Arrays in, numbers out. Scores are (prompt, seed), before and after of the same prompts and seeds in the same order; intervals and
-tests are over prompts, since seeds of one prompt are not independent of each other.
+Arrays in, numbers out. Scores are (prompt, seed), before and after of the same prompts and seeds in the same order. Intervals and
+tests are over prompts, whose sample stands for others that were not tried; or, with over="seeds", over seeds, each the mean of its
+images of all prompts: then they speak of these prompts alone, as they must where a control is meant for a handful.
 """
 
 import itertools
@@ -19,17 +20,19 @@ from scipy import stats
 from .diversity import holm, paired_test
 from .estimate import Estimate, checked, mean_interval
 
+OVER = ("prompts", "seeds")
+
 
 @dataclass(frozen=True)
 class Sweep:
     """How a score goes with a control's scale.
 
     Attributes:
-        table: one row a scale: `scale`, `value`, `low`, `high`, the mean over prompts with its interval; and of the step from the
-            scale before: `step`, `step_low`, `step_high`, and `p`, its sign-flip p with Holm's correction for all steps.
-        spearman: mean over prompts of the seeds' rank correlation of score and scale, in [-1, 1], with its interval. Page's (1963)
+        table: one row a scale: `scale`, `value`, `low`, `high`, the mean with its interval; and of the step from the scale before:
+            `step`, `step_low`, `step_high`, and `p`, its sign-flip p with Holm's correction for all steps.
+        spearman: mean over all images of the rank correlation of score and scale, in [-1, 1], with its interval. Page's (1963)
             trend statistic is this, rescaled.
-        p: two-sided sign-flip p over prompts of that correlation.
+        p: two-sided sign-flip p of that correlation.
         rising: share of all seeds' steps that rise, in [0, 1]; .5 for noise.
     """
 
@@ -44,28 +47,34 @@ class Sweep:
         return bool((self.table["step"].iloc[1:] > 0).all())
 
 
-def effect(scores: Mapping[str, tuple], *, base: str = "base", confidence: float = 0.95) -> pd.DataFrame:
+def effect(
+    scores: Mapping[str, tuple], *, base: str = "base", over: str = "prompts", confidence: float = 0.95
+) -> pd.DataFrame:
     """The change of a score that a control makes on each model, and how much of the base's change the others have.
 
     scores: model -> (before, after), each (prompt, seed), the scores of the plain and the controlled images, such as the cosine with
-    the control's text. base: the model that the control was trained on; without it there is no transfer.
+    the control's text. base: the model that the control was trained on; without it there is no transfer. over: "prompts" or "seeds".
 
-    Returns one row a model: `model`, `before`, `after` (means); `percent`, 100 (after / before - 1) of the means over prompts, the
-    paper's Table 1, with `percent_low`, `percent_high` by Fieller; `difference`, after - before, with its t interval and the
+    Returns one row a model: `model`, `before`, `after` (means); `percent`, 100 (after / before - 1) of the means, the paper's
+    Table 1, with `percent_low`, `percent_high` by Fieller; `difference`, after - before, with its t interval and the
     sign-flip `p`, Holm-corrected for all models; `transfer`, difference / the base's difference, by Fieller, nan for the base;
-    `prompts`, `seeds`. A percentage counts from the score's zero: it says something for scores whose zero means something, and is nan
+    `prompts`, `seeds`, `over`. A percentage counts from the score's zero: it says something for scores whose zero means something, and is nan
     where the score before is not above 0. An interval reaches to infinity where what is divided by may be 0.
-    ValueError: shapes differ, a score is not finite, no model.
+    ValueError: shapes differ, a score is not finite, no model, another `over`.
 
     >>> table = effect({"base": ([[1.0], [1.0]], [[1.5], [1.5]]), "student": ([[1.0], [2.0]], [[1.25], [2.25]])})
     >>> table[["model", "percent", "transfer"]].values.tolist()
     [['base', 50.0, nan], ['student', 16.666666666666675, 0.5]]
     """
-    means = {model: _means(model, *pair) for model, pair in scores.items()}
-    if not means or len({len(before) for before, *_ in means.values()}) != 1:
-        raise ValueError(f"scores of {list(scores)} must be of one model or more, all of the same prompts")
+    shapes = {model: _checked(model, *pair) for model, pair in scores.items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"scores of {list(scores)} must be of one model or more, all of the same prompts and seeds")
+    axis = _axis(over)
+    means = {
+        model: tuple(np.mean(part, axis=axis, dtype=np.float64) for part in pair) for model, pair in scores.items()
+    }
     rows = []
-    for model, (before, after, seeds) in means.items():
+    for model, (before, after) in means.items():
         test = paired_test(after, before, confidence=confidence)
         percent = ratio(after, before, confidence=confidence)
         shown = before.mean() > 0
@@ -77,7 +86,7 @@ def effect(scores: Mapping[str, tuple], *, base: str = "base", confidence: float
         if base in means and model != base:
             transfer = ratio(after - before, means[base][1] - means[base][0], confidence=confidence)
         row |= {"transfer": transfer.value, "transfer_low": transfer.low, "transfer_high": transfer.high}
-        rows.append(row | {"prompts": len(before), "seeds": seeds})
+        rows.append(row | dict(zip(("prompts", "seeds"), shapes[model], strict=True)) | {"over": over})
     table = pd.DataFrame(rows)
     table["p"] = holm(table["p"])
     return table
@@ -111,11 +120,11 @@ def ratio(a, b, *, confidence: float = 0.95) -> Estimate:
     return Estimate(value, float((middle - half) / leading), float((middle + half) / leading), n)
 
 
-def sweep(scales, scores, *, confidence: float = 0.95) -> Sweep:
+def sweep(scales, scores, *, over: str = "prompts", confidence: float = 0.95) -> Sweep:
     """Whether a score rises with a control's scale.
 
-    scales: (scale,) rising, three or more; scores: (scale, prompt, seed). A falling score is a sweep of its negative.
-    ValueError: fewer scales, not rising, other shapes, scores not finite.
+    scales: (scale,) rising, three or more; scores: (scale, prompt, seed). A falling score is a sweep of its negative. over: "prompts"
+    or "seeds", as in `effect`. ValueError: fewer scales, not rising, other shapes, scores not finite, another `over`.
 
     >>> found = sweep([-1, 0, 1], [[[0.0, 0.0]], [[1.0, 1.0]], [[3.0, 0.5]]])
     >>> found.monotone, found.rising, found.spearman.value
@@ -126,10 +135,11 @@ def sweep(scales, scores, *, confidence: float = 0.95) -> Sweep:
         raise ValueError(f"scales = {scales.tolist()} must be three or more, each above the one before")
     if scores.ndim != 3 or len(scores) != len(scales) or not scores.size or not np.isfinite(scores).all():
         raise ValueError(f"scores of shape {scores.shape} must be ({len(scales)} scales, prompt, seed), all finite")
-    prompts = scores.mean(axis=2)  # (scale, prompt)
-    tests = [paired_test(above, below, confidence=confidence) for below, above in itertools.pairwise(prompts)]
+    axis = _axis(over)
+    units = scores.mean(axis=1 + axis)  # (scale, prompt) or (scale, seed)
+    tests = [paired_test(above, below, confidence=confidence) for below, above in itertools.pairwise(units)]
     rows = []
-    for scale, values in zip(scales, prompts, strict=True):
+    for scale, values in zip(scales, units, strict=True):
         mean = mean_interval(values, confidence=confidence)
         rows.append({"scale": scale, "value": mean.value, "low": mean.low, "high": mean.high})
     table = pd.DataFrame(rows)
@@ -142,7 +152,7 @@ def sweep(scales, scores, *, confidence: float = 0.95) -> Sweep:
     norm = np.sqrt((ranks**2).sum(axis=0) * (order**2).sum())
     products = np.einsum("s,sij->ij", order, ranks)
     rho = np.divide(products, norm, out=np.zeros_like(norm), where=norm > 0)  # a score that never changes has no trend
-    each = rho.mean(axis=1)
+    each = rho.mean(axis=axis)
     trend = paired_test(each, np.zeros_like(each), confidence=confidence)
     rising = float((np.diff(scores, axis=0) > 0).mean())
     return Sweep(table, Estimate(trend.mean, trend.low, trend.high, trend.n), trend.p, rising)
@@ -175,12 +185,19 @@ def outside(before, after, *, share: float = 0.5) -> np.ndarray:
     return np.take_along_axis(change, least, axis=1).mean(axis=1)
 
 
-def _means(model: str, before, after) -> tuple[np.ndarray, np.ndarray, int]:
-    """Each prompt's mean before and after, and the number of seeds."""
+def _checked(model: str, before, after) -> tuple[int, int]:
+    """The numbers of prompts and seeds."""
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     finite = before.size and np.isfinite(before).all() and np.isfinite(after).all()
     if before.shape != after.shape or before.ndim != 2 or not finite:
         raise ValueError(
             f"scores of {model!r}: before {before.shape} and after {after.shape} must be (prompt, seed), the same and finite"
         )
-    return before.mean(axis=1), after.mean(axis=1), before.shape[1]
+    return before.shape
+
+
+def _axis(over: str) -> int:
+    """The axis of (prompt, seed) that is averaged, so that the other's values are the sample."""
+    if over not in OVER:
+        raise ValueError(f"over={over!r} is not one of {', '.join(OVER)}")
+    return 1 - OVER.index(over)

@@ -23,7 +23,7 @@ from .mind import presence
 from .outside import digests, reading
 from .pairs import models
 
-KINDS = ("artist", "concept")
+KINDS = ("artist", "concept", "style")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Judge:
     """A linear classifier of an embedder's features.
 
     Attributes:
-        kind: "artist" or "concept".
+        kind: "artist", "concept" or "style", which knows the artists kept out of training as well.
         embedder: the name of the embedder whose features it reads.
         classes: the artists, or the prompts.
         weight, bias: (d, class) and (class,).
@@ -175,7 +175,7 @@ class TextJudge:
 
 
 def load(kind: str) -> Judge:
-    """The judge of `kind`, "artist" or "concept", from `data/models/emoji-judges`; its card has their accuracy.
+    """The judge of `kind`, "artist", "concept" or "style", from `data/models/emoji-judges`; its card has their accuracy.
 
     Raises:
         ValueError: another kind, or its file is damaged.

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .available import models
+from .available import found, models
 from .hub import LORA
 from .outside import digests, reading
 from .spec import Spec
@@ -102,6 +102,19 @@ def read(repo: str, file: str, *, revision: str | None = None) -> dict[str, torc
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _config(spec: Spec) -> str:
+    """A file that is here once the student is loaded."""
+    return spec.file if "." in spec.file else f"{spec.file}/config.json".lstrip("/")
+
+
+def commit(repo: str, file: str, *, revision: str | None = None) -> str | None:
+    """The commit that a file in the hub's cache is of; what was asked for if it is not there, or of a folder."""
+    path = found(repo, file, revision=revision)
+    if path is None or Path(repo).is_dir():
+        return revision
+    return path.parts[path.parts.index("snapshots") + 1]
+
+
 def fingerprint(spec: Spec, *, revisions: tuple[str | None, ...], student: bool = True) -> str:
     """Of the embedded models' files, or of the hub files' names and commits, and of how they are run; of the base alone if asked.
 
@@ -114,5 +127,6 @@ def fingerprint(spec: Spec, *, revisions: tuple[str | None, ...], student: bool 
     if spec.embedded:
         parts += digests(models(), [spec.base, *([f"{spec.student}/{spec.file}"] if student else [])]).values()
     else:
-        parts += [str(revision) for revision in revisions[: 1 + student]]
+        files = [(spec.base, "model_index.json"), (spec.student, _config(spec))][: 1 + student]
+        parts += [str(commit(repo, file, revision=r)) for (repo, file), r in zip(files, revisions, strict=False)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

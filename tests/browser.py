@@ -124,14 +124,17 @@ class Tab:
 
 # Resolves with the milliseconds from the next press of a key or button to when all these look otherwise
 CHANGED = """([kind, ...elements]) => {
+    const limit = performance.now() + 60000
     const look = element => element.tagName === 'CANVAS' ? element.toDataURL() : element.src
     const before = elements.map(look)
     let start
     document.addEventListener(kind, () => { start ??= performance.now() }, { once: true, capture: true })
-    window.changed = new Promise(resolve => {
+    window.changed = new Promise((resolve, reject) => {
         const check = () => {
             if (start !== undefined && elements.every((element, i) => look(element) !== before[i])) {
                 resolve(performance.now() - start)
+            } else if (performance.now() > limit) {
+                reject(new Error(`unchanged: ${elements.filter((element, i) => look(element) === before[i]).map(element => element.tagName)}`))
             } else {
                 requestAnimationFrame(check)
             }
@@ -165,7 +168,7 @@ class Hand:
         return self.root.get_by_label(label, exact=True).first
 
     def press(self, name: str) -> None:
-        self.root.get_by_role("button", name=name, exact=True).click()
+        self.root.get_by_role("button", name=name).click()
 
     def type(self, label: str, text: str) -> None:
         self.field(label).fill(text)
@@ -179,10 +182,10 @@ class Hand:
         act()
         return self.tab.page.evaluate("() => window.changed") / 1000
 
-    def move(self, key: str) -> float:
-        """Move the step slider by a key; the seconds until the pictures have changed."""
+    def move(self, key: str, *names: str) -> float:
+        """Move the step slider by a key; the seconds until these pictures have changed."""
         self.root.locator(".noUi-handle").first.focus()
-        return self.seconds(lambda: self.tab.page.keyboard.press(key), "keydown", "noisy", "plan", "samples")
+        return self.seconds(lambda: self.tab.page.keyboard.press(key), "keydown", *names)
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Draw a box on the first plan, from one corner to the other, as shares of its width and height."""

@@ -37,6 +37,23 @@ def test_effect_is_made_of_tests_over_prompts():
     assert effect(scores, base="nobody")["transfer"].isna().all()
 
 
+def test_over_seeds_is_over_prompts_of_the_transpose():
+    """The two kinds of sample change places; means of everything stay."""
+    rng = np.random.default_rng(9)
+    scores = {name: (rng.normal(1, 0.1, (4, 12)), rng.normal(1.2, 0.1, (4, 12))) for name in ("base", "a")}
+    found = effect(scores, over="seeds")
+    turned = effect({name: (before.T, after.T) for name, (before, after) in scores.items()})
+    columns = turned.columns.drop(["prompts", "seeds", "over"])
+    np.testing.assert_allclose(found[columns[1:]].to_numpy(float), turned[columns[1:]].to_numpy(float))
+    assert found[["prompts", "seeds", "over"]].values.tolist() == [[4, 12, "seeds"]] * 2
+    curve = rng.normal(size=(3, 4, 12))
+    one, two = sweep([0, 1, 2], curve, over="seeds"), sweep([0, 1, 2], curve.transpose(0, 2, 1))
+    np.testing.assert_allclose(one.table, two.table)
+    assert (one.p, one.rising) == (two.p, two.rising)
+    with pytest.raises(ValueError, match="over='images' is not one of prompts, seeds"):
+        effect(scores, over="images")
+
+
 def test_a_percentage_of_nothing_is_not_given():
     table = effect({"base": (np.full((2, 2), -0.1), np.full((2, 2), 0.2))})
     assert table[["percent", "percent_low", "percent_high"]].isna().all(axis=None)
@@ -49,7 +66,7 @@ def test_a_percentage_of_nothing_is_not_given():
         ({}, "must be of one model or more"),
         ({"base": ([1.0], [1.0])}, r"before \(1,\) and after \(1,\) must be \(prompt, seed\)"),
         ({"base": ([[1.0]], [[np.nan]])}, "the same and finite"),
-        ({"base": ([[1.0]], [[1.0]]), "a": ([[1.0], [1.0]], [[1.0], [1.0]])}, "all of the same prompts"),
+        ({"base": ([[1.0]], [[1.0]]), "a": ([[1.0], [1.0]], [[1.0], [1.0]])}, "all of the same prompts and seeds"),
     ],
 )
 def test_effect_refuses(scores, message):
