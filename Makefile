@@ -45,6 +45,8 @@ bench: $(STAMP)
 	$(PY) -m tests.bench.capture
 	$(PY) -m tests.bench.hybrid
 	$(PY) -m tests.bench.memory
+	$(PY) -m tests.bench.sizes
+	$(PY) -m tests.bench.step
 	$(PY) -m tests.bench.grid
 	$(PY) -m tests.bench.decode
 	$(PY) -m tests.bench.growth
@@ -52,6 +54,8 @@ bench: $(STAMP)
 	$(PY) -m tests.bench.dataset
 	$(PY) -m tests.bench.fd_bias
 	$(PY) -m tests.bench.coverage
+	$(PY) -m tests.bench.figures
+	$(PY) -m tests.bench.table
 
 models: $(STAMP)
 	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py; done

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .diversity import vendi as vendi
     from .embed import embedder as embedder
     from .errors import Unavailable as Unavailable
+    from .explorer import explore as explore
     from .generate import generate as generate
     from .hybrid import hybrid as hybrid
     from .pairs import Pair as Pair
@@ -50,6 +51,7 @@ _PUBLIC = {
     "hybrid": ("hybrid", "hybrid"),
     "Pair": ("pairs", "Pair"),
     "Unavailable": ("errors", "Unavailable"),
+    "explore": ("explorer", "explore"),
     "load": ("pairs", "load"),
     "pairs": ("pairs", "table"),
     "predict_x0": ("schedule", "predict_x0"),

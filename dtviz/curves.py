@@ -33,6 +33,27 @@ def similarity_to_final(step_features, final_features) -> np.ndarray:
     return ((steps - final) ** 2).sum(axis=-1) / 2
 
 
+def concept_timeline(step_features, text_features) -> np.ndarray:
+    """How near each step's plan is to each of some words: the cosine of an image's and a text's features.
+
+    step_features:  (step, sample, d), features of the decoded x̂0 by a model with an image and a text half (CLIP).
+    text_features:  (word, d), features of the words by the same model.
+    Returns (step, sample, word) float64 in [-1, 1]. A model trained on finished images may misread early plans. ValueError:
+    shapes that do not fit, a feature that is zero or not finite.
+
+    >>> concept_timeline([[[0.0, 1.0]], [[2.0, 0.0]]], [[1.0, 0.0]])[:, 0, 0].tolist()
+    [0.0, 1.0]
+    """
+    steps = _unit(step_features, name="step_features")
+    words = _unit(text_features, name="text_features")
+    if steps.ndim != 3 or words.ndim != 2 or steps.shape[-1] != words.shape[-1]:
+        raise ValueError(
+            f"step_features {steps.shape} and text_features {words.shape} do not fit: needed are (step, sample, d) and "
+            "(word, d), by one model"
+        )
+    return steps @ words.T
+
+
 def level_after_first_step(distances) -> float:
     """Mean distance over samples after the first step: the level that the other models are asked to reach.
 

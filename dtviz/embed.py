@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 
 from .backbones import Model
+from .batches import batches
 from .embedder_specs import NAMES as NAMES
 from .embedder_specs import EmbedderSpec, embedder_spec
 from .errors import Unavailable
+from .outside import SUMS, digests, reading
 
 PREPROCESSING = "1"  # part of every fingerprint: raise it when a number below that changes features is changed
 
@@ -49,11 +51,13 @@ class Embedder:
 
     def raw(self, images: torch.Tensor | np.ndarray) -> np.ndarray:
         """Like calling it, but (n, d) as the network gives them, neither centred nor normalised: what an FID is made of."""
+        images = _checked(images)
+
+        def encoded(rows: slice) -> torch.Tensor:
+            return self._model.encode(images[rows].to(self.device, torch.float32)).float()
+
         with torch.inference_mode():
-            parts = [
-                self._model.encode(part.to(self.device, torch.float32)).float()
-                for part in _checked(images).split(self.batch_size)
-            ]
+            parts = [part for _, part in batches(encoded, n=len(images), size=self.batch_size)]
             return torch.cat(parts).cpu().numpy()
 
     def classify(self, raw: np.ndarray) -> np.ndarray:
@@ -104,7 +108,9 @@ class Embedder:
         for name in self._spec.files:
             path = self._spec.folder / name
             for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-                total.update(f"{file.name} {_sha256(file, file.stat().st_mtime_ns)}\n".encode())
+                found = file.stat()
+                changed = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+                total.update(f"{file.name} {_sha256(file, changed)}\n".encode())
         return f"{self.name.split(':')[0]}-v{PREPROCESSING}-{total.hexdigest()[:16]}"
 
     def __repr__(self) -> str:
@@ -130,7 +136,7 @@ def embedder(
 
     `device`: None is CUDA where there is one, else the CPU. `cache_dir`: DreamSim's weights (None: `$DREAMSIM_CACHE`,
     else `~/.cache/dreamsim`) or the hub's cache of a `clip:` or `dinov2:` (None: its usual place); the others take none.
-    Raises ValueError for an unknown name or a bad setting, `Unavailable` when files are missing.
+    Raises ValueError for an unknown name, a bad setting or damaged files, `Unavailable` when files are missing.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: must be an integer of at least 1")
@@ -145,7 +151,10 @@ def embedder(
     with torch.random.fork_rng(
         devices=[]
     ):  # layers are initialised before their weights are read: spare the caller's seed
-        model = spec.build(device)
+        if (spec.folder.parent / SUMS).exists():
+            digests(spec.folder.parent, [spec.folder.name])  # a damaged file is refused before anything reads it
+        with reading(f"embedder {spec.name!r}, {spec.folder}"):
+            model = spec.build(device)
     return Embedder(spec=spec, model=model, device=device, batch_size=batch_size)
 
 
@@ -188,7 +197,7 @@ def _checked(images: torch.Tensor | np.ndarray) -> torch.Tensor:
 
 
 @lru_cache
-def _sha256(file: Path, changed: int) -> str:
-    """Digest of a file; `changed` (its time stamp) makes the cache forget a file that was replaced."""
+def _sha256(file: Path, changed: tuple[int, ...]) -> str:
+    """Digest of a file; `changed` makes the cache forget a file that was replaced, also when the clock was put back."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

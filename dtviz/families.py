@@ -43,7 +43,7 @@ class Family:
 _CLIP_L, _CLIP_L_PROJECTED, _CLIP_G, _T5, _GEMMA = 123_060_480, 123_650_304, 694_659_840, 4_762_310_656, 2_614_341_888
 
 FAMILIES: dict[str, Family] = {
-    "emoji": Family(7_261_488, 780_032, 1_904_307, 8, (64, 64), 12_000, 800, "float32"),
+    "emoji": Family(7_261_488, 780_032, 1_904_307, 8, (64, 64), 5_091, 353, "float32"),
     "sd15": Family(
         859_520_964, _CLIP_L, 83_653_863, 8, (512, 512), 16_641, 1536, networks=("sd15 unet", "sd vae"),
     ),

@@ -17,13 +17,14 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
 
 from .adaptive import Adaptive, Parting
 from .attach import Steering, steer
+from .batches import batches
 from .controls import Applied
 from .networks import embeds_guidance, network
 from .pairs import HANDOVERS, Pair
@@ -45,6 +46,15 @@ ROLES = {  # of each method: whose networks play
     "adaptive": ("base", "distilled"),
 }
 METHODS = tuple(ROLES)
+
+
+class Progress(NamedTuple):
+    """How far `generate` is: denoiser calls made and to be made, a sample's each counted, and the last one's seeds and x̂0."""
+
+    done: int
+    total: int
+    seeds: tuple[int, ...]
+    x0: torch.Tensor
 
 
 def generate(
@@ -70,6 +80,7 @@ def generate(
     device: str | None = None,
     x_t: bool = False,
     dtype: torch.dtype = torch.float32,
+    watch: Callable[[Progress], None] | None = None,
 ) -> Trace:
     """Sample a prompt, or one for each seed, and record the predicted x̂0 of every step.
 
@@ -104,16 +115,20 @@ def generate(
         controls: sliders, styles and other LoRAs, as `Control.at(scale, segment=..., window=...)` gives them: each is on in the
             steps and at the noise levels that it says. They add up; scale 0 is the plain model, to the bit. The pair is as
             before when the run ends, however it does. `provenance["controls"]` tells in how many denoiser calls each was on.
-        batch_size: samples denoised together; None takes the pair's.
+        batch_size: samples denoised together; None takes the pair's. Where so many do not fit into memory, half as many are,
+            and a warning says so; not where a sample depends on its batch.
         device: moves the pair there first.
         x_t: keep the noisy latents before each step as well.
         dtype: `torch.float32` or `torch.float16`, how x̂0 and x_t are kept.
+        watch: called after every denoiser call, for a progress bar or a look at the plan. An exception that it raises ends
+            the run and leaves the pair ready for the next.
 
     Returns:
         The `Trace` of all seeds, with `steps_run` and `provenance["nfe"]`, denoiser evaluations a sample, as they ran.
 
     Raises:
-        ValueError: an argument is out of range; the message names it and what is allowed.
+        ValueError: an argument is out of range; the message names it and what is allowed. Or a denoiser gave nan or
+            infinity; the message names which, at which step of which prompt and seed.
         NotImplementedError: a scheduler has no x̂0 rule; or the pipeline of an adaptive run cannot end it early.
     """
     seeds, prompts = _check(pair, prompt, method, seeds, handover)
@@ -148,7 +163,8 @@ def generate(
     for name in ("cads", "particles"):
         if not 0 <= settings[name] < math.inf:
             raise ValueError(f"{name}={settings[name]} must be a number of at least 0; 0 leaves it out")
-    if not isinstance(prompt, str) and (particles or settings["handed"] == "mean" or method == "adaptive"):
+    joined = particles or settings["handed"] == "mean" or method == "adaptive"
+    if not isinstance(prompt, str) and joined:
         raise ValueError(
             f"method={method!r}, handed={handed!r}, particles={particles}: what joins the samples of a batch takes one prompt"
         )
@@ -158,11 +174,12 @@ def generate(
             pair.distilled.to(device)
     kept = {"x_t": x_t, "dtype": dtype}
     with steer(pair, [applied for applied in controls if applied.scale != 0], roles=ROLES[method]) as steering:
-        parts = [
-            _run(pair, prompts[i : i + size], seeds[i : i + size], settings, kept, steering)
-            for i in range(0, len(seeds), size)
-        ]
-    trace = Trace.join(parts)
+
+        def run(rows: slice) -> Trace:
+            seen = None if watch is None else functools.partial(_report, watch, rows, seeds)
+            return _run(pair, prompts[rows], seeds[rows], settings, kept, steering, seen)
+
+        trace = Trace.join([part for _, part in batches(run, n=len(seeds), size=size, fixed=bool(joined))])
     return replace(trace, prompt=prompt) if isinstance(prompt, str) else trace
 
 
@@ -250,6 +267,14 @@ def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: 
     return scales
 
 
+def _report(
+    watch: Callable[[Progress], None], rows: slice, seeds: tuple[int, ...], done: int, calls: int, x0: torch.Tensor
+) -> None:
+    """Tell of a call of these rows as one of all rows' calls."""
+    made = rows.start * calls + done * (rows.stop - rows.start)
+    watch(Progress(made, len(seeds) * calls, seeds[rows], x0))
+
+
 def _run(
     pair: Pair,
     prompts: tuple[str, ...],
@@ -257,6 +282,7 @@ def _run(
     settings: dict[str, Any],
     kept: dict[str, Any],
     steering: Steering,
+    seen: Callable[[int, int, torch.Tensor], None] | None,
 ) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(**kept)
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
@@ -280,6 +306,7 @@ def _run(
         replan=functools.partial(repel, strength=strength) if strength else None,
         parting=parting,
         finish=lambda: setattr(pipe, "_interrupt", True),  # diffusers' own way to end a run
+        seen=seen,
     )
     switch = Switch(
         pipe,
@@ -297,8 +324,9 @@ def _run(
     guided = any(switch.needs_both(call) for call in calls)
 
     steering.restart()
-    scheduler, pipe.scheduler = pipe.scheduler, relay
+    scheduler = pipe.scheduler
     try:
+        pipe.scheduler = relay
         with switch.on():
             pipe(
                 prompt=list(prompts),
@@ -313,14 +341,31 @@ def _run(
     if parting is not None:
         settings = settings | {"k": parting.k, "signals": {str(k): value for k, value in parting.signals.items()}}
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
-    return Trace(
+    roles = [call.role for call in relay.plan if call.starts]
+    trace = Trace(
         **recorder.fields(),
         seeds=seeds,
         prompt=prompts,
-        steps_run=dict(Counter(call.role for call in relay.plan if call.starts)),
+        steps_run=dict(Counter(roles)),
         provenance=settings
         | {"nfe": dict(switch.evaluations), "controls": steering.facts()}
         | {"fingerprint": pair.fingerprint, "versions": versions},
+    )
+    _check_finite(trace, roles)
+    return trace
+
+
+def _check_finite(trace: Trace, roles: Sequence[str]) -> None:
+    """Refuse a run with nan or infinity in it; done when it is over, so that no step waits for the device."""
+    sound = torch.cat([trace.x0.flatten(2), trace.final[None].flatten(2)]).isfinite().all(dim=2)  # (step, sample)
+    if sound.all():
+        return
+    step, sample = (~sound).nonzero()[0].tolist()
+    step = min(step, len(roles) - 1)  # what is wrong with the final latents alone, the last step did
+    raise ValueError(
+        f"the {roles[step]} model of {trace.provenance['pair']} gave nan or infinity at step {step + 1} of {len(roles)} "
+        f"(sigma {trace.sigmas[step]:.3g}) of prompt {trace.prompt[sample]!r}, seed {trace.seeds[sample]}: "
+        "did half precision overflow, or are its weights damaged?"
     )
 
 

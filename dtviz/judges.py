@@ -20,6 +20,7 @@ from scipy.special import softmax
 
 from .errors import Unavailable
 from .mind import presence
+from .outside import digests, reading
 from .pairs import models
 
 KINDS = ("artist", "concept", "style")
@@ -177,7 +178,7 @@ def load(kind: str) -> Judge:
     """The judge of `kind`, "artist", "concept" or "style", from `data/models/emoji-judges`; its card has their accuracy.
 
     Raises:
-        ValueError: another kind.
+        ValueError: another kind, or its file is damaged.
         Unavailable: its file is not there.
     """
     if kind not in KINDS:
@@ -204,5 +205,6 @@ def _read(kind: str) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     path = models() / "emoji-judges" / f"{kind}.safetensors"
     if not path.exists():
         raise Unavailable(f"judge {kind!r} lacks {path}: restore it from the repository, or run `make models`")
-    with safe_open(path, framework="numpy") as file:
+    digests(models(), ["emoji-judges"])
+    with reading(path), safe_open(path, framework="numpy") as file:
         return file.metadata(), {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118

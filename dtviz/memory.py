@@ -1,10 +1,11 @@
 """How much memory a pair takes before it is loaded, what this machine has, and the fastest way that fits.
 
-dtviz.memory.choose("sdxl-dmd")         # Way("offload", accelerator=..., host=..., options={"offload": True})
-pair = dtviz.load("sdxl-dmd", **dtviz.memory.choose("sdxl-dmd").options)
+way = dtviz.memory.choose("sdxl-dmd")             # Way("together", ...), or what else fits
+pair = dtviz.load("sdxl-dmd", **way.options)
 
 Weights are counted to the byte; what a run takes beside them is that of `families.FAMILIES`, measured on tensors alone. For an
-accelerator's own context, its allocator and scratch memory `RESERVED` and `SPARE` are set aside: usual values, not measured here.
+accelerator's context and libraries `RESERVED`, for its allocator and its kernels' scratch `SPARE` is added: usual values, not
+measured here.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .available import models
 from .families import FAMILIES, Family
 from .spec import Spec
 from .specs import spec_of
 
-RESERVED = 600 * 2**20  # bytes of an accelerator's context and libraries
-SPARE = 1.2  # of what a run takes beside weights: fragments and kernels' scratch
+RESERVED = 600 * 2**20  # bytes
+SPARE = 1.2
 TILE = 512  # pixels on a side that a tiled autoencoder decodes at a time
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -28,9 +30,9 @@ class Way:
 
     Attributes:
         name: "together", "tiled", "offload", "model offload" or "sequential".
-        accelerator, host: bytes; on a CPU all of it is the host's.
+        accelerator, host: bytes on each; without an accelerator the host holds both.
         options: what to give `dtviz.load`.
-        how: what else to do, in a sentence.
+        how: what to do, in a line of code.
     """
 
     name: str
@@ -40,14 +42,20 @@ class Way:
     how: str = ""
 
     def fits(self, accelerator: int | None, host: int) -> bool:
-        """Whether a machine with so many free bytes can do it; `accelerator` None: it has none."""
+        """Whether it goes into so many free bytes; `accelerator` None: there is none, and nothing to offload from."""
         if accelerator is None:
-            return self.accelerator + self.host <= host
+            return "offload" not in self.name and self.accelerator - RESERVED + self.host <= host
         return self.accelerator <= accelerator and self.host <= host
+
+    def told(self, accelerator: int | None) -> str:
+        """One line for people; `accelerator` as in `fits`."""
+        if accelerator is None:
+            return f"{self.name}: {(self.accelerator - RESERVED + self.host) / 1e9:.1f} GB; {self.how}"
+        return f"{self.name}: {self.accelerator / 1e9:.1f} GB on the accelerator, {self.host / 1e9:.1f} GB in the host; {self.how}"
 
 
 def weights(spec: Spec, *, item: int) -> dict[str, int]:
-    """Bytes of each part's weights at `item` bytes a number: base, student (a LoRA's beside its base), text, vae."""
+    """Bytes of each part's weights at `item` bytes a number: base, student (a LoRA beside its base), text, vae."""
     of = FAMILIES[spec.family]
     student = spec.parameters if spec.adapter else of.denoiser
     return {"base": of.denoiser * item, "student": student * item, "text": of.text * item, "vae": of.vae * item}
@@ -60,13 +68,11 @@ def size(name: str) -> str:
     '12.1 GB'
     """
     spec = spec_of(name)
-    if spec.embedded:
-        from .available import models
-
-        folders = models() / spec.base, models() / spec.student / spec.file
-        files = sum(file.stat().st_size for folder in folders for file in folder.rglob("*.safetensors"))
-        return f"{files / 2**20:.0f} MiB"
-    return f"{sum(weights(spec, item=2).values()) / 1e9:.1f} GB"
+    if not spec.embedded:
+        return f"{sum(weights(spec, item=2).values()) / 1e9:.1f} GB"
+    folders = models() / spec.base, models() / spec.student / spec.file
+    files = sum(file.stat().st_size for folder in folders for file in folder.rglob("*.safetensors"))
+    return f"{files / 2**20:.0f} MiB"
 
 
 def ways(
@@ -77,7 +83,7 @@ def ways(
     batch_size: int | None = None,
     guided: bool = True,
 ) -> list[Way]:
-    """The ways to run a pair, fastest first, on an accelerator.
+    """The ways to run a pair, fastest first, and what each takes on an accelerator.
 
     Args:
         name: one of `dtviz.pairs()`.
@@ -88,71 +94,85 @@ def ways(
 
     Raises:
         ValueError: no pair has this name, or there is no such dtype.
+
+    >>> [way.name for way in ways("sdxl-dmd-lora")]
+    ['together', 'tiled', 'model offload']
     """
     spec, of = spec_of(name), FAMILIES[spec_of(name).family]
     dtype = dtype or of.dtype
     if dtype not in ITEM:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(ITEM)}")
-    height, width = size or spec.settings.get("size") or of.size
-    batch = batch_size or spec.settings.get("batch_size", 8)
     item = ITEM[dtype]
+    height, width = size or spec.settings.get("size") or of.size
+    batch = batch_size or spec.settings["batch_size"]
     part = weights(spec, item=item)
-    work = _work(of, height, width, batch * (1 + guided), item)
-    decode, tiled = (_decode(of, h, w, item) for h, w in ((height, width), (min(height, TILE), min(width, TILE))))
-    both, others = part["base"] + part["student"], part["text"] + part["vae"]
+    evaluation = work(of, height, width, batch * (1 + guided), item)
+    decoding, tiled = (decode(of, h, w, item) for h, w in ((height, width), (min(height, TILE), min(width, TILE))))
+    both, rest = part["base"] + part["student"], part["text"] + part["vae"]
     one = both if spec.adapter else part["base"]
-
-    def peak(*stages: int) -> int:
-        return max(stages) + RESERVED
-
-    tiling = "call pair.pipeline.vae.enable_tiling()"
+    load, tiling = f"dtviz.load({name!r})", "pair.pipeline.vae.enable_tiling()"
+    # with everything waiting for its turn, one part at a time is on the accelerator
+    turns = RESERVED + max(part["text"], one + evaluation, part["vae"] + tiled)
     found = [
-        Way("together", peak(both + others + max(work, decode)), 0),
-        Way("tiled", peak(both + others + max(work, tiled)), 0, how=tiling),
-    ]
-    if not spec.adapter:
-        found.append(
-            Way("offload", peak(one + others + max(work, tiled)), part["student"], {"offload": True}, f"{tiling}")
-        )
-    found.append(
+        Way("together", RESERVED + both + rest + max(evaluation, decoding), 0, how=load),
+        Way("tiled", RESERVED + both + rest + max(evaluation, tiled), 0, how=f"{load}; {tiling}"),
         Way(
-            "model offload",
-            peak(part["text"], one + work, part["vae"] + tiled),
-            both + others,
-            {"offload": "model"},
-            tiling,
+            "offload", RESERVED + one + rest + max(evaluation, tiled), part["student"], {"offload": True},
+            f"dtviz.load({name!r}, offload=True); {tiling}",
+        ),
+        Way(
+            "model offload", turns, both + rest, {"offload": "model"},
+            f"dtviz.load({name!r}, offload='model'); {tiling}",
+        ),
+        Way(
+            "sequential", RESERVED + one + rest + max(evaluation, tiled), 0, {}, f"dtviz.sequential.hybrid({name!r}, prompts, ...)",
+        ),
+    ]  # fmt: skip
+    return [way for way in found if not spec.adapter or way.name not in ("offload", "sequential")]
+
+
+def choose(name: str, *, room: tuple[int | None, int] | None = None, **run: Any) -> Way:
+    """The fastest way that this machine has the memory for.
+
+    Args:
+        name: one of `dtviz.pairs()`.
+        room: free bytes (of the accelerator or None, of the host); None asks the machine.
+        run: as for `ways`.
+
+    Raises:
+        MemoryError: none fits; the message says what the most frugal one takes.
+    """
+    accelerator, host = free() if room is None else room
+    if accelerator is None:
+        run = {"dtype": "float32"} | run
+    found = ways(name, **run)
+    fit = [way for way in found if way.fits(accelerator, host)]
+    if not fit:
+        least = min(found, key=lambda way: way.accelerator + way.host if accelerator is None else way.accelerator)
+        have = f"{host / 1e9:.1f} GB of memory" + (
+            f" and {accelerator / 1e9:.1f} GB on the accelerator" if accelerator else ""
         )
-    )
-    if not spec.adapter:
-        found.append(
-            Way(
-                "sequential", peak(part["text"], one + work, part["vae"] + tiled), one + others, {},
-                "call dtviz.sequential.hybrid: all prompts through the base, then all through the student",
-            )
-        )  # fmt: skip
-    return found
+        raise MemoryError(
+            f"pair {name!r} does not fit: {have} are free, and the most frugal way takes more: {least.told(accelerator)}"
+        )
+    return fit[0]
 
 
-def _work(of: Family, height: int, width: int, samples: int, item: int) -> int:
+def work(of: Family, height: int, width: int, samples: int, item: int) -> int:
     """Bytes of one evaluation of so many samples beside weights."""
     cells = (height // of.cell) * (width // of.cell)
     return int(of.work * cells * samples * item / 2 * SPARE)
 
 
-def _decode(of: Family, height: int, width: int, item: int) -> int:
+def decode(of: Family, height: int, width: int, item: int) -> int:
     """Bytes of decoding one image beside weights; dtviz decodes large ones one by one."""
     return int(of.decode * height * width * (4 if of.wide else item) / 2 * SPARE)
 
 
-def room() -> tuple[int | None, int]:
-    """Bytes free on the first accelerator, None where there is none, and of the host's memory."""
+def free() -> tuple[int | None, int]:
+    """Bytes free on the accelerator, None where there is none, and in the host's memory."""
+    import psutil
     import torch
 
     accelerator = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-    return accelerator, _free()
-
-
-def _free() -> int:
-    import psutil
-
-    return psutil.virtual_memory().available
+    return accelerator, psutil.virtual_memory().available

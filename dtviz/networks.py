@@ -71,8 +71,8 @@ class Adapters:
 class Offload:
     """Which of two networks is on the accelerator: the one whose turn it is; the other waits in the host's memory."""
 
-    def __init__(self, base: torch.nn.Module, student: torch.nn.Module) -> None:
-        self.networks, self.device, self.role = {"base": base, "distilled": student}, base.device, None
+    def __init__(self, base: torch.nn.Module, student: torch.nn.Module, device: torch.device | None = None) -> None:
+        self.networks, self.device, self.role = {"base": base, "distilled": student}, device or base.device, None
 
     def use(self, role: str) -> None:
         """Move both for `role`, if it is not its turn already; the other goes first, so that they never meet."""

@@ -17,6 +17,7 @@ from .available import missing as missing
 from .available import models as models
 from .families import FAMILIES
 from .hub import LORA as LORA
+from .outside import reading
 from .spec import Spec as Spec
 from .specs import SPECS as SPECS
 from .specs import licence, repo_of, spec_of
@@ -113,12 +114,87 @@ class Pair:
         return getattr(self.pipeline, self.denoiser_name)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where and how a pair's networks are loaded."""
+
+    device: str
+    dtype: torch.dtype
+    revisions: tuple[str | None, str | None]  # of the base's and the student's repository
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        device: str | None,
+        dtype: torch.dtype | None,
+        revision: str | None = None,
+        student_revision: str | None = None,
+    ) -> Place:
+        """What `load`'s arguments mean on this machine."""
+        import torch
+
+        spec = spec_of(name)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if dtype is None:
+            half = device.startswith("cuda") and not spec.embedded
+            dtype = getattr(torch, FAMILIES[spec.family].dtype) if half else torch.float32
+        known = repo_of(spec.base).revision, repo_of(spec.student).revision
+        return cls(device, dtype, (revision or known[0], student_revision or known[1]))
+
+
+def check_load(name: str, *, offload: bool | str = False) -> Spec:
+    """The pair of this name, if `load` can load it; see there."""
+    if offload not in (False, True, "model"):
+        raise ValueError(f"offload={offload!r} is not one of False, True, 'model'")
+    check(name)
+    return spec_of(name)
+
+
+def base_pipeline(spec: Spec, where: Place) -> Any:
+    """The pipeline that holds the base's denoiser."""
+    import diffusers
+    import torch
+
+    root = str(models() / spec.base) if spec.embedded else spec.base
+    options = {"dtype": where.dtype, "use_safetensors": True, "revision": where.revisions[0]}
+    if where.dtype == torch.float16:
+        options["variant"] = repo_of(spec.base).variant
+    if spec.family == "sd15":  # it looks at images, and latents are all that is asked for
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    with _silent() if spec.embedded else contextlib.nullcontext(), reading(f"pair {spec.base}"):
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options)
+    pipeline.to(where.device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def settings_of(spec: Spec, pipeline: Any, where: Place, *, published: bool = False) -> dict[str, Any]:
+    """What a `Pair` of this spec is given beside its networks."""
+    import diffusers
+
+    from . import weights
+
+    kind = getattr(diffusers, spec.scheduler)  # which would warn about settings of the base's that it has not
+    shared = {
+        key: value for key, value in pipeline.scheduler.config.items() if key in inspect.signature(kind).parameters
+    }
+    return {
+        "distilled_scheduler": kind.from_config(shared | spec.scheduler_settings),
+        "published": published,
+        "fingerprint": weights.fingerprint(spec, revisions=where.revisions),
+        "base_fingerprint": weights.fingerprint(spec, revisions=where.revisions, student=False),
+        **spec.settings,
+        **(spec.published if published else {}),
+    }
+
+
 def load(
     name: str,
     *,
     device: str | None = None,
     dtype: torch.dtype | None = None,
-    offload: bool = False,
+    offload: bool | str = False,
     published: bool = False,
     revision: str | None = None,
     student_revision: str | None = None,
@@ -129,53 +205,28 @@ def load(
         name: one of `dtviz.pairs()`.
         device: torch device; None takes CUDA when there is one.
         dtype: None takes float32 on a CPU and for embedded pairs, and on a GPU what the models were published for.
-        offload: see `Pair`; the student then waits in the host's memory until its first step.
+        offload: True: see `Pair`; the student waits in the host's memory until its first step. "model": text encoders,
+            denoisers and autoencoder all wait there for their turn (diffusers' model offload).
         published: take the settings of the paper's code where they are not those that the student was trained for: another
             grid of timesteps for DMD2, guidance 0 for LCM.
         revision, student_revision: commits of the two repositories; None takes those that dtviz knows, else "main".
 
     Raises:
-        ValueError: no pair has this name.
+        ValueError: no pair has this name, its files are damaged, or `offload` is something else.
         Unavailable: its weights are not on this machine and the hub is out of reach.
     """
-    check(name)
-    import diffusers
-    import torch
-
+    spec, where = check_load(name, offload=offload), Place.of(name, device, dtype, revision, student_revision)
     from . import weights
 
-    spec = spec_of(name)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype is None:
-        half = device.startswith("cuda") and not spec.embedded
-        dtype = getattr(torch, FAMILIES[spec.family].dtype) if half else torch.float32
-    revisions = revision or repo_of(spec.base).revision, student_revision or repo_of(spec.student).revision
-    root = str(models() / spec.base) if spec.embedded else spec.base
-    options = {"dtype": dtype, "use_safetensors": True, "revision": revisions[0]}
-    if dtype == torch.float16:
-        options["variant"] = repo_of(spec.base).variant
-    if spec.family == "sd15":  # it looks at images, and latents are all that is asked for
-        options |= {"safety_checker": None, "requires_safety_checker": False}
+    pipeline = base_pipeline(spec, where)
     with _silent() if spec.embedded else contextlib.nullcontext():
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options).to(device)
-        student = weights.student(spec, pipeline, dtype=dtype, revision=revisions[1])
-    pipeline.set_progress_bar_config(disable=True)
-    kind = getattr(diffusers, spec.scheduler)
-    shared = {
-        key: value for key, value in pipeline.scheduler.config.items() if key in inspect.signature(kind).parameters
-    }
-    scheduler = kind.from_config(shared | spec.scheduler_settings)  # the base's own settings it would warn about
-    return Pair(
-        pipeline,
-        student if isinstance(student, str) else student.to("cpu" if offload else device).eval().requires_grad_(False),
-        distilled_scheduler=scheduler,
-        offload=offload,
-        name=name,
-        published=published,
-        fingerprint=weights.fingerprint(spec, revisions=revisions),
-        base_fingerprint=weights.fingerprint(spec, revisions=revisions, student=False),
-        **spec.settings | (spec.published if published else {}),
-    )
+        student = weights.student(spec, pipeline, dtype=where.dtype, revision=where.revisions[1])
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=where.device)
+    if not isinstance(student, str):
+        student = student.to("cpu" if offload else where.device).eval().requires_grad_(False)
+    waits = bool(offload) and not isinstance(student, str)
+    return Pair(pipeline, student, offload=waits, name=name, **settings_of(spec, pipeline, where, published=published))
 
 
 def table() -> pd.DataFrame:

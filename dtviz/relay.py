@@ -34,6 +34,7 @@ class Relay:
         replan: changes the x̂0 (sample, ...) inside the sample that every call but the last leaves; None: nothing does.
         parting: decides after which k to hand over; `plan` is then its longest.
         finish: called when a shorter plan was taken and carried out.
+        seen: called after each call with how many are done, how many there are, and the call's x̂0.
 
     Attributes:
         probed: where the student's output is to be put when there is a `probe`: its plan is handed over, or looked at.
@@ -51,10 +52,11 @@ class Relay:
         replan: Replan | None = None,
         parting: Parting | None = None,
         finish: Callable[[], None] = lambda: None,
+        seen: Callable[[int, int, torch.Tensor], None] | None = None,
     ) -> None:
         self.plan, self.recorder, self.index = plan, recorder, 0
         self.handed, self.scaled, self.replan = handed, scaled, replan
-        self.parting, self.finish = parting, finish
+        self.parting, self.finish, self.seen = parting, finish, seen
         self.probed: list[torch.Tensor] = []
         self.config = plan[0].scheduler.config
         self.timesteps = torch.stack([call.timestep for call in plan])
@@ -74,6 +76,8 @@ class Relay:
     @property
     def init_noise_sigma(self):
         """Noise enters at the first step that really runs, so it is scaled for that one."""
+        if self.index:
+            return 1.0  # it goes on with a sample that it left
         first = self.plan[0]
         if not self.scaled or space(first.scheduler) != "ve" or first.timestep == first.scheduler.timesteps[0]:
             return first.scheduler.init_noise_sigma
@@ -112,6 +116,8 @@ class Relay:
         self.index += 1
         if self.index == len(self.plan) < len(self.timesteps):
             self.finish()
+        if self.seen is not None:
+            self.seen(self.index, len(self.plan), x0)
         return output
 
     def _go_on(self, plan: Sequence[Call]) -> None:

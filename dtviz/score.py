@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from . import dataset, prompts, quality
 from .embed import Embedder
 from .estimate import Estimate
+from .outside import reading
 from .store import Store
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -121,7 +122,7 @@ def describe(files: Sequence[Path]) -> str:
     """Size and format of the images: "64x64 png", or "mixed sizes jpg"; the headers alone are read."""
     sizes = Counter()
     for file in files:
-        with Image.open(file) as image:
+        with reading(file), Image.open(file) as image:
             sizes[image.size] += 1
     size = "{}x{}".format(*next(iter(sizes))) if len(sizes) == 1 else "mixed sizes"
     return f"{size} {' and '.join(sorted({file.suffix.lower()[1:] for file in files}))}"
@@ -154,11 +155,8 @@ def _batches(files: Sequence[Path], size: int) -> Iterator[np.ndarray]:
     """Images (b, 3, h, w) float32 in [0, 1], in order; a batch ends where the images' size changes."""
     batch: list[np.ndarray] = []
     for file in files:
-        try:
-            with Image.open(file) as opened:
-                pixels = np.asarray(opened.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read as an image: {error}") from error
+        with reading(file), Image.open(file) as opened:
+            pixels = np.asarray(opened.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
         if batch and (len(batch) == size or pixels.shape != batch[0].shape):
             yield np.stack(batch)
             batch = []

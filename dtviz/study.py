@@ -7,6 +7,7 @@ study.features("dog face", "hybrid")        # (30, d), generated, decoded and em
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import platform
@@ -29,7 +30,7 @@ from .generate import generate
 from .pairs import SPECS, Pair, check, load
 from .profiles import PAPER_BASE_STEPS, check_profile
 from .profiles import seeds_of as seeds_of
-from .store import Store
+from .store import Store, write_whole
 from .table import save
 from .trace import FORMAT, Trace
 
@@ -330,10 +331,15 @@ def save_figure(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in ("png", "pdf")]
-    for path in paths:  # no date in the PDF, so that the same figure is the same file
-        figure.savefig(path, dpi=200, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+    for path in paths:
+        data = io.BytesIO()
+        dated = (
+            {"CreationDate": None} if path.suffix == ".pdf" else None
+        )  # no date, so that the same figure is the same file
+        figure.savefig(data, format=path.suffix[1:], dpi=200, metadata=dated)
+        write_whole(path, data.getvalue(), shared=True)  # an earlier figure stays until the new one is whole
     paths.append(folder / f"{name}.json")
-    paths[-1].write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    write_whole(paths[-1], f"{json.dumps(provenance, indent=1, sort_keys=True)}\n".encode(), shared=True)
     if table is not None:
         paths.append(save(table, folder / f"{name}.csv", units=units or {}))
     return paths

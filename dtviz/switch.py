@@ -113,7 +113,9 @@ class Switch:
         """What has to be done between one role and the other."""
         if isinstance(self.student, str):
             return Adapters(self.base, self.student)
-        return Offload(self.base, self.student) if self.offload else None
+        if not self.offload:
+            return None
+        return Offload(self.base, self.student, getattr(self.pipe, "_execution_device", None))
 
     def _conditioned(self, kwargs: dict[str, Any], n: int) -> dict[str, Any]:
         text = kwargs.get("encoder_hidden_states")

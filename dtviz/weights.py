@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .available import models
+from .available import found, models
 from .hub import LORA
+from .outside import digests, reading
 from .spec import Spec
 from .specs import repo_of
 
@@ -31,10 +32,12 @@ def student(spec: Spec, pipeline: Any, *, dtype: torch.dtype, revision: str | No
     if spec.adapter:
         return _adapter(spec, pipeline, base, revision)
     if spec.embedded:
-        network = kind.from_pretrained(models() / spec.student / spec.file, dtype=dtype)
+        with reading(models() / spec.student / spec.file):
+            network = kind.from_pretrained(models() / spec.student / spec.file, dtype=dtype)
     elif "." not in spec.file:  # a folder, as diffusers saves them
         half = repo_of(spec.student).variant if dtype == torch.float16 else None
-        network = kind.from_pretrained(spec.student, subfolder=spec.file or None, variant=half, **where)
+        with reading(f"{spec.file or 'the network'} of {spec.student}"):
+            network = kind.from_pretrained(spec.student, subfolder=spec.file or None, variant=half, **where)
     else:
         network = kind.from_config(base.config).to(dtype)
         network.load_state_dict(read(spec.student, spec.file, revision=revision))
@@ -50,16 +53,18 @@ def _in_its_own_time(scale: float, network: torch.nn.Module, args: tuple, kwargs
 def _adapter(spec: Spec, pipeline: Any, base: torch.nn.Module, revision: str | None) -> str:
     name = spec.student.replace("/", "_").replace(".", "_")  # peft makes a module of this name
     if spec.embedded:
-        base.load_lora_adapter(models() / spec.student / spec.file, weight_name=LORA, adapter_name=name, prefix="unet")
+        with reading(models() / spec.student / spec.file):
+            base.load_lora_adapter(
+                models() / spec.student / spec.file, weight_name=LORA, adapter_name=name, prefix="unet"
+            )
     else:
         state = read(spec.student, spec.file, revision=revision)
         state, alphas = pipeline.lora_state_dict(state, unet_config=base.config)  # kohya's keys too
         foreign = sorted({key.split(".")[0] for key in state} - {"unet"})
         if foreign:
             raise ValueError(f"the LoRA {spec.file} of {spec.student} changes {foreign}, which base and student share")
-        with (
-            warnings.catch_warnings()
-        ):  # peft passes over alphas that it cannot place, and the LoRA would have another size
+        # peft passes over alphas that it cannot place, and the LoRA would have another size
+        with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*alpha_pattern keys did not match")
             pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=base, adapter_name=name)
     ups = [value for key, value in base.named_parameters() if f"lora_B.{name}." in key]
@@ -86,28 +91,41 @@ def read(repo: str, file: str, *, revision: str | None = None) -> dict[str, torc
     try:
         path = get(file)
         if path.is_file():
-            return load_file(path)
+            with reading(path):
+                return load_file(path)
         path = get(pickled)
     except (EntryNotFoundError, LocalEntryNotFoundError):
         path = get(pickled)
     warnings.warn(f"{repo} has no {file} here: {pickled} is a pickle, read as numbers only", stacklevel=2)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with reading(path):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
-@cache
-def _digest(path: Path, changed: float) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _config(spec: Spec) -> str:
+    """A file that is here once the student is loaded."""
+    return spec.file if "." in spec.file else f"{spec.file}/config.json".lstrip("/")
+
+
+def commit(repo: str, file: str, *, revision: str | None = None) -> str | None:
+    """The commit that a file in the hub's cache is of; what was asked for if it is not there, or of a folder."""
+    path = found(repo, file, revision=revision)
+    if path is None or Path(repo).is_dir():
+        return revision
+    return path.parts[path.parts.index("snapshots") + 1]
 
 
 def fingerprint(spec: Spec, *, revisions: tuple[str | None, ...], student: bool = True) -> str:
-    """Of the embedded models' files, or of the hub files' names and commits, and of how they are run; of the base alone if asked."""
+    """Of the embedded models' files, or of the hub files' names and commits, and of how they are run; of the base alone if asked.
+
+    Raises:
+        ValueError: an embedded model's file is damaged.
+    """
     parts = [spec.base]
     if student:
         parts.append(json.dumps([spec.student, spec.file, spec.scheduler, spec.scheduler_settings], sort_keys=True))
     if spec.embedded:
-        folders = [models() / spec.base, *([models() / spec.student / spec.file] if student else [])]
-        found = [f for folder in folders for f in folder.rglob("*") if f.suffix in (".safetensors", ".json")]
-        parts += [_digest(file, file.stat().st_mtime) for file in sorted(found)]
+        parts += digests(models(), [spec.base, *([f"{spec.student}/{spec.file}"] if student else [])]).values()
     else:
-        parts += [str(revision) for revision in revisions[: 1 + student]]
+        files = [(spec.base, "model_index.json"), (spec.student, _config(spec))][: 1 + student]
+        parts += [str(commit(repo, file, revision=r)) for (repo, file), r in zip(files, revisions, strict=False)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ The oracle of every sampler is the pair's own diffusers pipeline, called by hand
 """
 
 import copy
+import gc
 import inspect
 import math
 from dataclasses import replace
@@ -280,9 +281,10 @@ def test_a_lora_that_does_nothing_or_too_much_is_refused(tmp_path, monkeypatch):
     save_file(uneven, file)
     with pytest.raises(RuntimeWarning, match="alpha_pattern keys did not match"):  # peft's; the LoRA would be wrong
         dtviz.load(name, device="cpu")
-    text = {key.replace("lora_unet_", "lora_te1_"): value for key, value in state.items() if "attn1_to_q" in key}
+    query = next(key for key in state if "attn1_to_q.lora_down" in key).split(".")[0]
     text = {
-        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj" + key[key.index(".") :]: v for key, v in text.items()
+        f"lora_te1_text_model_encoder_layers_0_self_attn_q_proj.{end}": state[f"{query}.{end}"].clone()
+        for end in ("lora_down.weight", "lora_up.weight", "alpha")
     }
     save_file(state | text, file)
     with pytest.raises(ValueError, match=r"changes \['text_encoder'\], which base and student share"):
@@ -323,3 +325,54 @@ def test_revisions_are_commits_and_every_repository_has_a_licence():
     for repo in REPOS.values():
         assert repo.revision is None or (len(repo.revision) == 40 and int(repo.revision, 16))
         assert repo.licence
+
+
+@pytest.mark.parametrize("name", ["sdxl-dmd", "sdxl-lcm", "sana-sprint"])
+def test_one_network_after_the_other_gives_the_same_hybrids(name, tmp_path, monkeypatch):
+    """Both hand-overs, more prompts and seeds than a batch holds, guidance on the base; and never two denoisers at once."""
+    pair = dtviz.load(lay_out(name, tmp_path, monkeypatch), device="cpu")
+    alive, kind = [], type(pair.base)
+    for how in (
+        {"handover": "distilled-scheduler"},
+        {"handover": "matched-sigma", "base_steps": 6, "base_guidance": 3.0},
+    ):
+        together = [
+            dtviz.generate(pair, prompt, method="hybrid", seeds=range(3), batch_size=2, **how)
+            for prompt in ("a dog", "a cat")
+        ]
+        apart = dtviz.sequential.hybrid(name, ["a dog", "a cat"], seeds=range(3), batch_size=2, device="cpu", **how)
+        for ours, theirs in zip(apart, together, strict=True):
+            assert ours.prompt == theirs.prompt
+            assert ours.steps_run == theirs.steps_run
+            assert ours.provenance["nfe"] == theirs.provenance["nfe"]
+            torch.testing.assert_close(ours.sigmas, theirs.sigmas)
+            torch.testing.assert_close(ours.x0, theirs.x0, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(ours.final, theirs.final, atol=1e-4, rtol=1e-4)
+    del pair
+
+    loaded = dtviz.weights.student
+
+    def counting(*args, **kwargs):
+        gc.collect()
+        alive.extend(m for m in gc.get_objects() if type(m) is kind and next(m.parameters()).device.type != "meta")
+        return loaded(*args, **kwargs)
+
+    monkeypatch.setattr("dtviz.weights.student", counting)
+    dtviz.sequential.hybrid(name, ["a dog"], seeds=[0], device="cpu")
+    assert not alive
+
+
+def test_model_offload_changes_nothing(tmp_path, monkeypatch):
+    """diffusers' hooks on every part, the student's turn between the base's; on a CPU, where host and device are one."""
+    name = lay_out("sdxl-dmd", tmp_path, monkeypatch)
+    plain, offloaded = dtviz.load(name, device="cpu"), dtviz.load(name, device="cpu", offload="model")
+    assert offloaded.offload
+    for method in ("hybrid", "base", "distilled"):
+        ours, theirs = (
+            dtviz.generate(pair, "a dog", method=method, base_steps=3, seeds=[0]) for pair in (offloaded, plain)
+        )
+        torch.testing.assert_close(ours.final, theirs.final, atol=1e-4, rtol=1e-4)
+        images = [dtviz.decode(trace, pair, final=True) for trace, pair in ((ours, offloaded), (theirs, plain))]
+        torch.testing.assert_close(*images, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="offload='disk' is not one of False, True, 'model'"):
+        dtviz.load(name, offload="disk")
