@@ -16,7 +16,7 @@ import torch
 
 from .available import found, models
 from .hub import LORA
-from .outside import digests
+from .outside import digests, reading
 from .spec import Spec
 from .specs import repo_of
 
