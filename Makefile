@@ -43,11 +43,11 @@ test: $(STAMP) browser
 
 # What the browser tests need beside .venv. Where it cannot be installed they are skipped, and say so.
 browser:
-	@command -v chromium > /dev/null || { command -v apt-get > /dev/null && \
-	  { as_root=; test "$$(id -u)" = 0 || as_root="sudo -n"; $$as_root true 2> /dev/null; } && \
-	  { echo "Installing chromium for the browser tests (a minute, once)"; \
-	    export DEBIAN_FRONTEND=noninteractive; $$as_root apt-get -qq update && \
-	    $$as_root apt-get -qq install --yes --no-install-recommends chromium; } > /dev/null 2>&1; } || true
+	@command -v chromium > /dev/null && exit 0; command -v apt-get > /dev/null || exit 0; \
+	as_root=; test "$$(id -u)" = 0 || as_root="sudo -n"; $$as_root true 2> /dev/null || exit 0; \
+	echo "Installing chromium for the browser tests (a minute, once)"; \
+	{ $$as_root apt-get -qq update && $$as_root env DEBIAN_FRONTEND=noninteractive \
+	  apt-get -qq install --yes --no-install-recommends chromium; } > /dev/null || true
 
 # The API reference from the docstrings, into docs/api (not kept in the repository).
 docs: $(STAMP)
