@@ -39,7 +39,7 @@ full: $(STAMP)
 	$(PY) -m dtviz figures --profile full $(ARGS)
 
 test: $(STAMP) browser
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 # What the browser tests need beside .venv. Where it cannot be installed they are skipped, and say so.
 browser:
@@ -57,10 +57,18 @@ bench: $(STAMP)
 	$(PY) -m tests.bench.capture
 	$(PY) -m tests.bench.hybrid
 	$(PY) -m tests.bench.memory
+	$(PY) -m tests.bench.sizes
+	$(PY) -m tests.bench.step
+	$(PY) -m tests.bench.grid
+	$(PY) -m tests.bench.decode
+	$(PY) -m tests.bench.growth
 	$(PY) -m tests.bench.dreamsim
 	$(PY) -m tests.bench.dataset
 	$(PY) -m tests.bench.explorer
 	$(PY) -m tests.bench.fd_bias
+	$(PY) -m tests.bench.coverage
+	$(PY) -m tests.bench.figures
+	$(PY) -m tests.bench.table
 
 models: $(STAMP)
 	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py; done

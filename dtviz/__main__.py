@@ -1,4 +1,4 @@
-"""Command line: `python -m dtviz figures | generate | score | store | pairs`.
+"""Command line: `python -m dtviz figures | generate | score | store | pairs | doctor`.
 
 Exit status: 0; 1 when a notebook failed or a result is damaged; 2 for bad input, said in one line on stderr; 130 after Ctrl-C.
 """
@@ -53,6 +53,12 @@ def _pairs(args: argparse.Namespace) -> None:
     from dtviz.pairs import table
 
     print(table().to_string())
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from dtviz.doctor import report
+
+    print(report(pairs=args.pairs or None))
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -168,8 +174,18 @@ def _parser() -> argparse.ArgumentParser:
     make.set_defaults(command=_figures)
     make.add_argument("--pair", default="emoji-dmd", metavar="NAME", help="models to show (default: %(default)s)")
     make.add_argument("--only", metavar="NAMES", help="notebooks to run, comma-separated: fig5,table3 (default: all)")
-    make.add_argument("--jobs", type=int, metavar="N", help="notebooks at once (default: one for every four cores)")
-    make.add_argument("--profile", choices=figures.PROFILES, default="quick", help="how many seeds and prompts")
+    make.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="notebooks at once (default: one a core, four at most, on embedded pairs; else one)",
+    )
+    make.add_argument(
+        "--profile",
+        choices=figures.PROFILES,
+        default="quick",
+        help="how many seeds and prompts; paper: its own settings",
+    )
     make.add_argument("--out", metavar="DIR", help="folder for the results (default: figures/NAME)")
     make.add_argument(
         "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
@@ -207,6 +223,12 @@ def _parser() -> argparse.ArgumentParser:
     keep.add_argument("--root", metavar="DIR", help="the store (default: DTVIZ_STORE, or .dtviz in the repository)")
 
     commands.add_parser("pairs", help="list the pairs of models").set_defaults(command=_pairs)
+
+    look = commands.add_parser(
+        "doctor", help="what is here: versions, devices, the hub's cache, pairs and what they lack"
+    )
+    look.set_defaults(command=_doctor)
+    look.add_argument("pairs", nargs="*", metavar="PAIR", help="only these pairs (default: all)")
     return parser
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import threading
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from .errors import Unavailable
-from .specs import LORA, SPECS, spec_of
+from .families import FAMILIES
+from .hub import LORA
+from .spec import Spec
+from .specs import SPECS, repo_of, spec_of
+
+_NETWORK = "diffusion_pytorch_model"
+_WHOLE = ".safetensors", ".safetensors.index.json"  # in one file, or an index of several
 
 
 def models() -> Path:
@@ -20,21 +26,66 @@ def models() -> Path:
     return Path(os.environ.get("DTVIZ_MODELS") or Path(__file__).resolve().parents[1] / "data" / "models")
 
 
-def missing(name: str) -> str:
-    """What a pair lacks on this machine, "" when it can be loaded offline; no network is touched."""
-    spec = spec_of(name)
-    weights = "diffusion_pytorch_model.safetensors"
-    if spec.embedded:
-        wanted = [models() / spec.base / "model_index.json", models() / spec.base / "unet" / weights]
-        wanted.append(models() / spec.student / spec.file / (LORA if spec.file == "lora" else weights))
-        return ", ".join(str(path) for path in wanted if not path.exists())
+def found(repo: str, file: str, *, revision: str | None = None) -> Path | None:
+    """Where a file of a folder, or of a repository in the hub's cache, is on this machine; None: it is not."""
     from huggingface_hub import try_to_load_from_cache
 
-    student = spec.file if spec.file.endswith(".safetensors") else f"{spec.file}/{weights}".lstrip("/")
-    half = f"unet/{weights.replace('.safetensors', '.fp16.safetensors')}"
-    wanted = {spec.base: (f"unet/{weights}", half), spec.student: (student, student)}
-    gone = [repo for repo, files in wanted.items() if not any(_have(try_to_load_from_cache, repo, f) for f in files)]
-    return ", ".join(gone)
+    local = Path(repo) / file
+    if local.is_file():
+        return local
+    if Path(repo).is_dir():
+        return None
+    cached = try_to_load_from_cache(repo, file, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def lacking(name: str) -> dict[str, list[str]]:
+    """Of each repository, the files that `load` needs and this machine has not; of folders with weights, one file of them."""
+    spec = spec_of(name)
+    if spec.embedded:
+        folders = [models() / spec.base, models() / spec.base / "unet", models() / spec.student / spec.file]
+        files = ["model_index.json", f"{_NETWORK}.safetensors", LORA if spec.adapter else f"{_NETWORK}.safetensors"]
+        gone = [str(folder / file) for folder, file in zip(folders, files, strict=True) if not (folder / file).exists()]
+        return {"data/models": gone} if gone else {}
+    wanted = {spec.base: _of_base(spec), spec.student: [_of_student(spec)]}
+    gone = {
+        repo: [
+            choices[0] for choices in files if not any(found(repo, f, revision=repo_of(repo).revision) for f in choices)
+        ]
+        for repo, files in wanted.items()
+    }
+    return {repo: files for repo, files in gone.items() if files}
+
+
+def _of_student(spec: Spec) -> list[str]:
+    if "." in spec.file:
+        return [spec.file, str(Path(spec.file).with_suffix(".bin"))]
+    return _weights(spec.file, _NETWORK)
+
+
+def _of_base(spec: Spec) -> list[list[str]]:
+    """The files of the base's pipeline, each with those that do as well; what folders it has, its own index says."""
+    index = found(spec.base, "model_index.json", revision=repo_of(spec.base).revision)
+    parts = [FAMILIES[spec.family].folder, "vae", "text_encoder"]
+    if index is not None:
+        told = json.loads(index.read_text())
+        parts = [part for part, of in told.items() if isinstance(of, list) and of[0] is not None]
+    weights = {part: "model" if part.startswith("text_encoder") else _NETWORK for part in parts}
+    networks = [part for part in parts if part in ("unet", "transformer", "vae") or part.startswith("text_encoder")]
+    return [["model_index.json"], *(_weights(part, weights[part]) for part in networks)]
+
+
+def _weights(folder: str, stem: str) -> list[str]:
+    """What may hold a network's weights in a folder: with or without a variant, in one file or several."""
+    return [f"{folder}/{stem}{half}{end}".lstrip("/") for half in ("", ".fp16") for end in _WHOLE] + [
+        f"{folder}/{stem}.safetensors.index.fp16.json".lstrip("/")
+    ]
+
+
+def missing(name: str) -> str:
+    """What a pair lacks on this machine, "" when it can be loaded offline; no network is touched."""
+    gone = lacking(name)
+    return ", ".join(gone.get("data/models", gone))
 
 
 def check(name: str) -> None:
@@ -49,7 +100,7 @@ def check(name: str) -> None:
         return
     if spec_of(name).embedded:
         raise Unavailable(f"pair {name!r} lacks {gone}: restore it from the repository, or run `make models`")
-    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True") or not _hub_answers():
+    if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True") or not hub_answers():
         raise Unavailable(
             f"pair {name!r} is not on this machine (missing: {gone}) and the model hub is out of reach. "
             f"Download it where there is a network (`hf download {gone.split(', ')[0]}`), set HF_HOME to that cache, "
@@ -57,11 +108,7 @@ def check(name: str) -> None:
         )
 
 
-def _have(cached: Any, repo: str, file: str) -> bool:
-    return (Path(repo) / file).is_file() or isinstance(cached(repo, file), str)
-
-
-def _hub_answers(seconds: float = 2.0) -> bool:
+def hub_answers(seconds: float = 2.0) -> bool:
     """Whether the hub, or the proxy to it, takes a connection; a dead resolver may not hold us up either."""
     asked = getproxies().get("https") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     where = urlsplit(asked if "//" in asked else f"//{asked}")

@@ -94,6 +94,8 @@ def _lite_pixels(images: torch.Tensor) -> torch.Tensor:
 def dreamsim(folder: Path, kind: str, device: torch.device) -> Model:
     """DreamSim of type `kind` by its own package, from the files in `folder` alone."""
     hub_load, hub_dir = torch.hub.load, torch.hub.get_dir()
+    plain = kind.removesuffix("_patch")
+    settings = {"cache_dir": str(folder), "dreamsim_type": plain, "use_patch_model": plain != kind}
 
     def load_local(repo: str, model: str) -> torch.nn.Module:
         return hub_load(str(folder / f"{repo.split(':')[0].replace('/', '_')}_main"), model, source="local")
@@ -109,7 +111,7 @@ def dreamsim(folder: Path, kind: str, device: torch.device) -> Model:
         torch.hub.load = load_local
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # "Using cached ..."
-                model, _ = load(device=str(device), cache_dir=str(folder), normalize_embeds=True, dreamsim_type=kind)
+                model, _ = load(device=str(device), normalize_embeds=True, **settings)
         except UserWarning as warning:
             raise ValueError(
                 f"{folder}: {warning} (are the weights of type {kind!r} from another release?)"
@@ -117,8 +119,15 @@ def dreamsim(folder: Path, kind: str, device: torch.device) -> Model:
         finally:
             torch.hub.load = hub_load
             torch.hub.set_dir(hub_dir)
-    # Its own preprocessing resizes PIL images to 224 px, bicubic; PIL always antialiases, and clips the overshoot.
-    return Model(lambda images: model.embed(_resize(images, 224, "bicubic")), model.embed_size)
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        # Its own preprocessing resizes PIL images to 224 px, bicubic; PIL always antialiases, and clips the overshoot.
+        features = model.embed(_resize(images, 224, "bicubic"))
+        if plain != kind:  # (n, 1 + patches, 768): as the package's distance joins them
+            features = torch.cat([features[:, 0], features[:, 1:].mean(dim=1)], dim=1)
+        return features
+
+    return Model(encode, model.embed_size * (1 if plain == kind else 2))
 
 
 def inception(weights: Path, antialias: bool, device: torch.device) -> Model:

@@ -17,7 +17,9 @@ import json
 import os
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,9 @@ from tqdm.auto import tqdm
 
 from .decode import decode
 from .generate import generate
+from .outside import reading
 from .pairs import Pair
-from .prompts import Row
+from .prompts import CASES, Row
 from .store import write_whole
 
 FORMAT = "dtviz.dataset/1"
@@ -49,8 +52,8 @@ def run(
 ) -> int:
     """Make the image of every row that is not in the folder yet, and return when all are there.
 
-    Killed at any time it loses at most the batch in flight; run it again to go on. An image that was deleted is made again,
-    the same to the bit on the same kind of machine. Processes share the work through the folder, which all of them see.
+    Killed at any time it loses at most the batch in flight; run it again to go on. An image that was deleted, or is damaged
+    (a warning names it), is made again, the same to the bit on the same kind of machine. Processes share the work through the folder, which all of them see.
 
     Args:
         pair: the base and its student.
@@ -74,6 +77,8 @@ def run(
     size = pair.batch_size if batch_size is None else batch_size
     if not rows or size < 1:
         raise ValueError(f"rows has {len(rows)} entries, batch_size={size}: both must be at least 1")
+    if bad := [row.case for row in rows if not CASES.fullmatch(row.case)]:
+        raise ValueError(f"case {bad[0][:210]!r} names no file: it must be a word of letters, digits, - and _")
     for folder in ("images", "log", ".locks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     _claim(out, rows, _facts(pair, rows, settings, size))
@@ -91,8 +96,12 @@ def run(
 
 def log(out: str | Path) -> list[dict[str, Any]]:
     """What each batch told: batch, images, seconds, device, steps_run, nfe; a line cut off by a kill is left out."""
-    lines = [line for path in sorted(Path(out).glob("log/*.jsonl")) for line in path.read_text().splitlines(True)]
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    told = []
+    for path in sorted(Path(out).glob("log/*.jsonl")):
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError, RecursionError):
+                told.append(json.loads(line))
+    return [one for one in told if isinstance(one, dict)]
 
 
 def count(out: str | Path) -> int:
@@ -106,20 +115,33 @@ def _open(out: Path, blocks: list[list[Row]], order: list[int]) -> Iterator[int]
 
     First those that nobody holds; then, waiting, those that others held: if they were killed, they are ours.
     """
+    left = list(order)
     for patience in (0, -1):
-        for i in order:
-            if _whole(out, blocks[i]):
-                continue
+        for i in list(left):
             try:
-                with FileLock(out / ".locks" / f"{i}.lock", timeout=patience):
-                    if not _whole(out, blocks[i]):  # another process may have made it while we waited
-                        yield i
+                if not _whole(out, blocks[i]):
+                    with FileLock(out / ".locks" / f"{i}.lock", timeout=patience):
+                        if not _whole(out, blocks[i]):  # another process may have made it while we waited
+                            yield i
             except Timeout:
                 continue
+            left.remove(i)
 
 
 def _whole(out: Path, block: list[Row]) -> bool:
-    return all((out / "images" / f"{row.case}.png").exists() for row in block)
+    return not any(_problem(out / "images" / f"{row.case}.png") for row in block)
+
+
+def _problem(path: Path) -> str:
+    """What is wrong with an image, "" when it is there and whole to the last bit: a PNG has a checksum of each part."""
+    try:
+        with reading(path), Image.open(path, formats=["PNG"]) as image:
+            image.verify()
+    except FileNotFoundError:
+        return "missing"
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _make(pair: Pair, block: list[Row], out: Path, settings: Mapping[str, Any], number: int) -> int:
@@ -134,7 +156,9 @@ def _make(pair: Pair, block: list[Row], out: Path, settings: Mapping[str, Any], 
     made = 0
     for row, image in zip(block, images, strict=True):
         path = out / "images" / f"{row.case}.png"
-        if not path.exists():
+        if problem := _problem(path):
+            if problem != "missing":
+                warnings.warn(f"{problem}; it is made again", stacklevel=3)
             data = io.BytesIO()
             Image.fromarray((image * 255).round().astype(np.uint8)).save(data, "png", compress_level=1)
             write_whole(path, data.getvalue())
@@ -142,13 +166,15 @@ def _make(pair: Pair, block: list[Row], out: Path, settings: Mapping[str, Any], 
     told = {"batch": number, "images": len(block), "seconds": seconds, "device": pair.base.device.type}
     told |= {"steps_run": trace.steps_run, "nfe": trace.provenance["nfe"]}
     with (out / "log" / f"{socket.gethostname()}-{os.getpid()}.jsonl").open("a") as file:
-        file.write(json.dumps(told) + "\n")
+        # a break first: in a container the process before had the same number, and may have been killed within a line
+        file.write(f"\n{json.dumps(told)}\n")
     return made
 
 
 def _facts(pair: Pair, rows: list[Row], settings: dict[str, Any], size: int) -> dict[str, Any]:
     """All that decides what the images are."""
     usual = ("steps", "base_steps", "timesteps", "guidance", "base_guidance", "handover", "size")
+    usual += ("call",) if pair.call else ()
     chosen = {name: getattr(pair, name) for name in usual} | {n: v for n, v in settings.items() if v is not None}
     facts = {
         "format": FORMAT,
@@ -167,7 +193,8 @@ def _claim(out: Path, rows: list[Row], facts: dict[str, Any]) -> None:
     """Write what the folder is for, or refuse it when it is for something else."""
     with FileLock(out / ".locks" / "job.lock"):
         if (out / "job.json").exists():
-            found = json.loads((out / "job.json").read_text())
+            with reading(out / "job.json"):
+                found = dict(json.loads((out / "job.json").read_text()))
             if other := [name for name in facts if found.get(name) != facts[name]]:
                 told = "; ".join(f"{name}: there {found.get(name)}, now {facts[name]}" for name in other)
                 raise ValueError(f"{out} holds images of another job, give a new folder ({told})")

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .batches import batches
 from .trace import Trace
 
 WHAT = ("x0", "final", "x_t", "conditional", "unconditional")
@@ -93,11 +94,14 @@ def decode_latents(
     cells = latents.shape[-2] * latents.shape[-1] * (latents.shape[2] if latents.ndim == 5 else 1)
     batch_size = batch_size or max(1, 4096 // cells)
     out: torch.Tensor | None = None
-    for start in range(0, len(latents), batch_size):
-        images = _images(_to_vae(latents[start : start + batch_size], pipe, vae), vae).float().cpu()
+
+    def decoded(rows: slice) -> torch.Tensor:
+        return _images(_to_vae(latents[rows], pipe, vae), vae).float().cpu()
+
+    for rows, images in batches(decoded, n=len(latents), size=batch_size):
         if out is None:  # filled in place: joining the pieces at the end would hold everything twice
             out = torch.empty(len(latents), *images.shape[1:])
-        out[start : start + len(images)] = images
+        out[rows] = images
     return out
 
 
@@ -120,11 +124,37 @@ def reconstruct(images: torch.Tensor, pair: Any, *, batch_size: int = 64) -> tor
     Raises:
         NotImplementedError: the pipeline has no such autoencoder.
     """
+    vae, modes = _modes(images, pair, batch_size)
+    return torch.cat([_images(mode, vae).float().cpu() for mode in modes])
+
+
+@torch.no_grad()
+def encode(images: torch.Tensor, pair: Any, *, batch_size: int = 64) -> torch.Tensor:
+    """Images to the latents that the denoiser works on, the autoencoder's mode of each; `decode_latents` goes back.
+
+    Args:
+        images, pair, batch_size: as in `reconstruct`.
+
+    Returns:
+        (n, channels, height, width) float32 on the autoencoder's device, in the pipeline's scale.
+
+    Raises:
+        NotImplementedError: the pipeline has no `AutoencoderKL`.
+    """
+    vae, modes = _modes(images, pair, batch_size)
+    latents = torch.cat([mode.float() for mode in modes])
+    mean, std = (_statistics(vae, f"latents_{part}", latents) for part in ("mean", "std"))
+    shift = vae.config.get("shift_factor") or 0.0
+    return (latents - mean - shift) * (vae.config.get("scaling_factor") or 1.0) / std
+
+
+def _modes(images: torch.Tensor, pair: Any, batch_size: int) -> tuple[Any, Iterator[torch.Tensor]]:
+    """The autoencoder, and what it encodes images in [0, 1] to, in its own scale."""
     vae = getattr(getattr(pair, "pipeline", pair), "vae", None)
     if type(vae).__name__ != "AutoencoderKL":
-        raise NotImplementedError(f"reconstruct needs an AutoencoderKL, this pipeline has {type(vae).__name__}")
+        raise NotImplementedError(f"encoding needs an AutoencoderKL, this pipeline has {type(vae).__name__}")
     parts = torch.as_tensor(images).to(vae.device, vae.dtype).mul(2).sub(1).split(batch_size)
-    return torch.cat([_images(vae.encode(part).latent_dist.mode(), vae).float().cpu() for part in parts])
+    return vae, (vae.encode(part).latent_dist.mode() for part in parts)
 
 
 def _vae(pipe, latents: torch.Tensor):
@@ -182,7 +212,8 @@ def _to_vae(latents: torch.Tensor, pipe, vae) -> torch.Tensor:
     name = type(vae).__name__
     if name not in IMAGE_VAES + VIDEO_VAES:
         raise NotImplementedError(f"{type(pipe).__name__} decodes with {name}, and its scale is not known here")
-    latents = latents.to(vae.device, torch.float32)
+    hook = getattr(vae, "_hf_hook", None)  # an offloaded one waits in the host's memory until it is called
+    latents = latents.to(getattr(hook, "execution_device", None) or vae.device, torch.float32)
     if pipe.scheduler.config.get("prediction_type") == "trigflow":  # SANA-Sprint's samples have the data's deviation
         latents = latents / pipe.scheduler.config.sigma_data
     if name == "VQModel":  # Kandinsky's denoisers work at the autoencoder's scale

@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from .outside import reading
+
 SIZE = 64
 
 
@@ -46,14 +48,15 @@ class Drawings:
 
 @cache
 def load() -> Drawings:
-    """All drawings shipped in `data/drawings` (`$DTVIZ_DRAWINGS` to point elsewhere)."""
+    """All drawings shipped in `data/drawings` (`$DTVIZ_DRAWINGS` to point elsewhere). ValueError: they are damaged."""
     folder = Path(os.environ.get("DTVIZ_DRAWINGS") or Path(__file__).resolve().parents[1] / "data" / "drawings")
-    index = pd.read_csv(folder / "drawings.csv")
-    with Image.open(folder / "drawings.png") as sheet:
-        pixels = np.asarray(sheet.convert("RGB"), dtype=np.float32) / 255
-    tiles = [
-        pixels[row * SIZE : (row + 1) * SIZE, column * SIZE : (column + 1) * SIZE].transpose(2, 0, 1)
-        for row, column in zip(index["row"], index["column"], strict=True)
-    ]
-    prompts = tuple(name.replace("-", " ") for name in index["concept"])
-    return Drawings(np.stack(tiles), prompts, tuple(index["artist"]))
+    with reading(f"{folder / 'drawings.csv'} or its .png"):
+        index = pd.read_csv(folder / "drawings.csv")
+        with Image.open(folder / "drawings.png") as sheet:
+            pixels = np.asarray(sheet.convert("RGB"), dtype=np.float32) / 255
+        tiles = [
+            pixels[row * SIZE : (row + 1) * SIZE, column * SIZE : (column + 1) * SIZE].transpose(2, 0, 1)
+            for row, column in zip(index["row"], index["column"], strict=True)
+        ]
+        prompts = tuple(name.replace("-", " ") for name in index["concept"])
+        return Drawings(np.stack(tiles), prompts, tuple(index["artist"]))

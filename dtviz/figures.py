@@ -28,6 +28,7 @@ from .notebooks import notebooks as notebooks
 from .pairs import check
 from .profiles import PROFILES as PROFILES
 from .profiles import check_profile
+from .specs import spec_of
 
 _OWN = ("pair", "profile", "out")  # parameters that `run` sets from its own arguments
 
@@ -49,8 +50,9 @@ def run(
     """Execute notebooks, and return the executed copies, `<out>/<name>.ipynb`.
 
     names: names, or short names up to the first underscore ("fig5"); None: all of them.
-    pair, profile: passed to every notebook; profile is "quick" or "full".
-    jobs: how many run at once, the cores divided among them; None: one for every four cores.
+    pair, profile: passed to every notebook; profile is "quick", "full" or "paper".
+    jobs: how many run at once, the cores divided among them; None: one a core, four at most, of the embedded models,
+        which are too small to keep two cores busy; one alone of the others, which may fill an accelerator's memory.
     out: folder for the executed notebooks and all they write; None: `figures/<pair>` in the checkout.
     parameters: further parameters, which every chosen notebook must have.
     folder: where the notebooks are; None: the checkout's `notebooks/`.
@@ -71,7 +73,7 @@ def run(
     there = paths(folder)
     check(pair)  # before the notebooks are read, which loads papermill
     chosen = choose(names, there)
-    workers = _workers(jobs, len(chosen))
+    workers = _workers(jobs, len(chosen), small=spec_of(pair).embedded)
     target = Path(out).resolve() if out is not None else ROOT / "figures" / pair
     values = {"pair": pair, "profile": profile} | ({} if out is None else {"out": str(target)}) | parameters
     for notebook in chosen:
@@ -84,10 +86,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _workers(jobs: int | None, notebooks: int) -> int:
+def _workers(jobs: int | None, notebooks: int, *, small: bool) -> int:
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs} must be at least 1")
-    return min(notebooks, max(1, _cores() // 4) if jobs is None else jobs)
+    usual = min(_cores(), 4) if small else 1
+    return min(notebooks, usual if jobs is None else jobs)
 
 
 @dataclass(frozen=True)

@@ -23,21 +23,33 @@ import diffusers
 import torch
 
 from .adaptive import Adaptive, Parting
+from .attach import Steering, steer
+from .batches import batches
+from .controls import Applied
 from .networks import embeds_guidance, network
 from .pairs import HANDOVERS, Pair
 from .plan import Scale, branches, plan
 from .recorder import Recorder
 from .relay import HANDED, Relay
 from .rivals import anneal, repel
+from .schedule import sigma as sigma_at
+from .steps import ask
 from .switch import Switch
 from .trace import Trace
 
 CONVENTIONS = ("diffusers", "formula")
-METHODS = ("base", "distilled", "hybrid", "skip", "adaptive")
+ROLES = {  # of each method: whose networks play
+    "base": ("base",),
+    "distilled": ("distilled",),
+    "hybrid": ("base", "distilled"),
+    "skip": ("distilled",),
+    "adaptive": ("base", "distilled"),
+}
+METHODS = tuple(ROLES)
 
 
 class Progress(NamedTuple):
-    """How far `generate` is: denoiser calls made and to be made, and the last one's seeds and x̂0 (sample, channel, height, width)."""
+    """How far `generate` is: denoiser calls made and to be made, a sample's each counted, and the last one's seeds and x̂0."""
 
     done: int
     total: int
@@ -63,6 +75,7 @@ def generate(
     cads: float = 0.0,
     particles: float = 0.0,
     adaptive: Adaptive | None = None,
+    controls: Sequence[Applied] = (),
     batch_size: int | None = None,
     device: str | None = None,
     x_t: bool = False,
@@ -99,7 +112,11 @@ def generate(
             sample then depends on its batch.
         adaptive: the signal and thresholds of method "adaptive", which decides for all seeds together, in one batch; call
             it with one seed to decide for a sample alone. `provenance` tells k and the `signals` seen.
-        batch_size: samples denoised together; None takes the pair's.
+        controls: sliders, styles and other LoRAs, as `Control.at(scale, segment=..., window=...)` gives them: each is on in the
+            steps and at the noise levels that it says. They add up; scale 0 is the plain model, to the bit. The pair is as
+            before when the run ends, however it does. `provenance["controls"]` tells in how many denoiser calls each was on.
+        batch_size: samples denoised together; None takes the pair's. Where so many do not fit into memory, half as many are,
+            and a warning says so; not where a sample depends on its batch.
         device: moves the pair there first.
         x_t: keep the noisy latents before each step as well.
         dtype: `torch.float32` or `torch.float16`, how x̂0 and x_t are kept.
@@ -110,7 +127,8 @@ def generate(
         The `Trace` of all seeds, with `steps_run` and `provenance["nfe"]`, denoiser evaluations a sample, as they ran.
 
     Raises:
-        ValueError: an argument is out of range; the message names it and what is allowed.
+        ValueError: an argument is out of range; the message names it and what is allowed. Or a denoiser gave nan or
+            infinity; the message names which, at which step of which prompt and seed.
         NotImplementedError: a scheduler has no x̂0 rule; or the pipeline of an adaptive run cannot end it early.
     """
     seeds, prompts = _check(pair, prompt, method, seeds, handover)
@@ -124,6 +142,8 @@ def generate(
         raise ValueError(f"k={k} is out of range: a {method} of {steps} student steps takes k from 1 to {steps - 1}")
     if method == "adaptive":
         _check_adaptive(pair, adaptive, steps, len(seeds), size, handed)
+    _check_controls(controls, method)
+    shared = method in ("hybrid", "adaptive")
     settings = {
         "pair": pair.name,
         "method": method,
@@ -131,11 +151,9 @@ def generate(
         "steps": steps,
         "base_steps": base_steps,
         "guidance": _scale(pair, "distilled", guidance, pair.guidance),
-        "base_guidance": _scale(
-            pair, "base", base_guidance, 0.0 if method in ("hybrid", "adaptive") else pair.base_guidance
-        ),
+        "base_guidance": _scale(pair, "base", base_guidance, _unguided(pair) if shared else pair.base_guidance),
         "convention": convention,
-        "handover": (handover or pair.handover) if method in ("hybrid", "adaptive") else None,
+        "handover": (handover or pair.handover) if shared else None,
         "handed": handed if method == "hybrid" else None,
         "adaptive": asdict(adaptive) if method == "adaptive" else None,
         "scaled": scaled if method == "skip" else None,
@@ -145,7 +163,8 @@ def generate(
     for name in ("cads", "particles"):
         if not 0 <= settings[name] < math.inf:
             raise ValueError(f"{name}={settings[name]} must be a number of at least 0; 0 leaves it out")
-    if not isinstance(prompt, str) and (particles or settings["handed"] == "mean" or method == "adaptive"):
+    joined = particles or settings["handed"] == "mean" or method == "adaptive"
+    if not isinstance(prompt, str) and joined:
         raise ValueError(
             f"method={method!r}, handed={handed!r}, particles={particles}: what joins the samples of a batch takes one prompt"
         )
@@ -153,14 +172,14 @@ def generate(
         pair.pipeline.to(device)
         if isinstance(pair.distilled, torch.nn.Module) and not pair.offload:
             pair.distilled.to(device)
-    starts = range(0, len(seeds), size)
-    parts = []
-    for i in starts:
-        seen = None if watch is None else functools.partial(_report, watch, i // size, len(starts), seeds[i : i + size])
-        parts.append(
-            _run(pair, prompts[i : i + size], seeds[i : i + size], settings, {"x_t": x_t, "dtype": dtype}, seen)
-        )
-    trace = Trace.join(parts)
+    kept = {"x_t": x_t, "dtype": dtype}
+    with steer(pair, [applied for applied in controls if applied.scale != 0], roles=ROLES[method]) as steering:
+
+        def run(rows: slice) -> Trace:
+            seen = None if watch is None else functools.partial(_report, watch, rows, seeds)
+            return _run(pair, prompts[rows], seeds[rows], settings, kept, steering, seen)
+
+        trace = Trace.join([part for _, part in batches(run, n=len(seeds), size=size, fixed=bool(joined))])
     return replace(trace, prompt=prompt) if isinstance(prompt, str) else trace
 
 
@@ -207,6 +226,19 @@ def _check_adaptive(pair: Pair, adaptive: Adaptive | None, steps: int, seeds: in
         raise NotImplementedError(f"{type(pair.pipeline).__name__} cannot be interrupted, as an early hand-over needs")
 
 
+def _check_controls(controls: Sequence[Applied], method: str) -> None:
+    for applied in controls:
+        if not isinstance(applied, Applied):
+            raise ValueError(
+                f"controls holds a {type(applied).__name__}: each must be what Control.at gives, as in [smile.at(2.0)]"
+            )
+        absent = {"base": "distilled", "distilled": "base", "skip": "base"}.get(method)
+        if applied.segment == absent:
+            raise ValueError(
+                f"segment={absent!r} of control {applied.control.name!r}: method {method!r} has no such steps"
+            )
+
+
 def _count(pair: Pair, name: str, value: int | None) -> int:
     """A number of steps or samples, the pair's own for None."""
     if value is None:
@@ -218,12 +250,17 @@ def _count(pair: Pair, name: str, value: int | None) -> int:
     return value
 
 
+def _unguided(pair: Pair) -> float:
+    """The base's guidance scale that means none: an embedded one knows no 0."""
+    return 1.0 if embeds_guidance(pair.base) else 0.0
+
+
 def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: float) -> Scale:
     """A role's guidance, one number or one a step, the usual for None."""
     scales = usual if asked is None else tuple(asked) if isinstance(asked, Sequence) else asked
     lowest = min(scales, default=0) if isinstance(scales, tuple) else scales
     embedded = embeds_guidance(network(pair.base, pair.distilled, role))
-    if not lowest >= (1 if embedded else 0):
+    if not lowest >= (1 if embedded and not pair.published else 0):
         name = "guidance" if role == "distilled" else "base_guidance"
         least = "1, the least this network was trained for" if lowest >= 0 else "0"
         raise ValueError(f"{name}={asked} must be at least {least}")
@@ -231,10 +268,11 @@ def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: 
 
 
 def _report(
-    watch: Callable[[Progress], None], block: int, blocks: int, seeds: tuple[int, ...], done: int, calls: int, x0
+    watch: Callable[[Progress], None], rows: slice, seeds: tuple[int, ...], done: int, calls: int, x0: torch.Tensor
 ) -> None:
-    """Tell of a call of one block of seeds as one of all blocks' calls."""
-    watch(Progress(block * calls + done, blocks * calls, seeds, x0))
+    """Tell of a call of these rows as one of all rows' calls."""
+    made = rows.start * calls + done * (rows.stop - rows.start)
+    watch(Progress(made, len(seeds) * calls, seeds[rows], x0))
 
 
 def _run(
@@ -243,13 +281,16 @@ def _run(
     seeds: tuple[int, ...],
     settings: dict[str, Any],
     kept: dict[str, Any],
+    steering: Steering,
     seen: Callable[[int, int, torch.Tensor], None] | None,
 ) -> Trace:
     pipe, recorder = pair.pipeline, Recorder(**kept)
     scales = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
+    call = dict(pair.call) | ({} if pair.size is None else {"height": pair.size[0], "width": pair.size[1]})
     how = {name: settings[name] for name in ("steps", "base_steps", "handover")} | {
         "scales": scales,
-        "device": pipe.device,
+        "asked": {"base": ask(pipe, pair.base_scheduler, call), "distilled": ask(pipe, pair.distilled_scheduler, call)},
+        "device": pipe._execution_device,
     }
     parting = None
     if settings["adaptive"] is not None:
@@ -275,14 +316,17 @@ def _run(
         doubled=lambda n: n == 2 * len(seeds),
         formula=("base",) if settings["convention"] == "formula" else (),
         condition=_annealed(relay, seeds, settings["cads"]) if settings["cads"] else None,
+        steer=lambda call: steering.use(call.role, lambda: sigma_at(call.scheduler, call.timestep)),
         probe=lambda: relay.probe,
         probed=relay.probed,
         offload=pair.offload,
     )
     guided = any(switch.needs_both(call) for call in calls)
 
-    scheduler, pipe.scheduler = pipe.scheduler, relay
+    steering.restart()
+    scheduler = pipe.scheduler
     try:
+        pipe.scheduler = relay
         with switch.on():
             pipe(
                 prompt=list(prompts),
@@ -290,19 +334,38 @@ def _run(
                 num_inference_steps=len(calls),
                 guidance_scale=2.0 if guided else 0.0,  # only says whether the pipeline doubles its batch
                 output_type="latent",
-                **({} if pair.size is None else {"height": pair.size[0], "width": pair.size[1]}),
+                **call,
             )
     finally:
         pipe.scheduler = scheduler
     if parting is not None:
         settings = settings | {"k": parting.k, "signals": {str(k): value for k, value in parting.signals.items()}}
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
-    return Trace(
+    roles = [call.role for call in relay.plan if call.starts]
+    trace = Trace(
         **recorder.fields(),
         seeds=seeds,
         prompt=prompts,
-        steps_run=dict(Counter(call.role for call in relay.plan if call.starts)),
-        provenance=settings | {"nfe": dict(switch.evaluations), "fingerprint": pair.fingerprint, "versions": versions},
+        steps_run=dict(Counter(roles)),
+        provenance=settings
+        | {"nfe": dict(switch.evaluations), "controls": steering.facts()}
+        | {"fingerprint": pair.fingerprint, "versions": versions},
+    )
+    _check_finite(trace, roles)
+    return trace
+
+
+def _check_finite(trace: Trace, roles: Sequence[str]) -> None:
+    """Refuse a run with nan or infinity in it; done when it is over, so that no step waits for the device."""
+    sound = torch.cat([trace.x0.flatten(2), trace.final[None].flatten(2)]).isfinite().all(dim=2)  # (step, sample)
+    if sound.all():
+        return
+    step, sample = (~sound).nonzero()[0].tolist()
+    step = min(step, len(roles) - 1)  # what is wrong with the final latents alone, the last step did
+    raise ValueError(
+        f"the {roles[step]} model of {trace.provenance['pair']} gave nan or infinity at step {step + 1} of {len(roles)} "
+        f"(sigma {trace.sigmas[step]:.3g}) of prompt {trace.prompt[sample]!r}, seed {trace.seeds[sample]}: "
+        "did half precision overflow, or are its weights damaged?"
     )
 
 

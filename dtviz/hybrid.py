@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .networks import check_student
+from .fit import check_student
 from .own_class import give_own_class, take_own_class
 from .rules import find
 from .switch import Switch, Turn

@@ -20,9 +20,10 @@ from scipy.special import softmax
 
 from .errors import Unavailable
 from .mind import presence
+from .outside import digests, reading
 from .pairs import models
 
-KINDS = ("artist", "concept")
+KINDS = ("artist", "concept", "style")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Judge:
     """A linear classifier of an embedder's features.
 
     Attributes:
-        kind: "artist" or "concept".
+        kind: "artist", "concept" or "style", which knows the artists kept out of training as well.
         embedder: the name of the embedder whose features it reads.
         classes: the artists, or the prompts.
         weight, bias: (d, class) and (class,).
@@ -174,10 +175,10 @@ class TextJudge:
 
 
 def load(kind: str) -> Judge:
-    """The judge of `kind`, "artist" or "concept", from `data/models/emoji-judges`; its card has their accuracy.
+    """The judge of `kind`, "artist", "concept" or "style", from `data/models/emoji-judges`; its card has their accuracy.
 
     Raises:
-        ValueError: another kind.
+        ValueError: another kind, or its file is damaged.
         Unavailable: its file is not there.
     """
     if kind not in KINDS:
@@ -204,5 +205,6 @@ def _read(kind: str) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     path = models() / "emoji-judges" / f"{kind}.safetensors"
     if not path.exists():
         raise Unavailable(f"judge {kind!r} lacks {path}: restore it from the repository, or run `make models`")
-    with safe_open(path, framework="numpy") as file:
+    digests(models(), ["emoji-judges"])
+    with reading(path), safe_open(path, framework="numpy") as file:
         return file.metadata(), {name: file.get_tensor(name).astype(np.float64) for name in file.keys()}  # noqa: SIM118

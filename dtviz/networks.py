@@ -9,32 +9,31 @@ from typing import Any
 
 import torch
 
+GUIDANCE_INPUTS = ("timestep_cond", "guidance")  # what `guidance_input` may give
+
 
 def network(base: torch.nn.Module, student: torch.nn.Module | str, role: str) -> torch.nn.Module:
     """The one that plays this role, "base" or "distilled": one and the same where the student is an adapter."""
     return base if role == "base" or isinstance(student, str) else student
 
 
-def check_student(base: torch.nn.Module, student: Any, *, name: str) -> None:
-    """Refuse what cannot be a student of this base; `name` is the argument that it was given as.
-
-    Raises:
-        ValueError: no denoiser, no adapter that is loaded on the base, or one of other latents.
-    """
-    if isinstance(student, str):
-        adapters = list(getattr(base, "peft_config", {}))
-        if student not in adapters:
-            raise ValueError(f"{name}={student!r} is not an adapter of the base denoiser, which has {adapters}")
-    elif not isinstance(student, torch.nn.Module):
-        raise ValueError(f"{name} is a {type(student).__name__}: give a denoiser module or an adapter's name")
-    elif student.config.in_channels != base.config.in_channels:
-        channels = student.config.in_channels, base.config.in_channels
-        raise ValueError(f"{name} takes {channels[0]} latent channels, the base {channels[1]}: not a pair")
-
-
 def embeds_guidance(denoiser: torch.nn.Module) -> bool:
-    """Whether it takes its guidance scale as an input (LCM) instead of two evaluations."""
-    return getattr(denoiser.config, "time_cond_proj_dim", None) is not None
+    """Whether it takes its guidance scale as an input (LCM's UNet, FLUX.1-dev, SANA-Sprint) instead of two evaluations."""
+    return _by_time(denoiser) or bool(denoiser.config.get("guidance_embeds"))
+
+
+def guidance_input(pipe: Any, denoiser: torch.nn.Module, scale: float, like: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The argument that tells such a denoiser its guidance scale, one a sample of `like`, as its own pipeline makes it."""
+    if _by_time(denoiser):  # Luo et al. 2023: w = scale - 1
+        strength = torch.full((len(like),), scale - 1.0)
+        embedding = pipe.get_guidance_scale_embedding(strength, embedding_dim=denoiser.config.time_cond_proj_dim)
+        return {"timestep_cond": embedding.to(like)}
+    scale *= denoiser.config.get("guidance_embeds_scale", 1.0)
+    return {"guidance": torch.full((len(like),), scale, device=like.device, dtype=torch.float32)}
+
+
+def _by_time(denoiser: torch.nn.Module) -> bool:
+    return denoiser.config.get("time_cond_proj_dim") is not None
 
 
 class Adapters:
@@ -72,8 +71,8 @@ class Adapters:
 class Offload:
     """Which of two networks is on the accelerator: the one whose turn it is; the other waits in the host's memory."""
 
-    def __init__(self, base: torch.nn.Module, student: torch.nn.Module) -> None:
-        self.networks, self.device, self.role = {"base": base, "distilled": student}, base.device, None
+    def __init__(self, base: torch.nn.Module, student: torch.nn.Module, device: torch.device | None = None) -> None:
+        self.networks, self.device, self.role = {"base": base, "distilled": student}, device or base.device, None
 
     def use(self, role: str) -> None:
         """Move both for `role`, if it is not its turn already; the other goes first, so that they never meet."""
@@ -86,3 +85,18 @@ class Offload:
     def restore(self) -> None:
         """The base where the pipeline expects it."""
         self.use("base")
+
+
+def denoiser(target: Any) -> torch.nn.Module:
+    """The network of a pair (its base), of a pipeline, or the target itself.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    found = [target, *(getattr(target, name, None) for name in ("base", "unet", "transformer"))]
+    for module in found:
+        if isinstance(module, torch.nn.Module):
+            return module
+    raise ValueError(
+        f"a {type(target).__name__} holds no denoiser: give a dtviz.Pair, a diffusers pipeline or a network"
+    )

@@ -7,22 +7,20 @@ pair = dtviz.load("sdxl-dmd")       # from the model hub or its local cache
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .available import check as check
 from .available import missing as missing
 from .available import models as models
-from .specs import LORA as LORA
+from .families import FAMILIES
+from .hub import LORA as LORA
+from .outside import reading
+from .spec import Spec as Spec
 from .specs import SPECS as SPECS
-from .specs import Spec as Spec
-from .specs import spec_of
+from .specs import licence, repo_of, spec_of
 
 # torch, diffusers and pandas are imported where they are used: a wrong name is refused before they are loaded
 if TYPE_CHECKING:
@@ -38,15 +36,19 @@ class Pair:
 
     Attributes:
         pipeline: a diffusers text-to-image pipeline that holds the base denoiser (`unet` or `transformer`).
-        distilled: the student: a denoiser module, or the name of an adapter loaded on the base denoiser.
+        distilled: the student: a denoiser module, the name of an adapter loaded on the base denoiser, or a pipeline, of which
+            the denoiser is kept and, unless given, the scheduler.
         base_scheduler, distilled_scheduler: each denoiser's scheduler; None takes the pipeline's own.
         name: for figures and files.
         steps, base_steps: default numbers of steps of the student and of the base.
-        timesteps: the student's trained timesteps, used when it runs `steps` steps; None leaves it to its scheduler.
+        timesteps: the student's trained timesteps, used when it runs `steps` steps; None leaves it to its scheduler. Of a flow
+            model 1000 times its noise levels.
         guidance, base_guidance: default guidance scales; 0 and 1 both mean the conditional model without guidance.
         handover: how a hybrid goes from base to student, see `generate`.
         batch_size: samples generated together.
         size: (height, width) in pixels that base and student are run at; None takes the pipeline's own.
+        call: more arguments of every call of the pipeline, such as `max_sequence_length`.
+        published: whether settings outside of what the student was trained for are meant, as the paper's code has them.
         offload: keep the denoiser whose turn it is not in the host's memory, so that an accelerator holds one of the two; for
             pairs of two networks.
         fingerprint: changes whenever the weights do; "" for a pair made by hand, whose results are not stored.
@@ -66,13 +68,20 @@ class Pair:
     handover: str = "distilled-scheduler"
     batch_size: int = 8
     size: tuple[int, int] | None = None
+    call: Mapping[str, Any] = field(default_factory=dict)
+    published: bool = False
     offload: bool = False
     fingerprint: str = ""
     base_fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        from .networks import check_student
+        from .fit import check_autoencoders, check_schedulers, check_student
 
+        if hasattr(self.distilled, "scheduler"):
+            check_autoencoders(self.pipeline, self.distilled)
+            if self.distilled_scheduler is None:
+                object.__setattr__(self, "distilled_scheduler", self.distilled.scheduler)
+            object.__setattr__(self, "distilled", getattr(self.distilled, self.denoiser_name, self.distilled))
         for role in ("base_scheduler", "distilled_scheduler"):
             if getattr(self, role) is None:
                 object.__setattr__(self, role, self.pipeline.scheduler)
@@ -88,9 +97,11 @@ class Pair:
                 raise ValueError(
                     f"timesteps={self.timesteps} must be {self.steps} falling values, one for each of steps"
                 )
-            if "timesteps" not in inspect.signature(self.distilled_scheduler.set_timesteps).parameters:
+            if not {"timesteps", "sigmas"} & set(inspect.signature(self.distilled_scheduler.set_timesteps).parameters):
                 raise ValueError(f"timesteps={self.timesteps}: {type(self.distilled_scheduler).__name__} takes none")
         check_student(self.base, self.distilled, name="distilled")
+        if self.handover == "distilled-scheduler":
+            check_schedulers(self.base_scheduler, self.distilled_scheduler)
 
     @property
     def denoiser_name(self) -> str:
@@ -103,86 +114,142 @@ class Pair:
         return getattr(self.pipeline, self.denoiser_name)
 
 
-def load(name: str, *, device: str | None = None, dtype: torch.dtype | None = None, offload: bool = False) -> Pair:
+@dataclass(frozen=True)
+class Place:
+    """Where and how a pair's networks are loaded."""
+
+    device: str
+    dtype: torch.dtype
+    revisions: tuple[str | None, str | None]  # of the base's and the student's repository
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        device: str | None,
+        dtype: torch.dtype | None,
+        revision: str | None = None,
+        student_revision: str | None = None,
+    ) -> Place:
+        """What `load`'s arguments mean on this machine."""
+        import torch
+
+        spec = spec_of(name)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if dtype is None:
+            half = device.startswith("cuda") and not spec.embedded
+            dtype = getattr(torch, FAMILIES[spec.family].dtype) if half else torch.float32
+        known = repo_of(spec.base).revision, repo_of(spec.student).revision
+        return cls(device, dtype, (revision or known[0], student_revision or known[1]))
+
+
+def check_load(name: str, *, offload: bool | str = False) -> Spec:
+    """The pair of this name, if `load` can load it; see there."""
+    if offload not in (False, True, "model"):
+        raise ValueError(f"offload={offload!r} is not one of False, True, 'model'")
+    check(name)
+    return spec_of(name)
+
+
+def base_pipeline(spec: Spec, where: Place) -> Any:
+    """The pipeline that holds the base's denoiser."""
+    import diffusers
+    import torch
+
+    root = str(models() / spec.base) if spec.embedded else spec.base
+    options = {"dtype": where.dtype, "use_safetensors": True, "revision": where.revisions[0]}
+    if where.dtype == torch.float16:
+        options["variant"] = repo_of(spec.base).variant
+    if spec.family == "sd15":  # it looks at images, and latents are all that is asked for
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    with _silent() if spec.embedded else contextlib.nullcontext(), reading(f"pair {spec.base}"):
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options)
+    pipeline.to(where.device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def settings_of(spec: Spec, pipeline: Any, where: Place, *, published: bool = False) -> dict[str, Any]:
+    """What a `Pair` of this spec is given beside its networks."""
+    import diffusers
+
+    from . import weights
+
+    kind = getattr(diffusers, spec.scheduler)  # which would warn about settings of the base's that it has not
+    shared = {
+        key: value for key, value in pipeline.scheduler.config.items() if key in inspect.signature(kind).parameters
+    }
+    return {
+        "distilled_scheduler": kind.from_config(shared | spec.scheduler_settings),
+        "published": published,
+        "fingerprint": weights.fingerprint(spec, revisions=where.revisions),
+        "base_fingerprint": weights.fingerprint(spec, revisions=where.revisions, student=False),
+        **spec.settings,
+        **(spec.published if published else {}),
+    }
+
+
+def load(
+    name: str,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    offload: bool | str = False,
+    published: bool = False,
+    revision: str | None = None,
+    student_revision: str | None = None,
+) -> Pair:
     """The pair of this name, ready for `generate`.
 
     Args:
         name: one of `dtviz.pairs()`.
         device: torch device; None takes CUDA when there is one.
-        dtype: None takes float32 on a CPU and for embedded pairs, float16 for hub pairs on a GPU.
-        offload: see `Pair`; the student then waits in the host's memory until its first step.
+        dtype: None takes float32 on a CPU and for embedded pairs, and on a GPU what the models were published for.
+        offload: True: see `Pair`; the student waits in the host's memory until its first step. "model": text encoders,
+            denoisers and autoencoder all wait there for their turn (diffusers' model offload).
+        published: take the settings of the paper's code where they are not those that the student was trained for: another
+            grid of timesteps for DMD2, guidance 0 for LCM.
+        revision, student_revision: commits of the two repositories; None takes those that dtviz knows, else "main".
 
     Raises:
-        ValueError: no pair has this name.
+        ValueError: no pair has this name, its files are damaged, or `offload` is something else.
         Unavailable: its weights are not on this machine and the hub is out of reach.
     """
-    check(name)
-    import diffusers
-    import torch
+    spec, where = check_load(name, offload=offload), Place.of(name, device, dtype, revision, student_revision)
+    from . import weights
 
-    spec = spec_of(name)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.float16 if device.startswith("cuda") and not spec.embedded else torch.float32)
-    root = str(models() / spec.base) if spec.embedded else spec.base
-    options = {"dtype": dtype, "use_safetensors": True}
-    if not spec.embedded and dtype == torch.float16:
-        options["variant"] = "fp16"
+    pipeline = base_pipeline(spec, where)
     with _silent() if spec.embedded else contextlib.nullcontext():
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options).to(device)
-        student = _load_student(spec, pipeline, dtype)
-    pipeline.set_progress_bar_config(disable=True)
-    scheduler = getattr(diffusers, spec.scheduler).from_config(pipeline.scheduler.config, **spec.scheduler_settings)
-    return Pair(
-        pipeline,
-        student if isinstance(student, str) else student.to("cpu" if offload else device).eval().requires_grad_(False),
-        distilled_scheduler=scheduler,
-        offload=offload,
-        name=name,
-        fingerprint=_fingerprint(spec),
-        base_fingerprint=_fingerprint(spec, student=False),
-        **spec.settings,
-    )
+        student = weights.student(spec, pipeline, dtype=where.dtype, revision=where.revisions[1])
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=where.device)
+    if not isinstance(student, str):
+        student = student.to("cpu" if offload else where.device).eval().requires_grad_(False)
+    waits = bool(offload) and not isinstance(student, str)
+    return Pair(pipeline, student, offload=waits, name=name, **settings_of(spec, pipeline, where, published=published))
 
 
 def table() -> pd.DataFrame:
-    """Every pair known by name: student, base, licence, size, and whether this machine has it."""
+    """Every pair known by name: student, base, licence, size of the weights, and whether this machine has it.
+
+    `size` is that of all parameters at two bytes each, text encoders included; files may be larger.
+    """
     import pandas as pd
+
+    from .memory import size
 
     rows = [
         {
             "pair": name,
             "base": spec.base,
             "student": spec.student,
-            "licence": spec.licence,
-            "size": spec.size,
+            "licence": licence(spec),
+            "size": size(name),
             "available": not missing(name),
         }
         for name, spec in SPECS.items()
     ]
     return pd.DataFrame(rows).set_index("pair")
-
-
-def _load_student(spec: Spec, pipeline: Any, dtype: torch.dtype) -> torch.nn.Module | str:
-    """The student's network, or the name of its adapter, loaded on the base and switched off."""
-    base = pipeline.unet
-    kind = type(base)
-    if spec.embedded and spec.file == "lora":
-        folder = models() / spec.student / spec.file
-        base.load_lora_adapter(folder, weight_name=LORA, adapter_name=spec.student, prefix="unet")
-        base.disable_adapters()
-        return spec.student
-    if spec.embedded:
-        return kind.from_pretrained(models() / spec.student / spec.file, dtype=dtype)
-    if not spec.file.endswith(".safetensors"):
-        return kind.from_pretrained(spec.student, subfolder=spec.file or None, dtype=dtype, use_safetensors=True)
-    from huggingface_hub import hf_hub_download
-    from safetensors.torch import load_file
-
-    local = Path(spec.student) / spec.file
-    path = local if local.is_file() else hf_hub_download(spec.student, spec.file)
-    student = kind.from_config(base.config).to(dtype)
-    student.load_state_dict(load_file(path))
-    return student
 
 
 @contextlib.contextmanager
@@ -199,20 +266,3 @@ def _silent() -> Iterator[None]:
     finally:
         for log in shown:
             log.enable_progress_bar()
-
-
-@cache
-def _digest(path: Path, changed: float) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _fingerprint(spec: Spec, *, student: bool = True) -> str:
-    """Of the embedded models' files, or of the hub files' names, and of how they are run; of the base alone if asked."""
-    parts = [spec.base]
-    if student:
-        parts.append(json.dumps([spec.student, spec.file, spec.scheduler, spec.scheduler_settings], sort_keys=True))
-    if spec.embedded:
-        folders = [models() / spec.base, *([models() / spec.student / spec.file] if student else [])]
-        found = [f for folder in folders for f in folder.rglob("*") if f.suffix in (".safetensors", ".json")]
-        parts += [_digest(file, file.stat().st_mtime) for file in sorted(found)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

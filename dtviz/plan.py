@@ -14,9 +14,12 @@ from typing import Any
 
 import torch
 
+from .fit import check_schedulers
 from .pairs import Pair
-from .rules import find
+from .rules import find, space
+from .schedule import ratio
 from .schedule import sigma as sigma_at
+from .steps import Asked, set_steps
 
 Scale = float | tuple[float, ...]
 
@@ -51,6 +54,7 @@ def plan(
     k: int | None,
     handover: str | None,
     scales: Mapping[str, Scale],
+    asked: Mapping[str, Asked],
     device,
 ) -> list[Call]:
     """The calls that `generate` runs, on fresh schedulers; its arguments are `generate`'s.
@@ -60,6 +64,7 @@ def plan(
 
     Args:
         scales: the guidance of each role; a tuple has one for each of its steps.
+        asked: what the pair's pipeline tells each role's scheduler beside the number of steps, see `steps.ask`.
 
     Raises:
         NotImplementedError: the student's scheduler cannot start in the middle of its run.
@@ -67,11 +72,11 @@ def plan(
             scales are not as many as the steps.
     """
     if method == "base":
-        return _guided(_base(pair, base_steps, device), scales)
+        return _guided(_base(pair, base_steps, asked["base"], device), scales)
     if method == "hybrid":
-        settings = {"steps": steps, "base_steps": base_steps, "handover": handover, "scales": scales, "device": device}
-        return branches(pair, ks=(k,), **settings)[k]
-    student = _student(pair, steps, device)
+        settings = {"steps": steps, "base_steps": base_steps, "handover": handover, "scales": scales}
+        return branches(pair, ks=(k,), asked=asked, device=device, **settings)[k]
+    student = _student(pair, steps, asked["distilled"], device)
     return _guided(_from_step(student, k) if method == "skip" else _calls("distilled", student), scales)
 
 
@@ -83,36 +88,42 @@ def branches(
     base_steps: int,
     handover: str,
     scales: Mapping[str, Scale],
+    asked: Mapping[str, Asked],
     device,
 ) -> dict[int, list[Call]]:
     """Each k's hybrid; they share the base's calls and its scheduler, so that one can be left for another where they part."""
     if handover == "distilled-scheduler":
-        calls = _calls("distilled", _student(pair, steps, device))
+        check_schedulers(pair.base_scheduler, pair.distilled_scheduler)
+        calls = _calls("distilled", _student(pair, steps, asked["distilled"], device))
         plans = {k: [replace(call, role="base") for call in calls[: _starts(calls)[k]]] for k in ks}
         plans = {k: [*first, *calls[len(first) :]] for k, first in plans.items()}
     else:
-        calls = _base(pair, base_steps, device)
-        rests = {k: _from_step(_student(pair, steps, device), k) for k in ks}
+        calls = _base(pair, base_steps, asked["base"], device)
+        rests = {k: _from_step(_student(pair, steps, asked["distilled"], device), k) for k in ks}
         plans = {k: [*_down_to(calls, rest[0], base_steps), *rest] for k, rest in rests.items()}
     return {k: _guided(plan, scales) for k, plan in plans.items()}
 
 
-def _base(pair: Pair, base_steps: int, device) -> list[Call]:
+def _base(pair: Pair, base_steps: int, asked: Asked, device) -> list[Call]:
     """The base's calls on its own schedule."""
     base = _fresh(pair.base_scheduler)
-    base.set_timesteps(base_steps, device=device)
+    set_steps(base, base_steps, asked=asked, device=device)
     return _calls("base", base)
 
 
-def _student(pair: Pair, steps: int, device):
+def _student(pair: Pair, steps: int, asked: Asked, device):
     """The student's scheduler, at its trained timesteps where it runs as many steps."""
     student = _fresh(pair.distilled_scheduler)
-    if pair.timesteps is not None and steps == pair.steps:
+    if pair.timesteps is None or steps != pair.steps:
+        set_steps(student, steps, asked=asked, device=device)
+    elif (
+        space(student) == "flow"
+    ):  # by its noise levels: it would shift those of given timesteps, and not the timesteps
+        student.set_timesteps(sigmas=[t / student.config.num_train_timesteps for t in pair.timesteps], device=device)
+    else:
         if "original_inference_steps" in student.config:  # LCM's own grid would warn about any other timesteps
             student.register_to_config(original_inference_steps=student.config.num_train_timesteps)
         student.set_timesteps(timesteps=list(pair.timesteps), device=device)
-    else:
-        student.set_timesteps(steps, device=device)
     return student
 
 
@@ -131,13 +142,13 @@ def _from_step(student, k: int) -> list[Call]:
 def _down_to(calls: list[Call], rest: Call, base_steps: int) -> list[Call]:
     """The base's calls down to the noise level of the student's first, the last of them handing over to it."""
     base = calls[0].scheduler
-    target = sigma_at(rest.scheduler, rest.timestep) * (
-        1 + 1e-3
-    )  # two schedulers' roundings of one level are one level
-    above = [i for i in _starts(calls) if _level(base, i, calls[i].timestep) > target]
+    target = ratio(rest.scheduler, sigma_at(rest.scheduler, rest.timestep))
+    levels = {i: ratio(base, _level(base, i, calls[i].timestep)) for i in _starts(calls)}
+    # two schedulers' roundings of one level are one level
+    above = [i for i, level in levels.items() if level > target * (1 + 1e-3)]
     if not above:
         raise ValueError(
-            f"base_steps={base_steps} starts at sigma {_level(base, 0, calls[0].timestep):.3g}, below the hand-over's "
+            f"base_steps={base_steps} starts at a noise to signal ratio of {levels[0]:.3g}, below the hand-over's "
             f"{target:.3g}: no base step would run; give a larger k or other base steps"
         )
     last = above[-1]

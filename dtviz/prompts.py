@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CASE = ("case_number", "image_id")  # the published files' names for a row's number, the first that is there counts
+CASES = re.compile(r"[A-Za-z0-9_-]{1,200}")  # names of files: they lead to no other folder and fit every file system
 SHOWN = 10  # bad rows named in an error
 
 
@@ -40,7 +41,8 @@ def read(path: str | Path) -> list[Row]:
             heads = reader.fieldnames or []
             case = next((name for name in CASE if name in heads), CASE[0])
             if gone := [name for name in (case, "prompt", "evaluation_seed") if name not in heads]:
-                raise ValueError(f"{path} lacks the columns {', '.join(gone)}; it has {', '.join(heads) or 'none'}")
+                there = " ".join(", ".join(heads).split())[:300]  # a head may hold line breaks
+                raise ValueError(f"{path} lacks the columns {', '.join(gone)}; it has {there or 'none'}")
             line = reader.line_num + 1  # where the row starts; a row may span several
             for cells in reader:
                 row, problem = _row(cells, case)
@@ -67,10 +69,10 @@ def _row(cells: Mapping[str, str | None], case: str) -> tuple[Row | None, str]:
     name, prompt, seed = ((cells[column] or "") for column in (case, "prompt", "evaluation_seed"))
     if cells.get(None):
         return None, f"{len(cells[None])} cells too many; a prompt with a comma needs quotes"
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name.strip()):
-        return None, f"{case} {name!r} must be a word of letters, digits, - and _"
+    if not CASES.fullmatch(name.strip()):
+        return None, f"{case} {name[:210]!r} must be a word of letters, digits, - and _, no longer than 200"
     if not prompt.strip():
         return None, "prompt is empty"
     if not re.fullmatch(r"[0-9]{1,18}", seed.strip()):
-        return None, f"evaluation_seed {seed!r} must be an integer, 0 or above"
+        return None, f"evaluation_seed {seed[:30]!r} must be an integer, 0 or above"
     return Row(name.strip(), prompt, int(seed)), ""

@@ -76,13 +76,19 @@ class Relay:
     @property
     def init_noise_sigma(self):
         """Noise enters at the first step that really runs, so it is scaled for that one."""
+        if self.index:
+            return 1.0  # it goes on with a sample that it left
         first = self.plan[0]
         if not self.scaled or space(first.scheduler) != "ve" or first.timestep == first.scheduler.timesteps[0]:
             return first.scheduler.init_noise_sigma
         return (sigma_at(first.scheduler, first.timestep) ** 2 + 1) ** 0.5
 
-    def set_timesteps(self, num_inference_steps: int, device=None) -> None:
+    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None) -> None:
+        """The plan is made already, from what the pipeline asks for, see `dtviz.steps`."""
         self.timesteps = self.timesteps.to(device)
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """The plan begins where it begins."""
 
     def scale_model_input(self, sample: torch.Tensor, timestep) -> torch.Tensor:
         return self.now.scheduler.scale_model_input(sample, self.now.timestep)

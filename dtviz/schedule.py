@@ -8,6 +8,7 @@ x0 = dtviz.predict_x0(pipe.scheduler, model_output, t, latents)    # just before
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,6 +35,13 @@ def noise_level(scheduler, timestep, arguments: Mapping[str, Any] | None = None)
 def sigma(scheduler, timestep) -> float:
     """`noise_level` of a batch whose samples share it."""
     return float(noise_level(scheduler, timestep).flatten()[0])
+
+
+def ratio(scheduler, sigma: float) -> float:
+    """Noise deviation over signal at this scheduler's `sigma`: the noise level that all spaces share; infinite without signal."""
+    if space(scheduler) != "flow":
+        return sigma
+    return sigma / (1 - sigma) if sigma < 1 else math.inf
 
 
 def coefficients(scheduler, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

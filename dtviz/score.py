@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from . import dataset, prompts, quality
 from .embed import Embedder
 from .estimate import Estimate
+from .outside import reading
 from .store import Store
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -57,7 +58,8 @@ def score(
         Columns measure, value, low, high, n, n_reference, embedder, resize, images (their size and format).
 
     Raises:
-        ValueError: the job is not finished, a folder holds no images, or `text` is given and there are no prompts.
+        ValueError: the job is not finished, a folder holds no images, `text` is given and there are no prompts, or
+            a prompt is longer than it reads.
     """
     out, store = Path(out), store or Store()
     files = images(out)
@@ -66,6 +68,11 @@ def score(
         raise ValueError(f"{out} holds {len(files)} of {len(rows)} images: run its `generate` again to finish it")
     if text is not None and rows is None:
         raise ValueError(f"text={text.name!r}: {out} has no prompts.csv, so its images have no known prompts")
+    if text is not None:  # read first: a prompt that is too long is refused before any image is looked at
+        said = {row.case: row.prompt for row in rows}
+        of = [said[file.stem] for file in files]
+        distinct = list(dict.fromkeys(of))
+        words = dict(zip(distinct, text.text(distinct), strict=True))
     made = features(files, embed, store=store, progress=progress)
     table, kind = [], describe(files)
 
@@ -93,10 +100,6 @@ def score(
         name = "Inception score" if inception else "class score"
         add(name, quality.inception_score(embed.classify(made), splits=min(10, len(files))), embed)
     if text is not None:
-        said = {row.case: row.prompt for row in rows}
-        of = [said[file.stem] for file in files]
-        distinct = list(dict.fromkeys(of))
-        words = dict(zip(distinct, text.text(distinct), strict=True))
         seen = features(files, text, store=store, progress=progress)
         found = quality.clip_score(seen, np.stack([words[prompt] for prompt in of]), prompts=of)
         add(f"{'CLIP' if text.name.startswith('clip:') else text.name} score", found, text)
@@ -119,7 +122,7 @@ def describe(files: Sequence[Path]) -> str:
     """Size and format of the images: "64x64 png", or "mixed sizes jpg"; the headers alone are read."""
     sizes = Counter()
     for file in files:
-        with Image.open(file) as image:
+        with reading(file), Image.open(file) as image:
             sizes[image.size] += 1
     size = "{}x{}".format(*next(iter(sizes))) if len(sizes) == 1 else "mixed sizes"
     return f"{size} {' and '.join(sorted({file.suffix.lower()[1:] for file in files}))}"
@@ -152,11 +155,8 @@ def _batches(files: Sequence[Path], size: int) -> Iterator[np.ndarray]:
     """Images (b, 3, h, w) float32 in [0, 1], in order; a batch ends where the images' size changes."""
     batch: list[np.ndarray] = []
     for file in files:
-        try:
-            with Image.open(file) as opened:
-                pixels = np.asarray(opened.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read as an image: {error}") from error
+        with reading(file), Image.open(file) as opened:
+            pixels = np.asarray(opened.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
         if batch and (len(batch) == size or pixels.shape != batch[0].shape):
             yield np.stack(batch)
             batch = []

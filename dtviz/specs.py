@@ -1,45 +1,17 @@
-"""The pairs known by name: where each base and student comes from, and the settings the student was trained for."""
+"""The pairs known by name, shipped ones and those on the model hub; a name of one of them, or a hint."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
 from typing import Any
 
+from .hub import HUB, REPOS, TRAINED
+from .spec import Repo, Spec
 
-@dataclass(frozen=True)
-class Spec:
-    """A pair known by name: where it comes from and the settings it was trained for.
-
-    `file` is the student's weights: a safetensors file or a diffusers folder in `student`; of an embedded pair "unet", a
-    whole network, or "lora", an adapter on the base, so that one network in memory plays both parts.
-    """
-
-    base: str
-    student: str
-    scheduler: str
-    licence: str
-    size: str
-    file: str = ""
-    scheduler_settings: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def embedded(self) -> bool:
-        """Whether dtviz ships it."""
-        return "/" not in self.base
-
-
-SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-TRAINED = (999, 749, 499, 249)  # DMD2's generator steps
-LORA = "pytorch_lora_weights.safetensors"  # diffusers' name
-_TRAILING = {"timestep_spacing": "trailing"}
-_SDXL = {"base_steps": 50, "base_guidance": 5.0, "batch_size": 1}
-
-# Sources: each student's model card. DMD2: LCM scheduler at its trained timesteps, no guidance. LCM: LCM scheduler,
-# guidance embedded in the network, 8. Turbo: Euler ancestral, trailing. Lightning: Euler, trailing.
+# As the students were trained, see data/models
 _EMOJI = {"base_steps": 20, "base_guidance": 5.0, "batch_size": 10}
 _DRAWN = "MIT (weights); drawings Apache-2.0, MIT, CC-BY-4.0"
+_TRAILING = {"timestep_spacing": "trailing"}
 _STUDENTS: dict[str, dict[str, Any]] = {
     "emoji-dmd": {"scheduler": "LCMScheduler", "settings": {"timesteps": TRAINED} | _EMOJI},
     "emoji-lcm": {"scheduler": "LCMScheduler", "settings": _EMOJI},
@@ -48,29 +20,15 @@ _STUDENTS: dict[str, dict[str, Any]] = {
     },
     "emoji-lightning": {"scheduler": "EulerDiscreteScheduler", "scheduler_settings": _TRAILING, "settings": _EMOJI},
 }  # fmt: skip
+
 SPECS: dict[str, Spec] = {
-    **{n: Spec("emoji-base", n, licence=_DRAWN, size="27 MiB", file="unet", **how) for n, how in _STUDENTS.items()},
+    **{n: Spec("emoji-base", n, "emoji", file="unet", **how) for n, how in _STUDENTS.items()},
     **{
-        f"{n}-lora": Spec("emoji-base", n, licence=_DRAWN, size="22 MiB", file="lora", **how)
+        f"{n}-lora": Spec("emoji-base", n, "emoji", file="lora", adapter=True, parameters=2_167_040, **how)
         for n, how in _STUDENTS.items()
     },
-    "sdxl-dmd": Spec(
-        SDXL, "tianweiy/DMD2", "LCMScheduler", "OpenRAIL++ (base), CC-BY-NC-4.0 (student)", "12 GB",
-        file="dmd2_sdxl_4step_unet_fp16.safetensors", settings=_SDXL | {"timesteps": TRAINED},
-    ),
-    "sdxl-lcm": Spec(
-        SDXL, "latent-consistency/lcm-sdxl", "LCMScheduler", "OpenRAIL++", "12 GB", settings=_SDXL | {"guidance": 8.0}
-    ),
-    "sdxl-turbo": Spec(
-        SDXL, "stabilityai/sdxl-turbo", "EulerAncestralDiscreteScheduler",
-        "OpenRAIL++ (base), Stability AI Community (student)", "12 GB", file="unet", scheduler_settings=_TRAILING,
-        settings=_SDXL | {"size": (512, 512)},  # what the student was trained at
-    ),
-    "sdxl-lightning": Spec(
-        SDXL, "ByteDance/SDXL-Lightning", "EulerDiscreteScheduler", "OpenRAIL++", "12 GB",
-        file="sdxl_lightning_4step_unet.safetensors", scheduler_settings=_TRAILING, settings=_SDXL,
-    ),
-}  # fmt: skip
+    **HUB,
+}
 
 
 def spec_of(name: str) -> Spec:
@@ -87,3 +45,18 @@ def spec_of(name: str) -> Spec:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"pair {name!r} is not known, there are {', '.join(SPECS)}{hint}")
     return SPECS[name]
+
+
+def repo_of(name: str) -> Repo:
+    """What is known of a repository; nothing of a folder."""
+    return REPOS.get(name, Repo(_DRAWN if "/" not in name else ""))
+
+
+def licence(spec: Spec) -> str:
+    """Of the base, and of the student where it is another.
+
+    >>> licence(spec_of("flux-schnell"))
+    'FLUX.1-dev Non-Commercial (base), Apache-2.0 (student)'
+    """
+    base, student = repo_of(spec.base).licence, repo_of(spec.student).licence
+    return base if base == student else f"{base} (base), {student} (student)"

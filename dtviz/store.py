@@ -50,7 +50,11 @@ class Entry:
         """What is wrong with the file, "" when it is whole and in its place; reads all of it."""
         if self.settings is None:
             return "its head cannot be read"
-        if key(self.kind, self.settings) != self.name:
+        try:
+            named = key(self.kind, self.settings) == self.name
+        except ValueError:  # a folder that is no kind, or settings that name nothing
+            named = False
+        if not named:
             return "its settings are not those that it is named by"
         return _problem(self.path, self.settings)
 
@@ -81,11 +85,14 @@ class Store:
         """The results that are there, of one kind or of all; only their heads are read."""
         for path in sorted(self.root.glob(f"{'*' if kind is None else _kind(kind)}/??/*.safetensors")):
             try:
+                size = path.stat().st_size
                 with safe_open(path, framework="np") as file:
                     settings = json.loads((file.metadata() or {})["settings"])
-            except (SafetensorError, KeyError, ValueError):
+            except FileNotFoundError:  # removed by another process since the folder was listed
+                continue
+            except _DAMAGE:
                 settings = None
-            yield Entry(path.parts[-3], path.stem, path, path.stat().st_size, settings)
+            yield Entry(path.parts[-3], path.stem, path, size, settings if isinstance(settings, dict) else None)
 
     def fetch(self, kind: str, settings: Mapping, make: Callable[[], Mapping]) -> dict[str, np.ndarray]:
         """The result's arrays by name: read if it is there and whole, else made by `make()` and kept.
@@ -108,10 +115,10 @@ class Store:
 
 
 def _read(path: Path, settings: Mapping, *, warn: bool) -> dict[str, np.ndarray] | None:
-    if not path.exists():
-        return None
     try:
         return _whole(path, settings)
+    except FileNotFoundError:
+        return None
     except _DAMAGE as error:
         if warn:
             warnings.warn(f"{path} is damaged and is made again: {error}", stacklevel=3)
@@ -126,7 +133,7 @@ def _problem(path: Path, settings: Mapping) -> str:
     return ""
 
 
-_DAMAGE = (SafetensorError, KeyError, TypeError, ValueError)
+_DAMAGE = (SafetensorError, KeyError, TypeError, ValueError, RecursionError)
 
 
 def _whole(path: Path, settings: Mapping) -> dict[str, np.ndarray]:
@@ -134,39 +141,43 @@ def _whole(path: Path, settings: Mapping) -> dict[str, np.ndarray]:
     with safe_open(path, framework="np") as file:
         found = file.metadata() or {}
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    if found.get("sha256") != _digest(_canonical(settings), arrays):
+    if found.get("sha256") != digest(_canonical(settings), arrays):
         raise ValueError("its contents do not match its hash")
     return arrays
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is whole or absent, whatever happens; one process at a time may write a path.
+def write_whole(path: Path, data: bytes, *, shared: bool = False) -> None:
+    """Write a file that is whole or absent, whatever happens, and leave the earlier one until then.
 
-    Beside its place under one name, so that the rest of a killed writer is overwritten by the next.
+    Beside its place under one name, so that the rest of a killed writer is overwritten by the next; one process at a time
+    may write a path. `shared`: several may, each under a name of its own, and the rest of a killed one stays.
+    OSError: the disk is full or may not be written; the file is named.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial" if shared else f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
         os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _write(path: Path, settings: Mapping, arrays: dict[str, np.ndarray]) -> None:
     text = _canonical(settings)
-    write_whole(path, save(arrays, metadata={"settings": text, "sha256": _digest(text, arrays)}))
+    write_whole(path, save(arrays, metadata={"settings": text, "sha256": digest(text, arrays)}))
 
 
-def _digest(text: str, arrays: dict[str, np.ndarray]) -> str:
+def digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
     """sha256 over everything that a reader gets, so that no damaged byte of it goes unnoticed."""
-    digest = hashlib.sha256(text.encode())
+    total = hashlib.sha256(text.encode())
     for name in sorted(arrays):
-        digest.update(f"\n{name} {arrays[name].dtype.name} {arrays[name].shape}\n".encode())
-        digest.update(arrays[name].tobytes())
-    return digest.hexdigest()
+        total.update(f"\n{name} {arrays[name].dtype.name} {arrays[name].shape}\n".encode())
+        total.update(arrays[name].tobytes())
+    return total.hexdigest()
 
 
 def _arrays(kind: str, made: Mapping) -> dict[str, np.ndarray]:

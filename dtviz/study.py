@@ -7,11 +7,12 @@ study.features("dog face", "hybrid")        # (30, d), generated, decoded and em
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from .diversity import nearest
 from .embed import Embedder, embedder
 from .generate import generate
 from .pairs import SPECS, Pair, check, load
+from .profiles import PAPER_BASE_STEPS, check_profile
 from .profiles import seeds_of as seeds_of
-from .store import Store
+from .store import Store, write_whole
 from .table import save
 from .trace import FORMAT, Trace
 
@@ -70,6 +72,7 @@ class Study:
         pair: str,
         *,
         seeds: Iterable[int],
+        profile: str = "quick",
         measure: bool = True,
         embedder_name: str = "",
         store: Store | None = None,
@@ -77,19 +80,25 @@ class Study:
     ) -> Study:
         """Load the embedder, unless not to `measure`, and then the pair.
 
-        Embedded pairs are measured by EfficientNet-Lite0, which no part of them was trained on; hub pairs by DreamSim.
+        Embedded pairs are measured by EfficientNet-Lite0, which no part of them was trained on; hub pairs by DreamSim. The
+        profile "paper" runs the pair as the paper does: 50 base steps, and where its code has other settings than those that
+        the student was trained for, the code's.
 
         Raises:
-            ValueError: there are no seeds, or no pair or embedder of this name.
+            ValueError: there are no seeds, or no pair, profile or embedder of this name.
             Unavailable: the pair or the embedder is not on this machine.
         """
         seeds = tuple(seeds)
         if not seeds:
             raise ValueError(f"seeds={seeds} must hold at least one seed")
+        check_profile(profile)
         check(pair)
         usual = "efficientnet-lite0" if embedded(pair) else "dreamsim"
         chosen = embedder(embedder_name or usual) if measure else None
-        return cls(load(pair), chosen, seeds, store or Store(), settings)
+        paper = profile == "paper"
+        models = load(pair, published=paper)
+        models = replace(models, base_steps=PAPER_BASE_STEPS) if paper else models
+        return cls(models, chosen, seeds, store or Store(), settings)
 
     def choose(self, n: int) -> tuple[str, ...]:
         """The first `n` prompts that the pair is studied on, all of them for 0.
@@ -221,9 +230,13 @@ class Study:
         alone = method == "base"
         defaults = ("base_steps", "base_guidance", "size")
         defaults += () if alone else ("steps", "guidance", "handover", "timesteps")
+        defaults += ("call",) if self.pair.call else ()
         facts = {name: getattr(self.pair, name) for name in defaults} | self.settings | settings
         if "adaptive" in facts:
             facts["adaptive"] = asdict(facts["adaptive"])
+        controls = [applied.facts() for applied in facts.pop("controls", ()) if applied.scale != 0]
+        if controls:  # what changes nothing does not count: the plain model's results are not made again
+            facts["controls"] = [{key: value for key, value in told.items() if key != "name"} for told in controls]
         return facts | {
             "method": method,
             "prompt": prompt,
@@ -276,12 +289,16 @@ class Study:
 
 def _label(method: str, settings: dict[str, Any]) -> str:
     """A run's name in figures: its method, and what differs from the pair's own settings."""
-    chosen = [
-        str(value) if name == "handover" else f"{name}={_scales(value) if isinstance(value, list | tuple) else value}"
-        for name, value in settings.items()
-        if name != "x_t"
-    ]
+    chosen = [_setting(name, value) for name, value in settings.items() if name != "x_t"]
     return ", ".join([method, *chosen])
+
+
+def _setting(name: str, value: Any) -> str:
+    if name == "handover":
+        return value
+    if name == "controls":
+        return " + ".join(map(str, value)) or "no control"
+    return f"{name}={_scales(value) if isinstance(value, list | tuple) else value}"
 
 
 def _scales(guidance: float | list[float] | tuple[float, ...]) -> str:
@@ -314,10 +331,15 @@ def save_figure(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in ("png", "pdf")]
-    for path in paths:  # no date in the PDF, so that the same figure is the same file
-        figure.savefig(path, dpi=200, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+    for path in paths:
+        data = io.BytesIO()
+        dated = (
+            {"CreationDate": None} if path.suffix == ".pdf" else None
+        )  # no date, so that the same figure is the same file
+        figure.savefig(data, format=path.suffix[1:], dpi=200, metadata=dated)
+        write_whole(path, data.getvalue(), shared=True)  # an earlier figure stays until the new one is whole
     paths.append(folder / f"{name}.json")
-    paths[-1].write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n")
+    write_whole(paths[-1], f"{json.dumps(provenance, indent=1, sort_keys=True)}\n".encode(), shared=True)
     if table is not None:
         paths.append(save(table, folder / f"{name}.csv", units=units or {}))
     return paths

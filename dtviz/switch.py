@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .networks import Adapters, Offload, embeds_guidance, network
+from .networks import GUIDANCE_INPUTS, Adapters, Offload, embeds_guidance, guidance_input, network
 
 
 class Turn(NamedTuple):
@@ -39,6 +39,7 @@ class Switch:
         formula: the roles whose guidance is u + scale (c - u) for every scale, where 0 is the unconditional model; of the
             others 0 and 1 both mean the conditional one, as in diffusers.
         condition: changes the text states that the denoiser gets, (sample, token, channel), the conditional ones only.
+        steer: called with the `Turn` before each of these evaluations, to set what depends on it (controls).
         probe: called like `turn`: who else looks at this sample, if anyone; the output goes to `probed`.
         offload: keep the network whose turn it is not in the host's memory; of two networks, only.
         evaluations: denoiser evaluations a sample, counted for each role.
@@ -51,6 +52,7 @@ class Switch:
     doubled: Callable[[int], bool]
     formula: tuple[str, ...] = ()
     condition: Callable[[torch.Tensor], torch.Tensor] | None = None
+    steer: Callable[[Turn], None] = lambda turn: None
     probe: Callable[[], Turn | None] = lambda: None
     probed: list[torch.Tensor] = field(default_factory=list)
     offload: bool = False
@@ -81,6 +83,7 @@ class Switch:
         def play(turn: Turn, sample: torch.Tensor, args: tuple, kwargs: dict[str, Any]):
             if cast is not None:
                 cast.use(turn.role)
+            self.steer(turn)
             call = forward if self.network(turn.role) is base else self.student
             return self._evaluate(call, turn, sample, args, dict(kwargs))
 
@@ -110,7 +113,9 @@ class Switch:
         """What has to be done between one role and the other."""
         if isinstance(self.student, str):
             return Adapters(self.base, self.student)
-        return Offload(self.base, self.student) if self.offload else None
+        if not self.offload:
+            return None
+        return Offload(self.base, self.student, getattr(self.pipe, "_execution_device", None))
 
     def _conditioned(self, kwargs: dict[str, Any], n: int) -> dict[str, Any]:
         text = kwargs.get("encoder_hidden_states")
@@ -124,6 +129,8 @@ class Switch:
     def _evaluate(self, call: Callable, turn: Turn, sample: torch.Tensor, args: tuple, kwargs: dict[str, Any]):
         n, role, scale = sample.shape[0], turn.role, turn.scale
         embedded, both, doubled = embeds_guidance(self.network(role)), self.needs_both(turn), self.doubled(n)
+        if self.network(role) is not self.base:  # the pipeline made them for the base
+            kwargs = {name: value for name, value in kwargs.items() if name not in GUIDANCE_INPUTS}
         if scale is None and not embedded:
             self.evaluations[role] += 2 if doubled else 1
             return call(sample, *args, **kwargs)
@@ -134,9 +141,8 @@ class Switch:
             )
         if embedded:
             scale = self.pipe.guidance_scale if scale is None else scale
-            dim = self.network(role).config.time_cond_proj_dim
-            strength = torch.full((n // 2 if doubled else n,), scale - 1.0)
-            kwargs["timestep_cond"] = self.pipe.get_guidance_scale_embedding(strength, embedding_dim=dim).to(sample)
+            rows = sample[: n // 2] if doubled else sample
+            kwargs |= guidance_input(self.pipe, self.network(role), scale, rows)
         twice = both and scale != 0
         if doubled and not twice:
             half = slice(n // 2) if both else slice(n // 2, n)  # diffusers puts the prompt second

@@ -9,12 +9,14 @@ A long table has one row a measurement: `prompt`, `method`, `value`, and where t
 On disk a unit stands in the column's head, `value [1 - cosine]`, so the file stays a plain CSV.
 """
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
+
+from .outside import reading
+from .store import write_whole
 
 AVERAGE = "Average"
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -42,24 +44,20 @@ def save(table: pd.DataFrame, path: str | Path, *, units: Mapping[str, str]) -> 
         raise ValueError(f"columns or units {bracketed} hold a bracket, which marks the unit in the CSV's head")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        headed = table.rename(columns={name: f"{name} [{unit}]" for name, unit in units.items()})
-        headed.to_csv(partial, index=False, lineterminator="\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    headed = table.rename(columns={name: f"{name} [{unit}]" for name, unit in units.items()})
+    write_whole(path, headed.to_csv(index=False, lineterminator="\n").encode(), shared=True)
     return path
 
 
 def load(path: str | Path) -> pd.DataFrame:
-    """Read what `save` wrote: plain column names, and the units in `table.attrs["units"]`.
+    """Read what `save` wrote: plain column names, and the units in `table.attrs["units"]`. ValueError: it is no table.
 
     >>> load(GOLDEN / "table3.csv").columns.tolist()
     ['prompt', 'base', 'distilled', 'hybrid']
     """
     # Only an empty cell is missing: "NA" and "null" are words that a prompt may hold.
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    with reading(path):
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
     heads = {head: re.fullmatch(r"(.*) \[(.*)\]", head) for head in table.columns}
     table = table.rename(columns={head: found[1] for head, found in heads.items() if found})
     table.attrs["units"] = {found[1]: found[2] for found in heads.values() if found}
@@ -141,7 +139,8 @@ def show(table: pd.DataFrame, *, digits: int = 3):
     True
     """
     bold = best(wide(table), digits=digits).map({True: "font-weight: bold", False: ""}.get)
-    return _cells(table, digits=digits, between=" ± ", after="").style.apply(lambda _: bold, axis=None)
+    cells = _cells(table, digits=digits, between=" ± ", after="").style.apply(lambda _: bold, axis=None)
+    return cells.format_index(escape="html", axis=0).format_index(escape="html", axis=1)  # a prompt may hold HTML
 
 
 def latex(table: pd.DataFrame, *, digits: int = 3) -> str:

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from .outside import reading
+from .store import digest, write_whole
 
 FORMAT = "dtviz.trace/1"
 _STEPS_OF_SAMPLES = ("x0", "x_t", "conditional", "unconditional", "later_x0")
@@ -165,15 +168,12 @@ class Trace:
         return cls(**arrays, **(facts | lists))
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write one safetensors file with the facts as JSON in its header; atomic."""
+        """Write one safetensors file with the facts as JSON in its header, and a hash of all; whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            save_file(self.arrays(), partial, metadata={"format": FORMAT, "facts": json.dumps(self.facts())})
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        arrays, facts = {name: part.numpy() for name, part in self.arrays().items()}, json.dumps(self.facts())
+        header = {"format": FORMAT, "facts": facts, "sha256": digest(facts, arrays)}
+        write_whole(path, save(arrays, metadata=header), shared=True)
         return path
 
     @classmethod
@@ -186,12 +186,27 @@ class Trace:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no trace at {path}")
-        try:
+        with reading(f"trace {path}"):
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             if header.get("format") != FORMAT:
                 raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
-            return cls.build(arrays, json.loads(header["facts"]))
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a whole dtviz trace: {error}") from error
+            if header.get("sha256") != digest(header["facts"], {name: part.numpy() for name, part in arrays.items()}):
+                raise ValueError("its contents do not match its hash")
+            return cls.build(arrays, _checked(json.loads(header["facts"])))
+
+
+def _checked(facts: Any) -> dict[str, Any]:
+    """What a file tells of its trace, if a trace can tell it."""
+
+    def listed(name: str, kind: type) -> bool:
+        return isinstance(facts[name], list) and all(isinstance(item, kind) for item in facts[name])
+
+    fits = isinstance(facts, dict) and facts.keys() == {"seeds", "prompt", "steps_run", "provenance"}
+    fits = fits and isinstance(facts["steps_run"], dict) and isinstance(facts["provenance"], dict)
+    fits = fits and (facts["seeds"] is None or listed("seeds", int))
+    fits = fits and (facts["prompt"] is None or isinstance(facts["prompt"], str) or listed("prompt", str))
+    if not fits:
+        raise ValueError(f"it tells {facts!r}")
+    return facts

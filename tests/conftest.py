@@ -6,6 +6,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, StableDiffusio
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import dtviz
+from dtviz.controls import DOWN, UP
 
 torch.set_num_threads(1)
 
@@ -23,6 +24,21 @@ def tiny_unet(seed: int) -> UNet2DConditionModel:
         attention_head_dim=2,
         norm_num_groups=8,
     ).eval()
+
+
+def random_factors(unet, seed: int = 0) -> dict[str, torch.Tensor]:
+    """LoRA factors for all attention layers, some feed-forward layers and convolutions, of two ranks, by tensor name."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, module in unet.named_modules():
+        kind = type(module).__name__
+        if not (kind == "Linear" and (".attn" in name or ".ff.net.0" in name)) and not name.endswith("resnets.0.conv1"):
+            continue
+        rank, weight = (2 if "mid_block" in name else 4), module.weight
+        tail = (1,) * (weight.ndim - 2)
+        tensors[name + DOWN] = torch.randn((rank, *weight.shape[1:]), generator=generator) / 4
+        tensors[name + UP] = torch.randn((len(weight), rank, *tail), generator=generator) / 4
+    return tensors
 
 
 def tiny_tokenizer() -> CLIPTokenizer:

@@ -244,27 +244,58 @@ def test_dreamsim_resizes_as_the_package_does(dreamsim_pair, images):
     assert (preprocess(picture) - _resize(pixels[None] / 255, 224, "bicubic")).abs().max() < 2 / 255
 
 
-def test_dinov2_code_is_read_from_the_folder_and_torch_hub_is_left_as_it_was(dreamsim_cache, monkeypatch):
-    """Type `dinov2_vitb14` with a two-line stand-in for the hub's repository; GitHub must not be asked."""
+@pytest.fixture(scope="module")
+def dinov2_cache(dreamsim_cache):
+    """The same folder with `dinov2_vitb14`, whole and patch type, and a stand-in of a few lines for the hub's repository."""
     from dreamsim.feature_extraction.vision_transformer import VisionTransformer
 
     repository = dreamsim_cache / "facebookresearch_dinov2_main"
     repository.mkdir()
     (repository / "hubconf.py").write_text(
+        "import torch\n"
         "from dreamsim.feature_extraction.vision_transformer import VisionTransformer\n"
-        "def dinov2_vitb14():\n    return VisionTransformer(patch_size=14, embed_dim=768, num_heads=12, depth=12)\n"
+        "def dinov2_vitb14():\n"
+        "    torch.manual_seed(5)\n"  # the same weights at every load
+        "    return VisionTransformer(patch_size=14, embed_dim=768, num_heads=12, depth=12)\n"
     )
     (dreamsim_cache / "checkpoints").mkdir()
     for file in ("dinov2_vitb14_pretrain.pth", "checkpoints/dinov2_vitb14_pretrain.pth"):
         (dreamsim_cache / file).touch()
-    backbone = VisionTransformer(patch_size=14, embed_dim=768, num_heads=12, depth=12)
-    save_adapter(backbone, dreamsim_cache / "dinov2_vitb14_single_lora")
+    for kind in ("single", "patch"):
+        backbone = VisionTransformer(patch_size=14, embed_dim=768, num_heads=12, depth=12)
+        save_adapter(backbone, dreamsim_cache / f"dinov2_vitb14_{kind}_lora")
+    return dreamsim_cache
+
+
+def test_dinov2_code_is_read_from_the_folder_and_torch_hub_is_left_as_it_was(dinov2_cache, monkeypatch):
+    """Type `dinov2_vitb14`; GitHub must not be asked."""
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("asked the network"))
     monkeypatch.setattr("torch.hub.urlopen", lambda *a, **k: pytest.fail("asked the network"))
     load, place = torch.hub.load, torch.hub.get_dir()
-    ours = embedder("dreamsim:dinov2_vitb14", device="cpu", cache_dir=dreamsim_cache)
+    ours = embedder("dreamsim:dinov2_vitb14", device="cpu", cache_dir=dinov2_cache)
     assert (torch.hub.load, torch.hub.get_dir()) == (load, place)
     assert ours(torch.rand(1, 3, 64, 64)).shape == (1, ours.dim) == (1, 768)
+
+
+def test_a_patch_type_equals_the_package_pair_by_pair(dinov2_cache, monkeypatch):
+    """Its distance joins the class token and the mean of the patch tokens, each centred and normalised before."""
+    from dreamsim import dreamsim
+
+    ours = embedder("dreamsim:dinov2_vitb14_patch", device="cpu", cache_dir=dinov2_cache, batch_size=2)
+    load, folder = torch.hub.load, str(dinov2_cache / "facebookresearch_dinov2_main")
+    monkeypatch.setattr("torch.hub.load", lambda repo, model: load(folder, model, source="local"))
+    place, settings = torch.hub.get_dir(), {"dreamsim_type": "dinov2_vitb14", "use_patch_model": True}
+    with pytest.warns(UserWarning, match="peft_config"):
+        model, _ = dreamsim(device="cpu", cache_dir=str(dinov2_cache), **settings)
+    torch.hub.set_dir(place)
+    images = torch.rand(3, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    features = ours(images)
+    assert features.shape == (3, ours.dim) == (3, 1536)
+    with torch.inference_mode():
+        for other in (1, 2):
+            theirs = float(model(images[:1], images[other : other + 1]))
+            assert abs(theirs - (1 - features[0] @ features[other])) < TOLERANCE
+    assert np.abs(ours(images[:1]) - features[:1]).max() < TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,12 @@ def test_jobs_run_together_and_share_the_cores(folder, tmp_path, monkeypatch):
     assert [printed(path).split() for path in paths] == [["2", "4"]] * 2
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (4, 1), (8, 2), (64, 4)])
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (4, 4), (64, 4)])
 def test_jobs_follow_the_cores_and_never_exceed_the_notebooks(monkeypatch, cores, workers):
     monkeypatch.setattr(figures, "_cores", lambda: cores)
-    assert figures._workers(None, 4) == workers
+    assert figures._workers(None, 9, small=True) == workers
+    assert figures._workers(None, 9, small=False) == 1  # two may not fit the accelerator
+    assert figures._workers(None, 1, small=True) == 1
 
 
 def alive(pid: int) -> bool:
@@ -179,7 +181,7 @@ def test_interrupt_ends_the_notebooks_and_leaves_nothing_behind(folder, tmp_path
         ({"parameters": {"n_seeds": "three"}}, r"'n_seeds' of notebook fig5_curve is of type int, got 'three' \(str\)"),
         ({"parameters": {"n_seeds": True}}, r"of type int, got True"),
         ({"parameters": {"pair": "sdxl-dmd"}}, "'pair' is given as pair="),
-        ({"profile": "fast"}, "profile='fast' is not one of quick, full"),
+        ({"profile": "fast"}, "profile='fast' is not one of quick, full, paper"),
         ({"jobs": 0}, "jobs=0 must be at least 1"),
     ],
 )  # fmt: skip

@@ -72,8 +72,8 @@ def test_bad_input_is_refused(judge):
     for bad in (["picasso"], []):
         with pytest.raises(ValueError, match="one or more of the artists noto, twemoji, fxemoji"):
             judge([[1.0, 2.0]], among=bad)
-    with pytest.raises(ValueError, match="kind='style' is not one of artist, concept"):
-        judges.load("style")
+    with pytest.raises(ValueError, match="kind='colour' is not one of artist, concept, style"):
+        judges.load("colour")
     with pytest.raises(dtviz.Unavailable, match="make models"):
         judges.load("concept")
 

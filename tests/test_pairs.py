@@ -1,5 +1,4 @@
 import copy
-import json
 import socket
 import time
 from dataclasses import replace
@@ -8,15 +7,11 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
-from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from safetensors.torch import load_file
 
 import dtviz
 from dtviz import pairs as table
-from dtviz.pairs import LORA, SPECS, Spec, check, load, models
-
-from .conftest import tiny_tokenizer
+from dtviz.pairs import LORA, SPECS, check, load, models
 
 
 @pytest.fixture
@@ -144,95 +139,54 @@ def test_the_base_loads_as_any_pipeline():
     assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
 
 
-def tiny_sdxl(folder: Path) -> torch.nn.Module:
-    """A random SDXL pipeline of the published layout in `folder`; returns its UNet."""
-    torch.manual_seed(0)
-    text = CLIPTextConfig(
-        vocab_size=len(tiny_tokenizer()), hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1, projection_dim=32, hidden_act="gelu",
-    )  # fmt: skip
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=(2, 4),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
-        transformer_layers_per_block=(1, 1), projection_class_embeddings_input_dim=80, cross_attention_dim=64,
-    )  # fmt: skip
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(32, 64),
-        sample_size=16,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    )
-    StableDiffusionXLPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        text_encoder_2=CLIPTextModelWithProjection(text),
-        tokenizer=tiny_tokenizer(),
-        tokenizer_2=tiny_tokenizer(),
-        unet=unet,
-        scheduler=diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1),
-    ).save_pretrained(folder)
-    return unet
-
-
-@pytest.mark.parametrize("name", ["sdxl-dmd", "sdxl-lcm", "sdxl-turbo", "sdxl-lightning"])
-def test_hub_pairs_at_tiny_size(name, tmp_path, monkeypatch):
-    """The hub pairs' loading code on random weights in each repository's published layout, then every method."""
-    spec = SPECS[name]
-    base, student = tmp_path / "org" / "base", tmp_path / "org" / "student"
-    unet = tiny_sdxl(base)
-    if spec.file.endswith(".safetensors"):
-        student.mkdir()
-        save_file(unet.state_dict(), student / spec.file)
-    else:
-        other = unet
-        if name == "sdxl-lcm":
-            other = diffusers.UNet2DConditionModel.from_config(unet.config, time_cond_proj_dim=16)
-        other.save_pretrained(student / spec.file)
-    settings = spec.settings | ({"size": (16, 16)} if "size" in spec.settings else {})
-    local = Spec(**{**vars(spec), "base": str(base), "student": str(student), "settings": settings})
-    monkeypatch.setitem(SPECS, name, local)
-    pair = load(name, device="cpu")
-    assert type(pair.distilled_scheduler).__name__ == spec.scheduler
-    for method in ("base", "distilled", "hybrid", "skip"):
-        trace = dtviz.generate(pair, "dog", method=method, base_steps=3, seeds=[0, 1], batch_size=2)
-        assert torch.isfinite(trace.final).all()
-    plain = pair.pipeline(
-        "dog",
-        generator=[torch.Generator().manual_seed(0)],
-        num_inference_steps=3,
-        guidance_scale=5.0,
-        output_type="latent",
-    )
-    base = dtviz.generate(pair, "dog", method="base", base_steps=3, seeds=[0])
-    torch.testing.assert_close(base.final, plain.images, atol=1e-3, rtol=1e-3)
-    if (
-        name != "sdxl-lcm"
-    ):  # here base and student have the same weights: guidance just over 1 doubles the base's batch,
-        # changes nothing else, and the student's steps take the prompt's half of it
-        doubled = dtviz.generate(pair, "dog", method="hybrid", base_guidance=1 + 1e-6, seeds=[0])
-        alone = dtviz.generate(pair, "dog", method="distilled", seeds=[0])
-        torch.testing.assert_close(doubled.final, alone.final, atol=1e-3, rtol=1e-3)
-    matched = dtviz.generate(pair, "dog", method="hybrid", handover="matched-sigma", base_steps=10, seeds=[0])
-    assert matched.steps_run["distilled"] == 3
-    assert json.dumps(matched.facts())
-
-
-def test_a_pair_must_fit(pipe):
+def test_a_pair_must_fit(pipe, pair):
+    unet = pipe.unet
     with pytest.raises(ValueError, match="not an adapter"):
         dtviz.Pair(pipe, "lightning")
     with pytest.raises(ValueError, match="give a denoiser module"):
         dtviz.Pair(pipe, 3)
-    with pytest.raises(ValueError, match="not a pair"):
-        dtviz.Pair(
-            pipe,
-            diffusers.UNet2DConditionModel(
-                in_channels=8,
-                sample_size=8,
-                block_out_channels=(32,),
-                down_block_types=("DownBlock2D",),
-                up_block_types=("UpBlock2D",),
-            ),
-        )
+    with pytest.raises(ValueError, match="takes 8 latent channels, the base 4: not a pair"):
+        dtviz.Pair(pipe, type(unet).from_config(unet.config, in_channels=8))
+    with pytest.raises(ValueError, match="takes 24 text channels, the base 16: not a pair"):
+        dtviz.Pair(pipe, type(unet).from_config(unet.config, cross_attention_dim=24))
     with pytest.raises(ValueError, match="handover='late'"):
-        dtviz.Pair(pipe, pipe.unet, handover="late")
+        dtviz.Pair(pipe, unet, handover="late")
+    v = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    with pytest.raises(
+        ValueError, match=r"takes v_prediction in vp space, and the base predicts epsilon.*matched-sigma"
+    ):
+        dtviz.Pair(pipe, unet, distilled_scheduler=v)
+    mixed = dtviz.Pair(pipe, unet, distilled_scheduler=v, handover="matched-sigma")  # each reads its own output
+    trace = dtviz.generate(mixed, "dog", method="hybrid", base_steps=8, seeds=[0])
+    assert trace.steps_run["distilled"] == 3
+    with pytest.raises(ValueError, match="use handover='matched-sigma'"):
+        dtviz.generate(mixed, "dog", method="hybrid", handover="distilled-scheduler", seeds=[0])
+
+
+def test_any_other_pair_in_ten_lines(pipe, pair):
+    """The README's: two pipelines of one's own, a base and its student, are a pair."""
+    fast = diffusers.StableDiffusionPipeline(
+        **pipe.components | {"unet": pair.distilled, "scheduler": pair.distilled_scheduler},
+        requires_safety_checker=False,
+    )
+    mine = dtviz.Pair(pipeline=pipe, distilled=fast, name="mine", steps=4, base_steps=8, base_guidance=3.0)
+    assert mine.distilled is pair.distilled
+    assert mine.distilled_scheduler is fast.scheduler
+    trace = dtviz.generate(mine, "dog", method="hybrid", k=1, seeds=range(2))
+    expected = dtviz.generate(replace(pair, timesteps=None), "dog", method="hybrid", k=1, seeds=range(2))
+    assert torch.equal(trace.final, expected.final)
+    assert dtviz.decode(trace, mine, final=True).shape == (2, 3, 16, 16)
+
+    fast.vae = type(pipe.vae).from_config(pipe.vae.config, scaling_factor=0.5)
+    with pytest.raises(
+        ValueError, match="distilled's autoencoder has scaling_factor=0.5, the base's 0.18215: not a pair"
+    ):
+        dtviz.Pair(pipe, fast)
+    fast.vae = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    with pytest.raises(ValueError, match="distilled has a AutoencoderTiny, the base a AutoencoderKL"):
+        dtviz.Pair(pipe, fast)

@@ -105,7 +105,7 @@ def test_what_cannot_be_scored_is_refused(job, lite, tmp_path):
     with pytest.raises(ValueError, match="has no prompts.csv"):
         score(plain, embed=lite, text=embedder("emoji-clip", device="cpu"), store=store)
     (plain / "001.png").write_bytes((plain / "001.png").read_bytes()[:90])
-    with pytest.raises(ValueError, match="001.png cannot be read as an image"):
+    with pytest.raises(ValueError, match="001.png cannot be read, is it damaged"):
         score(plain, embed=lite, store=store, progress=False)
     (job / "images" / "003.png").unlink()
     with pytest.raises(ValueError, match="11 of 12 images"):

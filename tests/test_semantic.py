@@ -14,7 +14,7 @@ from dtviz import embedder, study, table
 from dtviz.pairs import SPECS, Spec
 
 from .conftest import tiny_tokenizer
-from .test_pairs import tiny_sdxl
+from .repos import sdxl
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "semantic_diversity.ipynb"
 
@@ -23,7 +23,7 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "semantic_diversity.ipynb"
 def tiny_pair(tmp_path, monkeypatch):
     """The pair "sdxl-dmd" with random weights, few base steps and a stand-in for DreamSim; results are kept in tmp_path."""
     base, student = tmp_path / "org" / "base", tmp_path / "org" / "student"
-    unet, spec = tiny_sdxl(base), SPECS["sdxl-dmd"]
+    unet, spec = sdxl(base), SPECS["sdxl-dmd"]
     student.mkdir()
     save_file(unet.state_dict(), student / spec.file)
     settings = spec.settings | {"base_steps": 8, "size": (16, 16)}

@@ -108,7 +108,7 @@ def test_prompts_and_provenance(tiny):
     [
         (lambda study_: study_.choose(99), "n_prompts=99 must be from 1 to 5"),
         (lambda study_: study_.choose(-1), "n_prompts=-1"),
-        (lambda study_: study.seeds_of("ful", 0, quick=1, full=2), "profile='ful' is not one of quick, full"),
+        (lambda study_: study.seeds_of("ful", 0, quick=1, full=2), "profile='ful' is not one of quick, full, paper"),
         (lambda study_: study.seeds_of("full", 1, quick=3, full=5, least=2), "n_seeds=1 must be at least 2"),
         (lambda study_: Study.open("emoji-dmd", seeds=[]), "at least one seed"),
         (lambda study_: Study.open("emoji", seeds=[0]), "did you mean 'emoji-"),

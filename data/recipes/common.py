@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from dtviz.outside import seal
+
 DATA = Path(__file__).resolve().parents[1]
 DRAWINGS = DATA / "drawings"
 MODELS = DATA / "models"
@@ -59,6 +61,7 @@ def stage(name: str, seed: int = 0):
     start = time.time()
     print(f"== {name} on {DEVICE}", flush=True)
     yield
+    seal(MODELS)  # what was trained anew is what `dtviz.load` expects from now on
     print(f"== {name} done in {time.time() - start:.0f} s", flush=True)
 
 
