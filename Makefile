@@ -51,7 +51,7 @@ browser:
 
 # The API reference from the docstrings, into docs/api (not kept in the repository).
 docs: $(STAMP)
-	$(PY) -W error::UserWarning -m pdoc dtviz --output-directory docs/api
+	$(PY) -W error::UserWarning -m pdoc dtviz --docformat google --output-directory docs/api
 
 bench: $(STAMP)
 	$(PY) -m tests.bench.capture

@@ -148,7 +148,9 @@ class Panel(widgets.VBox):
 
     def live(self, pictures: np.ndarray, *, chosen: int) -> None:
         """The strip of samples."""
-        self.samples.value = encode(strip(pictures, marked=chosen), least=1)
+        sheet = strip(pictures, marked=chosen)
+        self.samples.width = str(sheet.shape[1])
+        self.samples.value = encode(sheet, least=1)
 
     def _select(self, start, end) -> None:
         """Pixels from one corner to the other; what is less than two across is a click, which takes the box away."""

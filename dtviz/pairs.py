@@ -53,6 +53,8 @@ class Pair:
             pairs of two networks.
         fingerprint: changes whenever the weights do; "" for a pair made by hand, whose results are not stored.
         base_fingerprint: the same of the base alone, whose samples all its students share; "" where it is not known.
+
+        pair = dtviz.Pair(pipeline=pipe, distilled=unet, distilled_scheduler=LCMScheduler.from_config(pipe.scheduler.config))
     """
 
     pipeline: Any
@@ -214,6 +216,8 @@ def load(
     Raises:
         ValueError: no pair has this name, its files are damaged, or `offload` is something else.
         Unavailable: its weights are not on this machine and the hub is out of reach.
+
+        pair = dtviz.load("sdxl-dmd", device="cuda", dtype=torch.float16)
     """
     spec, where = check_load(name, offload=offload), Place.of(name, device, dtype, revision, student_revision)
     from . import weights
@@ -233,6 +237,8 @@ def table() -> pd.DataFrame:
     """Every pair known by name: student, base, licence, size of the weights, and whether this machine has it.
 
     `size` is that of all parameters at two bytes each, text encoders included; files may be larger.
+
+        dtviz.pairs()
     """
     import pandas as pd
 
