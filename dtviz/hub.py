@@ -12,7 +12,7 @@ Sources, for every line of the tables below:
   3.5, PixArt and SANA 20 at 4.5).
 - `published`: what the paper's code runs otherwise: LCM's own grid 999, 759, 499, 259 in place of DMD2's timesteps, and guidance
   0 for LCM-SDXL, which is w = -1, outside of what it was trained for.
-- Revisions: commits that public code pins or names as its snapshot; `None` where none was found, see README. Licences: the cards.
+- Revisions: commits that public code pins or names as its snapshot; `None` where none was found, see docs/pairs.md. Licences: the cards.
 
 SANA-Sprint is SANA's flow model in TrigFlow's coordinates (Chen et al. 2025, section 3.1): with s = sin t / (sin t + cos t), its
 pipeline gives the network x_t / (sin t + cos t) = (1 - s) x0 + s noise and time s, and turns the velocity that comes back
