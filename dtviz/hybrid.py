@@ -92,6 +92,9 @@ def hybrid(
     Raises:
         ValueError: an argument is not what it may be, or student and base do not fit.
         NotImplementedError: the scheduler is not known.
+
+        with dtviz.hybrid(pipe, "dmd2", k=1):  # the name of a LoRA that is loaded, or a UNet or transformer
+            images = pipe("picture of a dog", num_inference_steps=4, guidance_scale=0).images
     """
     base = next((m for name in ("unet", "transformer") if (m := getattr(pipe, name, None)) is not None), None)
     if base is None:

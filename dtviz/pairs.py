@@ -51,6 +51,8 @@ class Pair:
             pairs of two networks.
         fingerprint: changes whenever the weights do; "" for a pair made by hand, whose results are not stored.
         base_fingerprint: the same of the base alone, whose samples all its students share; "" where it is not known.
+
+        pair = dtviz.Pair(pipeline=pipe, distilled=unet, distilled_scheduler=LCMScheduler.from_config(pipe.scheduler.config))
     """
 
     pipeline: Any
@@ -137,6 +139,8 @@ def load(
     Raises:
         ValueError: no pair has this name, its files are damaged, or `offload` is something else.
         Unavailable: its weights are not on this machine and the hub is out of reach.
+
+        pair = dtviz.load("sdxl-dmd", device="cuda", dtype=torch.float16)
     """
     if offload not in (False, True, "model"):
         raise ValueError(f"offload={offload!r} is not one of False, True, 'model'")
@@ -155,6 +159,8 @@ def table() -> pd.DataFrame:
     """Every pair known by name: student, base, licence, size of the weights, and whether this machine has it.
 
     `size` is that of all parameters at two bytes each, text encoders included; files may be larger.
+
+        dtviz.pairs()
     """
     import pandas as pd
 

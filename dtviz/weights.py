@@ -16,7 +16,7 @@ import torch
 
 from .available import found, models
 from .hub import LORA
-from .outside import digests
+from .outside import digests, reading
 from .spec import Spec
 from .specs import repo_of
 
@@ -37,8 +37,9 @@ def student(spec: Spec, pipeline: Any, *, dtype: torch.dtype, revision: str | No
         half = repo_of(spec.student).variant if dtype == torch.float16 else None
         network = kind.from_pretrained(spec.student, subfolder=spec.file or None, variant=half, **where)
     else:
-        network = kind.from_config(base.config).to(dtype)
-        network.load_state_dict(read(spec.student, spec.file, revision=revision))
+        network, state = kind.from_config(base.config).to(dtype), read(spec.student, spec.file, revision=revision)
+        with reading(f"{spec.file} of {spec.student}"):
+            network.load_state_dict(state)
     if spec.time != 1:
         network.register_forward_pre_hook(partial(_in_its_own_time, spec.time), with_kwargs=True)
     return network
