@@ -104,6 +104,7 @@ class Control:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         told = {"name": self.name, "kind": self.kind, "facts": dict(self.facts), "left_out": list(self.left_out)}
+        told["fingerprint"] = self.fingerprint  # so that a damaged file is noticed
         tensors = {
             (key if split(key)[1] == DELTA else f"unet.{key}"): tensor.detach().cpu().contiguous()
             for key, tensor in sorted(self.tensors.items())
