@@ -63,8 +63,9 @@ def load(path: str | Path, *, weight_name: str | None = None, base: Any = None, 
     try:
         if HEADER in header:
             told = json.loads(header[HEADER])
-            own = {key.removeprefix("unet."): tensor for key, tensor in tensors.items()}
-            one = Control(name or told["name"], told["kind"], own, dict(told["facts"]), tuple(told["left_out"]))
+            part = told.get("part", "unet")
+            own = {key.removeprefix(f"{part}."): tensor for key, tensor in tensors.items()}
+            one = Control(name or told["name"], told["kind"], own, dict(told["facts"]), tuple(told["left_out"]), part)
             if told.get("fingerprint", one.fingerprint) != one.fingerprint:
                 raise ValueError("it is damaged: its tensors are not those that it was saved with")
             return one

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +14,8 @@ from .explorer_chart import PALETTE, Line
 from .plot_style import GREY, plain, style
 
 
-class Shown(NamedTuple):
+@dataclass(frozen=True)
+class Shown:
     """One side of an explorer as it stands.
 
     Attributes:
