@@ -9,7 +9,7 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 STAMP := .venv/.pins-$(shell cksum < requirements.txt | tr ' ' '-')
 STAGES := drawings vae clip judges base commitment dmd lcm turbo lightning plans styles controls evaluate cards
 
-.PHONY: setup figures full test bench models lint clean
+.PHONY: setup figures full test browser docs bench models lint clean
 
 setup: $(STAMP)
 
@@ -38,8 +38,20 @@ figures: $(STAMP)
 full: $(STAMP)
 	$(PY) -m dtviz figures --profile full $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) browser
 	$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
+
+# What the browser tests need beside .venv. Where it cannot be installed they are skipped, and say so.
+browser:
+	@command -v chromium > /dev/null && exit 0; command -v apt-get > /dev/null || exit 0; \
+	as_root=; test "$$(id -u)" = 0 || as_root="sudo -n"; $$as_root true 2> /dev/null || exit 0; \
+	echo "Installing chromium for the browser tests (a minute, once)"; \
+	{ $$as_root apt-get -qq update && $$as_root env DEBIAN_FRONTEND=noninteractive \
+	  apt-get -qq install --yes --no-install-recommends chromium; } > /dev/null || true
+
+# The API reference from the docstrings, into docs/api (not kept in the repository).
+docs: $(STAMP)
+	$(PY) -W error::UserWarning -m pdoc dtviz --docformat google --output-directory docs/api
 
 bench: $(STAMP)
 	$(PY) -m tests.bench.capture
@@ -52,6 +64,7 @@ bench: $(STAMP)
 	$(PY) -m tests.bench.growth
 	$(PY) -m tests.bench.dreamsim
 	$(PY) -m tests.bench.dataset
+	$(PY) -m tests.bench.explorer
 	$(PY) -m tests.bench.fd_bias
 	$(PY) -m tests.bench.coverage
 	$(PY) -m tests.bench.figures

@@ -58,6 +58,8 @@ class Adaptive:
             cost of one evaluation of the student each time it is asked; both hand over when the mean over the batch is at
             most the threshold. "dispersion", of a batch's plans, hands over at the threshold or above.
         thresholds: one for k = 1, 2, ...; where none is met the hybrid hands over one step after the last of them.
+
+        dtviz.generate(pair, "dog face", method="adaptive", adaptive=dtviz.Adaptive("change", (0.4, 0.2)))
     """
 
     signal: str

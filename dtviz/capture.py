@@ -54,6 +54,9 @@ def capture(
         NotImplementedError: the scheduler has no x̂0.
         RuntimeError: the pipeline is being captured already, ran twice, or made no step.
         ValueError: an argument is not what it may be.
+
+        with dtviz.capture(pipe) as trace:
+            pipe("picture of a dog", num_inference_steps=30)
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not one of {', '.join(map(str, DTYPES))}")

@@ -54,6 +54,8 @@ def decode(
     Raises:
         NotImplementedError: the pipeline's latents are not images, or how it decodes them is not known here.
         ValueError: `what` is unknown, the trace holds no such part, or `size` does not fit.
+
+        images = dtviz.decode(trace, pair)  # images[3, 0]: what the first sample planned at the fourth step
     """
     options = {"vae": vae, "size": size, "batch_size": batch_size}
     latents = _part(trace, "final" if final else what)
@@ -63,7 +65,13 @@ def decode(
 
 
 def decode_steps(trace: Trace, pair: Any, *, what: str = "x0", **options: Any) -> Iterator[torch.Tensor]:
-    """Like `decode`, one step at a time: (sample, 3, height, width) each, so that memory holds one step's images."""
+    """Like `decode`, one step at a time: (sample, 3, height, width) each, so that memory holds one step's images.
+
+    Arguments and errors are those of `decode`.
+
+        for images in dtviz.decode_steps(trace, pair):
+            print(images.shape)  # (sample, 3, height, width)
+    """
     for latents in _part(trace, what):
         yield decode_latents(latents, pair, **options)
 
@@ -307,6 +315,8 @@ def fit_preview(trace: Trace, pair: Any, *, most: int = 64, size: tuple[int, ...
 
     Raises:
         ValueError: the latents are those of a video.
+
+        images = dtviz.decode(trace, pair, vae=dtviz.fit_preview(trace, pair))
     """
     pipe = getattr(pair, "pipeline", pair)
     latents = trace.x0.flatten(0, 1)[-most:].float()

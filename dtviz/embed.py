@@ -137,6 +137,8 @@ def embedder(
     `device`: None is CUDA where there is one, else the CPU. `cache_dir`: DreamSim's weights (None: `$DREAMSIM_CACHE`,
     else `~/.cache/dreamsim`) or the hub's cache of a `clip:` or `dinov2:` (None: its usual place); the others take none.
     Raises ValueError for an unknown name, a bad setting or damaged files, `Unavailable` when files are missing.
+
+        features = dtviz.embedder("efficientnet-lite0")(images)  # (n, 1280)
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: must be an integer of at least 1")

@@ -11,7 +11,11 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its confidence interval (nan where there are too few data for one) from n items."""
+    """A value with its confidence interval (nan where there are too few data for one) from n items.
+
+    >>> Estimate(0.25, 0.2, 0.3, 30).high
+    0.3
+    """
 
     value: float
     low: float

@@ -14,14 +14,15 @@ import html
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+import matplotlib
 import numpy as np
-from ipympl.backend_nbagg import Canvas, FigureManager
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.widgets import RectangleSelector
@@ -81,6 +82,22 @@ class Choice(widgets.VBox):
             field.placeholder = "0" if without else f"{getattr(self._pair, name):g}"
 
 
+def _canvas(figure: Figure) -> Any:
+    """The figure as ipympl's widget, on which boxes can be drawn.
+
+    Importing ipympl makes it the backend of all figures of the process, which are not ours: it is set back.
+    """
+    backend = matplotlib.get_backend()
+    from ipympl.backend_nbagg import Canvas, FigureManager
+
+    matplotlib.use(backend)
+    canvas = Canvas(figure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # its toolbar hands a class more than that one takes
+        FigureManager(canvas, 0)
+    return canvas
+
+
 class Panel(widgets.VBox):
     """One side's pictures and charts.
 
@@ -95,8 +112,7 @@ class Panel(widgets.VBox):
         self.curve, self.timeline = widgets.HTML(), widgets.HTML()
         figure = Figure(figsize=(SIZE / 100, SIZE / 100), dpi=100)
         figure.patch.set_alpha(0)
-        self.canvas = Canvas(figure)
-        self.manager = FigureManager(self.canvas, 0)
+        self.canvas = _canvas(figure)
         for part in ("toolbar_visible", "header_visible", "footer_visible", "resizable", "capture_scroll"):
             setattr(self.canvas, part, False)
         self.axes = figure.add_axes((0, 0, 1, 1))
@@ -132,7 +148,9 @@ class Panel(widgets.VBox):
 
     def live(self, pictures: np.ndarray, *, chosen: int) -> None:
         """The strip of samples."""
-        self.samples.value = encode(strip(pictures, marked=chosen), least=1)
+        sheet = strip(pictures, marked=chosen)
+        self.samples.width = str(sheet.shape[1])
+        self.samples.value = encode(sheet, least=1)
 
     def _select(self, start, end) -> None:
         """Pixels from one corner to the other; what is less than two across is a click, which takes the box away."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -21,7 +21,8 @@ WIDTH, HEIGHT = 400, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 8, 38, 32  # the margins of the plot in the chart
 
 
-class Line(NamedTuple):
+@dataclass(frozen=True)
+class Line:
     """One line of a chart: its name, where it goes, and how it looks."""
 
     name: str

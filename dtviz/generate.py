@@ -130,6 +130,8 @@ def generate(
         ValueError: an argument is out of range; the message names it and what is allowed. Or a denoiser gave nan or
             infinity; the message names which, at which step of which prompt and seed.
         NotImplementedError: a scheduler has no x̂0 rule; or the pipeline of an adaptive run cannot end it early.
+
+        trace = dtviz.generate(pair, "dog face", method="hybrid", k=2, handover="matched-sigma", seeds=range(8))
     """
     seeds, prompts = _check(pair, prompt, method, seeds, handover)
     for name, value, allowed in (("convention", convention, CONVENTIONS), ("handed", handed, HANDED)):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from .fit import check_student
+from .networks import embeds_guidance
 from .own_class import give_own_class, take_own_class
 from .rules import find
 from .switch import Switch, Turn
@@ -91,11 +92,16 @@ def hybrid(
     Raises:
         ValueError: an argument is not what it may be, or student and base do not fit.
         NotImplementedError: the scheduler is not known.
+
+        with dtviz.hybrid(pipe, "dmd2", k=1):  # the name of a LoRA that is loaded, or a UNet or transformer
+            images = pipe("picture of a dog", num_inference_steps=4, guidance_scale=0).images
     """
     base = next((m for name in ("unet", "transformer") if (m := getattr(pipe, name, None)) is not None), None)
     if base is None:
         raise ValueError(f"pipe is a {type(pipe).__name__} without a unet or transformer")
     scales = {"base": base_guidance, "distilled": guidance}
+    if base_guidance is not None and embeds_guidance(base):
+        scales["base"] = base_guidance or 1.0  # an input of the network, which is no guidance at 1
     run = Run(_checked(k, base, student, scales, offload))
     batch = _Batch(pipe)
     watch = _Watch(run, batch)

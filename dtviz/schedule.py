@@ -23,6 +23,8 @@ def schedulers() -> pd.DataFrame:
 
     Columns `scheduler`, `space` ("vp", "ve", "flow", see `dtviz.rules`; empty where there is no x̂0), `denoiser predicts`
     (or why it is refused) and `calls`.
+
+        dtviz.schedulers().query("space == 'flow'")
     """
     return pd.DataFrame(rows())
 

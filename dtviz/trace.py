@@ -60,6 +60,9 @@ class Trace:
             read as `calls`; None for all others.
 
     A trace from `capture` is empty until its `with` block ends.
+
+        trace.save("dog.trace")
+        trace = dtviz.Trace.load("dog.trace")
     """
 
     x0: torch.Tensor

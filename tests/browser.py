@@ -174,6 +174,18 @@ class Hand:
         self.field(label).fill(text)
         self.field(label).press("Enter")
 
+    def sees(self, text: str) -> None:
+        """Wait for a text."""
+        self.root.get_by_text(text).first.wait_for()
+
+    def until(self, done, seconds: float = 60) -> None:
+        """Wait until something is so."""
+        end = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > end:
+                raise TimeoutError(f"not so after {seconds} s")
+            self.tab.page.wait_for_timeout(50)
+
     def seconds(self, act, event: str, *names: str) -> float:
         """How long after an act's event ("keydown", "click") these pictures of the first side have all changed."""
         pictures = self.pictures()

@@ -44,52 +44,54 @@ def by_hand(tab, folder):
     hand.field("Method").select_option("distilled")
     hand.type("Prompt", "cat face")
     hand.seconds(lambda: hand.press("Run"), "click", "samples", "plan")
-    hand.root.get_by_text("distilled: 4 distilled steps, 4 evaluations").wait_for()
+    hand.sees("distilled: 4 distilled steps, 4 evaluations")
 
     hand.move("ArrowLeft", "noisy")  # this student's last plan is its final image
     hand.move("ArrowLeft", "noisy", "plan", "samples")
-    hand.root.get_by_text("plan at step 3 of 4").wait_for()
+    hand.sees("plan at step 3 of 4")
 
+    before = hand.field("Region").input_value()
     hand.drag((0.1, 0.1), (0.6, 0.5))
-    hand.root.get_by_text("region alone").wait_for()
+    hand.until(lambda: hand.field("Region").input_value() != before)
+    hand.sees("region alone")
     top, left, bottom, right = map(int, hand.field("Region").input_value().split(","))
     # a picture of 64 pixels; the canvas rounds to its own pixels, three a pixel of the picture
     assert (top, left, bottom, right) == pytest.approx((6.4, 6.4, 32, 38.4), abs=1.5)
 
     hand.type("Words", "cat face, <i>dog</i>")
-    hand.root.get_by_text("<i>dog</i>", exact=True).first.wait_for()
+    hand.sees("<i>dog</i>")
     assert hand.root.locator("svg i").count() == 0  # escaped, not marked up
     _look(tab, hand, "one-side")
 
     # A mistake is said in one line
     hand.type("Seeds", "<b>1</b>")
     hand.press("Run")
-    hand.root.get_by_text("seeds='<b>1</b>' must be numbers and ranges").wait_for()
+    hand.sees("seeds='<b>1</b>' must be numbers and ranges")
 
     # Stop a run that would take minutes; what was there stays, and the next run works
     hand.type("Seeds", "0-9")
     hand.field("Method").select_option("base")
     hand.type("Base steps", "999")
     hand.press("Run")
-    hand.root.get_by_text("base: call").wait_for()
+    hand.sees("base: call")
     hand.press("Stop")
-    hand.root.get_by_text("Stopped.").wait_for()
-    assert hand.root.get_by_text("distilled: 4 distilled steps").count() == 1
+    hand.sees("Stopped.")
+    hand.sees("distilled: 4 distilled steps")
     hand.field("Method").select_option("skip")
     hand.type("Seeds", "0-2")
     hand.press("Run")
-    hand.root.get_by_text("skip, k=1: 3 distilled steps").wait_for()
+    hand.sees("skip, k=1: 3 distilled steps")
 
     hand.type("Save as", "seen")
     hand.press("Picture and code")
-    hand.root.get_by_text("Saved seen.png, seen.py.").wait_for()
+    hand.sees("Saved seen.png, seen.py.")
     hand.press("Traces")
-    hand.root.get_by_text("Saved seen.trace.").wait_for()
+    hand.sees("Saved seen.trace.")
     assert 'method="skip", k=1, seeds=range(3)' in (folder / "seen.py").read_text()
     assert (folder / "seen.png").read_bytes().startswith(b"\x89PNG")
 
     tab.command("apputils:change-theme", theme="JupyterLab Dark")
-    tab.page.locator("body[data-jp-theme-light=false]").wait_for()
+    tab.page.locator("body[data-jp-theme-light=false]").wait_for(state="attached")
     _look(tab, hand, "dark")
 
 

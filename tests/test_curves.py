@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtviz.curves import fraction_of_commitment, level_after_first_step, similarity_to_final, step_of_commitment
+from dtviz.curves import (
+    concept_timeline,
+    fraction_of_commitment,
+    level_after_first_step,
+    similarity_to_final,
+    step_of_commitment,
+)
 
 
 def test_similarity_is_one_minus_cosine_of_each_step_and_sample():
@@ -84,3 +90,14 @@ def test_commitment_refuses_distances(distances):
 def test_commitment_refuses_level(level):
     with pytest.raises(ValueError, match="level"):
         step_of_commitment([0.2, 0.1], level)
+
+
+def test_concept_timeline_against_a_loop():
+    rng = np.random.default_rng(0)
+    steps, words = rng.normal(size=(3, 2, 5)), rng.normal(size=(4, 5))
+    found = concept_timeline(steps, words)
+    for i, j, k in np.ndindex(3, 2, 4):
+        cosine = steps[i, j] @ words[k] / np.linalg.norm(steps[i, j]) / np.linalg.norm(words[k])
+        assert found[i, j, k] == pytest.approx(cosine, abs=1e-15)
+    with pytest.raises(ValueError, match="do not fit"):
+        concept_timeline(steps, words[:, :4])

@@ -309,3 +309,21 @@ def test_a_matched_handover_without_base_steps_is_refused(pair):
     )
     with pytest.raises(ValueError, match="no base step would run"):
         dtviz.generate(low, "a dog", method="hybrid", handover="matched-sigma", seeds=[0])
+
+
+def test_watch_sees_every_call_and_ends_the_run(pair):
+    """Three seeds in batches of two: twice the student's four calls."""
+    seen = []
+    trace = dtviz.generate(pair, "dog", seeds=range(3), watch=seen.append)
+    assert [(p.done, p.total) for p in seen] == [(i, 8) for i in range(1, 9)]
+    assert [p.seeds for p in seen] == [(0, 1)] * 4 + [(2,)] * 4
+    assert torch.equal(torch.stack([p.x0 for p in seen[:4]]), trace.x0[:, :2])
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    scheduler = pair.pipeline.scheduler
+    with pytest.raises(KeyboardInterrupt):
+        dtviz.generate(pair, "dog", seeds=range(3), watch=stop)
+    assert pair.pipeline.scheduler is scheduler
+    assert torch.equal(dtviz.generate(pair, "dog", seeds=range(3)).x0, trace.x0)
