@@ -392,7 +392,7 @@ class Explorer(widgets.VBox):
 def explore(
     source: Pair | Trace | str | os.PathLike | Sequence[Trace | str | os.PathLike] = "emoji-dmd",
     *,
-    pair: Pair | str | None = None,
+    pair: Any = None,
     prompt: str = "",
     seeds: Iterable[int] = range(8),
     sides: Sequence[Side | Mapping[str, Any]] = ({"method": "distilled"},),
@@ -405,7 +405,7 @@ def explore(
 
     Args:
         source: a `Pair` or its name, to generate with; or a `Trace`, a file of one, or a list of two, to look at.
-        pair: for traces, the pair or its name that decodes them; None: no model is used, and colours are a preview.
+        pair: for traces, the pair, its name, or the pipeline that decodes them; None: no model is used, and colours are a preview.
         prompt, seeds: what the controls start with; "" is a prompt that the pair knows.
         sides: one or two, what `generate` is given for each: {"method": "hybrid", "k": 1}.
         embed, text, vae: see `Session`.
