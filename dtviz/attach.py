@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 
 from .attached import Attached, attached
 from .controls import Applied, Control
+from .example import answer
 from .networks import denoiser, network
 from .pairs import Pair
 
@@ -125,11 +125,11 @@ def _everywhere(networks: Mapping[str, torch.nn.Module], control: Control) -> It
 @contextmanager
 def _proved(module: torch.nn.Module, control: Control) -> Iterator[tuple[Attached, float]]:
     """The control on one network, at scale 0, and how much it changes the network's answer at scale 1."""
-    plain = _answer(module)
+    plain = answer(module)
     with attached(module, control) as on:
-        off = _answer(module)
+        off = answer(module)
         on.scale(1.0)
-        strong = _answer(module)
+        strong = answer(module)
         on.scale(0.0)
         if not torch.equal(off, plain):
             raise RuntimeError(
@@ -150,26 +150,3 @@ def _networks(target: Any, roles: Sequence[str] = ("base", "distilled")) -> dict
         return {type(target).__name__: denoiser(target)}
     found = {role: network(target.base, target.distilled, role) for role in roles}
     return {role: module for role, module in found.items() if role == roles[0] or module is not found[roles[0]]}
-
-
-@torch.no_grad()
-def _answer(module: torch.nn.Module) -> torch.Tensor:
-    """Its output for one small random input, always the same, float32."""
-    if not isinstance(module, UNet2DConditionModel):
-        raise NotImplementedError(
-            f"a control on a {type(module).__name__} cannot be proved: its inputs are not known; a UNet2DConditionModel's are"
-        )
-    config, generator = module.config, torch.Generator("cpu").manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(module.device, module.dtype)
-
-    side = 2 ** len(config.block_out_channels)  # two positions at the lowest level
-    width = config.encoder_hid_dim or config.cross_attention_dim
-    inputs = {"encoder_hidden_states": random(1, 4, max(width) if isinstance(width, list | tuple) else width)}
-    if config.time_cond_proj_dim is not None:
-        inputs["timestep_cond"] = random(1, config.time_cond_proj_dim)
-    if config.addition_embed_type == "text_time":  # SDXL: the pooled text, and the image's sizes as numbers
-        pooled = config.projection_class_embeddings_input_dim - config.addition_time_embed_dim
-        inputs["added_cond_kwargs"] = {"text_embeds": random(1, pooled), "time_ids": random(1, 1)}
-    return module(random(1, config.in_channels, side, side), 500, **inputs)[0].float()

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch.nn import functional as F
 
 from .controls import DELTA, DOWN, UP, Control, scaled, split
@@ -129,7 +130,8 @@ def from_adapter(
     tensors = get_peft_model_state_dict(denoiser, adapter_name=adapter)
     alphas = {n: m.lora_alpha[adapter] for n, m in denoiser.named_modules() if adapter in getattr(m, "lora_alpha", {})}
     kept = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
-    return Control(name, kind, scaled(kept, alphas), facts or {})
+    part = "unet" if isinstance(denoiser, UNet2DConditionModel) else "transformer"
+    return Control(name, kind, scaled(kept, alphas), facts or {}, part=part)
 
 
 def _lora(network: torch.nn.Module) -> list[Any]:

@@ -39,22 +39,26 @@ def found(repo: str, file: str, *, revision: str | None = None) -> Path | None:
     return Path(cached) if isinstance(cached, str) else None
 
 
-def lacking(name: str) -> dict[str, list[str]]:
-    """Of each repository, the files that `load` needs and this machine has not; of folders with weights, one file of them."""
+def lacking(name: str, *, revisions: tuple[str | None, str | None] = (None, None)) -> dict[str, list[str]]:
+    """Of each repository, the files that `load` needs and this machine has not; of folders with weights, one file of them.
+
+    `revisions`: commits of the base's and the student's repository; None takes those that dtviz knows.
+    """
     spec = spec_of(name)
     if spec.embedded:
         folders = [models() / spec.base, models() / spec.base / "unet", models() / spec.student / spec.file]
         files = ["model_index.json", f"{_NETWORK}.safetensors", LORA if spec.adapter else f"{_NETWORK}.safetensors"]
         gone = [str(folder / file) for folder, file in zip(folders, files, strict=True) if not (folder / file).exists()]
         return {"data/models": gone} if gone else {}
-    wanted = {spec.base: _of_base(spec), spec.student: [_of_student(spec)]}
-    gone = {
-        repo: [
-            choices[0] for choices in files if not any(found(repo, f, revision=repo_of(repo).revision) for f in choices)
-        ]
-        for repo, files in wanted.items()
-    }
+    base, student = revisions[0] or repo_of(spec.base).revision, revisions[1] or repo_of(spec.student).revision
+    gone = {spec.base: _absent(spec.base, base, _of_base(spec, base))}
+    gone[spec.student] = _absent(spec.student, student, [_of_student(spec)])
     return {repo: files for repo, files in gone.items() if files}
+
+
+def _absent(repo: str, revision: str | None, wanted: list[list[str]]) -> list[str]:
+    """Of files that are wanted, each with those that do as well, the first of those of which none is here."""
+    return [same[0] for same in wanted if not any(found(repo, file, revision=revision) for file in same)]
 
 
 def _of_student(spec: Spec) -> list[str]:
@@ -63,9 +67,9 @@ def _of_student(spec: Spec) -> list[str]:
     return _weights(spec.file, _NETWORK)
 
 
-def _of_base(spec: Spec) -> list[list[str]]:
+def _of_base(spec: Spec, revision: str | None) -> list[list[str]]:
     """The files of the base's pipeline, each with those that do as well; what folders it has, its own index says."""
-    index = found(spec.base, "model_index.json", revision=repo_of(spec.base).revision)
+    index = found(spec.base, "model_index.json", revision=revision)
     parts = [FAMILIES[spec.family].folder, "vae", "text_encoder"]
     if index is not None:
         told = json.loads(index.read_text())
@@ -82,20 +86,20 @@ def _weights(folder: str, stem: str) -> list[str]:
     ]
 
 
-def missing(name: str) -> str:
+def missing(name: str, *, revisions: tuple[str | None, str | None] = (None, None)) -> str:
     """What a pair lacks on this machine, "" when it can be loaded offline; no network is touched."""
-    gone = lacking(name)
+    gone = lacking(name, revisions=revisions)
     return ", ".join(gone.get("data/models", gone))
 
 
-def check(name: str) -> None:
-    """Refuse a pair that `load` could not load, before any slow work.
+def check(name: str, *, revisions: tuple[str | None, str | None] = (None, None)) -> None:
+    """Refuse a pair that `load` could not load, before any slow work; `revisions` as for `lacking`.
 
     Raises:
         ValueError: no pair has this name.
         Unavailable: its weights are not here and the hub cannot be reached (asked for two seconds at most).
     """
-    gone = missing(name)
+    gone = missing(name, revisions=revisions)
     if not gone:
         return
     if spec_of(name).embedded:

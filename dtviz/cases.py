@@ -112,8 +112,8 @@ def load(pair: str, *, file: str | Path = "", trained_on: str = "base") -> list[
         pair: a name in `dtviz.pairs()`.
         file: a CSV of one's own, one row a control and prompt: `control`, its name; `file`, beside the CSV, or in a repository of the
             hub ("owner/name", "owner/name/age.safetensors"); `prompt`; `towards`, the text that the image should come nearer to;
-            `scale`; and if there is one `away`, the text of the other end. "" takes the controls that dtviz ships.
-        trained_on: of those shipped, the ones that were trained on the "base", or on this student ("emoji-dmd").
+            `scale`; and if they are there `away`, the text of the other end, and `trained_on`. "" takes the controls that dtviz ships.
+        trained_on: those that were trained on the "base", or on this student ("emoji-dmd").
 
     Raises:
         ValueError: no such pair; columns are missing; or dtviz ships no controls for this pair and no file is given.
@@ -125,7 +125,7 @@ def load(pair: str, *, file: str | Path = "", trained_on: str = "base") -> list[
             f"file={str(file)!r}: dtviz ships no controls for {pair!r}; give a CSV with the columns {', '.join(COLUMNS)}"
         )
     clip = embedder("emoji-clip" if embedded else CLIP)
-    return list(_listed(Path(file), clip) if file else _shipped(trained_on, clip))
+    return list(_listed(Path(file), trained_on, clip) if file else _shipped(trained_on, clip))
 
 
 def students(pair: str) -> dict[str, str]:
@@ -138,19 +138,21 @@ def students(pair: str) -> dict[str, str]:
     return {heading: f"{family}-{name}" for name, heading in STUDENTS.items()}
 
 
-def _listed(file: Path, clip: Embedder) -> Iterator[Case]:
-    """The cases of a CSV."""
+def _listed(file: Path, trained_on: str, clip: Embedder) -> Iterator[Case]:
+    """The cases of a CSV; without the column `trained_on` all are the base's."""
     table = pd.read_csv(file, keep_default_na=False)
     gone = [name for name in COLUMNS if name not in table.columns]
     if gone:
         raise ValueError(f"{file} lacks the columns {', '.join(gone)}; it has {', '.join(table.columns)}")
-    for name, rows in table.groupby("control", sort=False):
+    where_from = table.get("trained_on", pd.Series("base", index=table.index))
+    for name, rows in table[where_from == trained_on].groupby("control", sort=False):
         where = Path(rows["file"].iloc[0])
         beside, inside = file.parent / where, "/".join(where.parts[2:])
         place = (beside, None) if beside.exists() else ("/".join(where.parts[:2]), inside or None)
         control = load_control(place[0], weight_name=place[1], name=str(name))
         towards = dict(zip(rows["prompt"], rows["towards"], strict=True))
-        away = dict(zip(rows["prompt"], rows["away"], strict=True)) if "away" in table.columns else {}
+        both = "away" in table.columns and bool((rows["away"] != "").all())
+        away = dict(zip(rows["prompt"], rows["away"], strict=True)) if both else {}
         yield Case(control, tuple(towards), tuple(_texts(clip, towards, away)), float(rows["scale"].iloc[0]))
 
 

@@ -62,8 +62,9 @@ def load(path: str | Path, *, weight_name: str | None = None, base: Any = None, 
     try:
         if HEADER in header:
             told = json.loads(header[HEADER])
-            own = {key.removeprefix("unet."): tensor for key, tensor in tensors.items()}
-            return Control(name or told["name"], told["kind"], own, told["facts"], tuple(told["left_out"]))
+            part = told.get("part", "unet")
+            own = {key.removeprefix(f"{part}."): tensor for key, tensor in tensors.items()}
+            return Control(name or told["name"], told["kind"], own, told["facts"], tuple(told["left_out"]), part)
         name = name or (Path(path).name if file.name in FILES else file.stem)
         if any("custom_diffusion" in key or key.startswith(LDM) for key in tensors):
             return custom_diffusion(name, tensors, base)

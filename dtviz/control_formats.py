@@ -47,7 +47,8 @@ def lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, 
     if settings and not given:
         usual = {_bare(key): value for key, value in settings.items()}
         given = {module: _alpha(usual, module, ours[module + UP].shape[1]) for module in modules if module + UP in ours}
-    return Control(name, "lora", scaled(ours, given), {}, others)
+    part = "transformer" if any(key.startswith("transformer.") for key in factors) else "unet"
+    return Control(name, "lora", scaled(ours, given), {}, others, part)
 
 
 def _from_kohya(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:

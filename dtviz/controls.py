@@ -25,6 +25,7 @@ from .store import write_whole
 
 DOWN, UP, DELTA = ".lora_A.weight", ".lora_B.weight", ".weight"
 HEADER = "dtviz"  # of the file's metadata: what a control is beside its tensors, as JSON
+PARTS = ("unet", "transformer")
 SEGMENTS = ("both", "base", "distilled")
 
 
@@ -41,6 +42,7 @@ class Control:
         facts: where it comes from, JSON-compatible. "prompts": those it is meant for; "towards": the text that it should
             bring an image nearer to; "trained_on": {"pair", "role"}; "licence"; and whatever its training tells.
         left_out: what else the file held that is no part of the denoiser, such as "text_encoder, 72 tensors".
+        part: the denoiser's name in its pipeline, and so in the file: "unet" or "transformer".
 
     Raises:
         ValueError: no tensors, factors that do not fit each other, or names of no such form.
@@ -51,8 +53,11 @@ class Control:
     tensors: Mapping[str, torch.Tensor]
     facts: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    part: str = "unet"
 
     def __post_init__(self) -> None:
+        if self.part not in PARTS:
+            raise ValueError(f"part={self.part!r} of control {self.name!r} is not one of {', '.join(PARTS)}")
         if not self.tensors:
             raise ValueError(f"control {self.name!r} has no tensors: it would change nothing")
         for key, tensor in self.tensors.items():
@@ -99,13 +104,14 @@ class Control:
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, whole or not at all; `dtviz.control.load` gives the same control back.
 
-        LoRA factors have diffusers' names, `unet.<module>.lora_A.weight`, so that its own `load_lora_weights` reads them.
+        LoRA factors have diffusers' names, such as `unet.<module>.lora_A.weight`, so that its own `load_lora_weights` reads them.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = {"name": self.name, "kind": self.kind, "facts": dict(self.facts), "left_out": list(self.left_out)}
+        told = {"name": self.name, "kind": self.kind, "facts": dict(self.facts)}
+        told |= {"left_out": list(self.left_out), "part": self.part}
         tensors = {
-            (key if split(key)[1] == DELTA else f"unet.{key}"): tensor.detach().cpu().contiguous()
+            (key if split(key)[1] == DELTA else f"{self.part}.{key}"): tensor.detach().cpu().contiguous()
             for key, tensor in sorted(self.tensors.items())
         }
         write_whole(path, save(tensors, metadata={HEADER: json.dumps(told, sort_keys=True)}))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from .fit import check_student
+from .networks import embeds_guidance
 from .own_class import give_own_class, take_own_class
 from .rules import find
 from .switch import Switch, Turn
@@ -99,6 +100,8 @@ def hybrid(
     if base is None:
         raise ValueError(f"pipe is a {type(pipe).__name__} without a unet or transformer")
     scales = {"base": base_guidance, "distilled": guidance}
+    if base_guidance is not None and embeds_guidance(base):
+        scales["base"] = base_guidance or 1.0  # an input of the network, which is no guidance at 1
     run = Run(_checked(k, base, student, scales, offload))
     batch = _Batch(pipe)
     watch = _Watch(run, batch)

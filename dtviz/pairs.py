@@ -6,21 +6,19 @@ pair = dtviz.load("sdxl-dmd")       # from the model hub or its local cache
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .available import check as check
 from .available import missing as missing
 from .available import models as models
-from .families import FAMILIES
 from .hub import LORA as LORA
-from .outside import reading
+from .loading import base_pipeline, place, settings_of, student_of
 from .spec import Spec as Spec
 from .specs import SPECS as SPECS
-from .specs import licence, repo_of, spec_of
+from .specs import licence
 
 # torch, diffusers and pandas are imported where they are used: a wrong name is refused before they are loaded
 if TYPE_CHECKING:
@@ -116,81 +114,6 @@ class Pair:
         return getattr(self.pipeline, self.denoiser_name)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where and how a pair's networks are loaded."""
-
-    device: str
-    dtype: torch.dtype
-    revisions: tuple[str | None, str | None]  # of the base's and the student's repository
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        device: str | None,
-        dtype: torch.dtype | None,
-        revision: str | None = None,
-        student_revision: str | None = None,
-    ) -> Place:
-        """What `load`'s arguments mean on this machine."""
-        import torch
-
-        spec = spec_of(name)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if dtype is None:
-            half = device.startswith("cuda") and not spec.embedded
-            dtype = getattr(torch, FAMILIES[spec.family].dtype) if half else torch.float32
-        known = repo_of(spec.base).revision, repo_of(spec.student).revision
-        return cls(device, dtype, (revision or known[0], student_revision or known[1]))
-
-
-def check_load(name: str, *, offload: bool | str = False) -> Spec:
-    """The pair of this name, if `load` can load it; see there."""
-    if offload not in (False, True, "model"):
-        raise ValueError(f"offload={offload!r} is not one of False, True, 'model'")
-    check(name)
-    return spec_of(name)
-
-
-def base_pipeline(spec: Spec, where: Place) -> Any:
-    """The pipeline that holds the base's denoiser."""
-    import diffusers
-    import torch
-
-    root = str(models() / spec.base) if spec.embedded else spec.base
-    options = {"dtype": where.dtype, "use_safetensors": True, "revision": where.revisions[0]}
-    if where.dtype == torch.float16:
-        options["variant"] = repo_of(spec.base).variant
-    if spec.family == "sd15":  # it looks at images, and latents are all that is asked for
-        options |= {"safety_checker": None, "requires_safety_checker": False}
-    with _silent() if spec.embedded else contextlib.nullcontext(), reading(f"pair {spec.base}"):
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(root, **options)
-    pipeline.to(where.device)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def settings_of(spec: Spec, pipeline: Any, where: Place, *, published: bool = False) -> dict[str, Any]:
-    """What a `Pair` of this spec is given beside its networks."""
-    import diffusers
-
-    from . import weights
-
-    kind = getattr(diffusers, spec.scheduler)  # which would warn about settings of the base's that it has not
-    shared = {
-        key: value for key, value in pipeline.scheduler.config.items() if key in inspect.signature(kind).parameters
-    }
-    return {
-        "distilled_scheduler": kind.from_config(shared | spec.scheduler_settings),
-        "published": published,
-        "fingerprint": weights.fingerprint(spec, revisions=where.revisions),
-        "base_fingerprint": weights.fingerprint(spec, revisions=where.revisions, student=False),
-        **spec.settings,
-        **(spec.published if published else {}),
-    }
-
-
 def load(
     name: str,
     *,
@@ -219,12 +142,11 @@ def load(
 
         pair = dtviz.load("sdxl-dmd", device="cuda", dtype=torch.float16)
     """
-    spec, where = check_load(name, offload=offload), Place.of(name, device, dtype, revision, student_revision)
-    from . import weights
-
-    pipeline = base_pipeline(spec, where)
-    with _silent() if spec.embedded else contextlib.nullcontext():
-        student = weights.student(spec, pipeline, dtype=where.dtype, revision=where.revisions[1])
+    if offload not in (False, True, "model"):
+        raise ValueError(f"offload={offload!r} is not one of False, True, 'model'")
+    spec, where = place(name, device=device, dtype=dtype, revision=revision, student_revision=student_revision)
+    pipeline = base_pipeline(spec, where, move=offload != "model")
+    student = student_of(spec, pipeline, where)
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=where.device)
     if not isinstance(student, str):
@@ -256,19 +178,3 @@ def table() -> pd.DataFrame:
         for name, spec in SPECS.items()
     ]
     return pd.DataFrame(rows).set_index("pair")
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without diffusers' and transformers' progress bars, which a load of a second does not need."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
-    for log in shown:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in shown:
-            log.enable_progress_bar()

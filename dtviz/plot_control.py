@@ -11,14 +11,14 @@ from .plot_style import GREY, MARKERS, colours_of
 
 
 def plot_effects(table: pd.DataFrame, *, x_label: str, ax: Axes | None = None) -> Axes:
-    """One row a case, in it a dot with its interval for each series, and a line at 0, where nothing changes.
+    """One row a case, in it a dot with its interval for each series, and a line at 0, where nothing changes; a legend for several.
 
     table: `row`, `series`, `value`, `low`, `high`; rows and series in order of appearance. An interval that reaches to infinity
     goes to the edge.
 
     >>> table = pd.DataFrame([["both", "smile", 2.0, 1.0, 3.0]], columns=["row", "series", "value", "low", "high"])
-    >>> plot_effects(table, x_label="emoji-clip score").get_legend_handles_labels()[1]
-    ['smile']
+    >>> [label.get_text() for label in plot_effects(table, x_label="emoji-clip score").get_yticklabels()]
+    ['both']
     """
     rows, series = list(table["row"].unique()), list(table["series"].unique())
     ax = ax or plt.subplots(figsize=(3.4, 0.5 + 0.12 * len(rows) * (len(series) + 1)))[1]
@@ -34,5 +34,6 @@ def plot_effects(table: pd.DataFrame, *, x_label: str, ax: Axes | None = None) -
     ax.set_yticks(range(len(rows)), rows)
     ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=x_label)
     ax.tick_params(axis="y", length=0)
-    ax.legend()
+    if len(series) > 1:  # below, where no dots are
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=len(series))
     return ax

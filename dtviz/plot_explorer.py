@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .explorer_chart import PALETTE, Line
-from .plot_style import GREY, style
+from .plot_style import GREY, plain, style
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,12 @@ def plot_explorer(sides: Sequence[Shown], *, note: str) -> Figure:
             _pictures(axes[:3], side)
             where = {"transform": figure.transFigure, "va": "bottom"}
             figure.text(
-                0.08 / width, (floor + 1.75) / figure.get_figheight(), side.title, fontsize=8, weight="bold", **where
+                0.08 / width,
+                (floor + 1.75) / figure.get_figheight(),
+                plain(side.title),
+                fontsize=8,
+                weight="bold",
+                **where,
             )
             figure.text(
                 0.08 / width, (floor + 0.2) / figure.get_figheight(), side.numbers, fontsize=6, color=GREY, **where

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.transforms import offset_copy
 
-from .plot_style import GREY
+from .plot_style import GREY, plain
 
 
 def plot_image_grid(
@@ -71,7 +71,7 @@ def plot_image_grid(
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     ax.set_xticks(left + 0.5, column_labels if column_labels is not None else [""] * columns)
-    wrapped = [textwrap.fill(label, 16) for label in row_labels] if row_labels is not None else [""] * rows
+    wrapped = [plain(textwrap.fill(label, 16)) for label in row_labels] if row_labels is not None else [""] * rows
     ax.set_yticks(top + tall / 2, wrapped)
     lines = 0 if column_labels is None else 1 + max(str(label).count("\n") for label in column_labels)
     raised = offset_copy(ax.transData, ax.figure, y=4 + 9 * lines, units="points")  # above the column labels

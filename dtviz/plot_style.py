@@ -52,7 +52,16 @@ def footer(fig: Figure, text: str) -> None:
     >>> footer(Figure(), "emoji-dmd, 8 seeds")
     """
     wrapped = textwrap.fill(text, max(20, int(fig.get_figwidth() * 20)))  # about 20 letters of 6 points an inch
-    fig.supxlabel(wrapped, x=0.005, ha="left", fontsize=6, color=GREY, linespacing=1.3)
+    fig.supxlabel(plain(wrapped), x=0.005, ha="left", fontsize=6, color=GREY, linespacing=1.3)
+
+
+def plain(text: str) -> str:
+    """A text that is no formula, such as a prompt: its dollars are drawn, and not taken for the ends of mathematics.
+
+    >>> print(plain("a $5 bill and $10"))
+    a \\$5 bill and \\$10
+    """
+    return text.replace("$", r"\$")
 
 
 def colours_of(names: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .plot_style import COLOURS, GREY, colours_of
+from .plot_style import COLOURS, GREY, colours_of, plain
 
 AVERAGE = "Average"
 LINE = 0.19  # inches from one row of a printed table to the next
@@ -68,7 +68,7 @@ def plot_diversity_table(
                 if np.isfinite(half):
                     ax.text(value_x + 0.04, y, f"±{half:.{digits}f}", va="center", fontsize=5.5, color=GREY)
         for prompt, y in places:
-            ax.text(x0, y, prompt, va="center")
+            ax.text(x0, y, plain(prompt), va="center")
     return ax
 
 

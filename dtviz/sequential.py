@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from . import weights
+from .loading import Place, base_pipeline, place, settings_of, student_of
 from .networks import embeds_guidance
-from .pairs import Pair, Place, base_pipeline, check_load, settings_of
+from .pairs import Pair
 from .plan import plan
 from .recorder import Recorder
 from .relay import Relay
+from .spec import Spec
 from .steps import ask
 from .switch import Switch
 from .trace import Trace
@@ -73,10 +74,9 @@ def hybrid(
     seeds, prompts = tuple(seeds), tuple(prompts)
     if not prompts or not seeds:
         raise ValueError(f"prompts={prompts}, seeds={seeds}: give at least one of each")
-    spec = check_load(name)
+    spec, where = place(name, device=device, dtype=dtype)
     if spec.adapter:
         raise ValueError(f"pair {name!r} is one network with a LoRA: there is no second one to wait; use `generate`")
-    where = Place.of(name, device, dtype)
     pipe = base_pipeline(spec, where)
     # the base stands for its student until that is loaded: a plan needs their schedulers alone
     settings = settings_of(spec, pipe, where, published=published)
@@ -126,7 +126,7 @@ def _slot(pipe: Any) -> str:
     return "unet" if getattr(pipe, "unet", None) is not None else "transformer"
 
 
-def _replace(pipe: Any, spec: Any, where: Place) -> None:
+def _replace(pipe: Any, spec: Spec, where: Place) -> None:
     """Drop the base's denoiser, and only then put the student in its place."""
     slot = _slot(pipe)
     base = getattr(pipe, slot)
@@ -136,7 +136,7 @@ def _replace(pipe: Any, spec: Any, where: Place) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    student = weights.student(spec, pipe, dtype=where.dtype, revision=where.revisions[1])
+    student = student_of(spec, pipe, where)
     setattr(pipe, slot, student.to(where.device).eval().requires_grad_(False))
 
 

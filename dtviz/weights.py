@@ -32,15 +32,14 @@ def student(spec: Spec, pipeline: Any, *, dtype: torch.dtype, revision: str | No
     if spec.adapter:
         return _adapter(spec, pipeline, base, revision)
     if spec.embedded:
-        with reading(models() / spec.student / spec.file):
-            network = kind.from_pretrained(models() / spec.student / spec.file, dtype=dtype)
+        network = kind.from_pretrained(models() / spec.student / spec.file, dtype=dtype)
     elif "." not in spec.file:  # a folder, as diffusers saves them
         half = repo_of(spec.student).variant if dtype == torch.float16 else None
-        with reading(f"{spec.file or 'the network'} of {spec.student}"):
-            network = kind.from_pretrained(spec.student, subfolder=spec.file or None, variant=half, **where)
+        network = kind.from_pretrained(spec.student, subfolder=spec.file or None, variant=half, **where)
     else:
-        network = kind.from_config(base.config).to(dtype)
-        network.load_state_dict(read(spec.student, spec.file, revision=revision))
+        network, state = kind.from_config(base.config).to(dtype), read(spec.student, spec.file, revision=revision)
+        with reading(f"{spec.file} of {spec.student}"):
+            network.load_state_dict(state)
     if spec.time != 1:
         network.register_forward_pre_hook(partial(_in_its_own_time, spec.time), with_kwargs=True)
     return network
@@ -53,10 +52,7 @@ def _in_its_own_time(scale: float, network: torch.nn.Module, args: tuple, kwargs
 def _adapter(spec: Spec, pipeline: Any, base: torch.nn.Module, revision: str | None) -> str:
     name = spec.student.replace("/", "_").replace(".", "_")  # peft makes a module of this name
     if spec.embedded:
-        with reading(models() / spec.student / spec.file):
-            base.load_lora_adapter(
-                models() / spec.student / spec.file, weight_name=LORA, adapter_name=name, prefix="unet"
-            )
+        base.load_lora_adapter(models() / spec.student / spec.file, weight_name=LORA, adapter_name=name, prefix="unet")
     else:
         state = read(spec.student, spec.file, revision=revision)
         state, alphas = pipeline.lora_state_dict(state, unet_config=base.config)  # kohya's keys too
@@ -91,14 +87,12 @@ def read(repo: str, file: str, *, revision: str | None = None) -> dict[str, torc
     try:
         path = get(file)
         if path.is_file():
-            with reading(path):
-                return load_file(path)
+            return load_file(path)
         path = get(pickled)
     except (EntryNotFoundError, LocalEntryNotFoundError):
         path = get(pickled)
     warnings.warn(f"{repo} has no {file} here: {pickled} is a pickle, read as numbers only", stacklevel=2)
-    with reading(path):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _config(spec: Spec) -> str:

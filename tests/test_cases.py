@@ -1,5 +1,7 @@
 """dtviz.cases: controls of a CSV and those that are shipped, what they are tried on and judged by."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ import torch
 import dtviz
 from dtviz import cases, control, judges
 
+PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
 TENSORS = {"mid_block.attentions.0.proj_in.lora_A.weight": torch.ones(1, 3), "mid_block.attentions.0.proj_in.lora_B.weight": torch.ones(2, 1)}  # fmt: skip
 
 
@@ -48,7 +51,28 @@ def test_a_csv_with_the_other_end_has_a_contrast_too(listed):
     images = clip(torch.rand(3, 3, 64, 64))
     away = 100 * images @ clip.text(["loudly crying face"])[0]
     assert contrast.name == "emoji-clip contrast"
+    table.assign(away="").to_csv(listed, index=False)
+    assert len(cases.load("emoji-dmd", file=listed)[0].measures) == 1
     np.testing.assert_allclose(contrast("baby", images), score("baby", images) - away, atol=1e-4)
+
+
+def test_a_csv_says_what_each_was_trained_on(listed):
+    assert cases.load("emoji-dmd", file=listed, trained_on="emoji-lcm") == []
+    table = pd.read_csv(listed)
+    table["trained_on"] = ["base", "base", "emoji-lcm"]
+    table.to_csv(listed, index=False)
+    for where, name in (("base", "smile"), ("emoji-lcm", "age")):
+        [case] = cases.load("emoji-dmd", file=listed, trained_on=where)
+        assert case.control.name == name
+
+
+def test_the_list_for_sdxl_is_whole():
+    """Published sliders and styles; what they need is not on this machine, so only the list is looked at."""
+    table = pd.read_csv(PROMPTS / "sdxl_controls.csv", keep_default_na=False)
+    assert set(cases.COLUMNS) <= set(table.columns)
+    assert (table.groupby("control")["prompt"].nunique() == 8).all()
+    assert not table.duplicated(["control", "prompt"]).any()
+    assert (table[["file", "prompt", "towards"]] != "").all(axis=None)
 
 
 def test_what_a_csv_lacks_is_named(listed):

@@ -1,7 +1,6 @@
 """dtviz.control: files in every form against diffusers' own loading, and what is put on, proved and taken off again."""
 
 import json
-import warnings
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 import dtviz
 from dtviz import control
-from dtviz.attach import _answer
 from dtviz.controls import DOWN, UP, scaled, split
+from dtviz.example import answer
 
 from .conftest import random_factors, tiny_unet
 from .tiny import PIPELINES
@@ -48,23 +47,23 @@ def theirs(pipe, path, scale: float, **options) -> torch.Tensor:
     pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="theirs", **options)
     try:
         pipe.set_adapters("theirs", scale)
-        return _answer(pipe.unet)
+        return answer(pipe.unet)
     finally:
         pipe.unload_lora_weights()
 
 
 def ours(pipe, one: control.Control, scale: float) -> torch.Tensor:
     with control.attach(pipe, one, scale):
-        return _answer(pipe.unet)
+        return answer(pipe.unet)
 
 
 def assert_same_effect(pipe, path, one: control.Control) -> None:
-    plain = _answer(pipe.unet)
+    plain = answer(pipe.unet)
     for scale in SCALES:
         expected, found = theirs(pipe, path, scale), ours(pipe, one, scale)
         assert (expected - plain).abs().max() > 100 * TOLERANCE  # there is something to be equal to
         assert (found - expected).abs().max() < TOLERANCE
-    assert torch.equal(_answer(pipe.unet), plain)
+    assert torch.equal(answer(pipe.unet), plain)
 
 
 # Files
@@ -162,11 +161,11 @@ def test_peft_folder_equals_peft(sdxl, tmp_path):
     from peft import get_peft_model
 
     unet = tiny_unet_like(sdxl)
-    plain = _answer(unet)
+    plain = answer(unet)
     settings = LoraConfig(r=4, lora_alpha=3, target_modules=["to_k", "to_v"], use_rslora=True)
     model = get_peft_model(unet, settings)
     stir(unet)
-    expected = _answer(unet)
+    expected = answer(unet)
     model.save_pretrained(tmp_path / "toy")
     found = control.load(tmp_path / "toy")
     assert found.name == "toy"
@@ -224,13 +223,13 @@ def test_custom_diffusion_equals_hand_added_weights_and_diffusers_processors(sdx
         by_hand = tiny_unet_like(sdxl)
         state = by_hand.state_dict()
         by_hand.load_state_dict(state | {key: state[key] + scale * (t - state[key]) for key, t in tuned.items()})
-        assert (ours(sdxl, found, scale) - _answer(by_hand)).abs().max() < TOLERANCE
+        assert (ours(sdxl, found, scale) - answer(by_hand)).abs().max() < TOLERANCE
 
     other = PIPELINES["sdxl"]().pipe
     other.unet.load_state_dict(sdxl.unet.state_dict())
     empty = {name: {} for name in other.unet.attn_processors if ".attn1." in name}
     other.unet.load_attn_procs(layout | empty, _pipeline=other)
-    assert (ours(sdxl, found, 1.0) - _answer(other.unet)).abs().max() < TOLERANCE
+    assert (ours(sdxl, found, 1.0) - answer(other.unet)).abs().max() < TOLERANCE
 
 
 def test_custom_diffusion_of_the_original_code(tmp_path):
@@ -418,7 +417,7 @@ def test_attached_equals_weights_added_by_hand(pipe, one):
         by_hand.load_state_dict(
             weights | {f"{m}.weight": weights[f"{m}.weight"] + scale * one.change(m) for m in one.modules}
         )
-        assert (ours(pipe, one, scale) - _answer(by_hand)).abs().max() < TOLERANCE
+        assert (ours(pipe, one, scale) - answer(by_hand)).abs().max() < TOLERANCE
 
 
 def test_every_way_out_leaves_the_network_as_it_was(pipe, one):
@@ -448,18 +447,18 @@ def test_two_controls_add_up(pipe, one):
     by_hand.load_state_dict(weights)
     before = state(pipe.unet)
     with control.attach(pipe, one, -2.0), control.attach(pipe, second, 0.5):
-        assert (_answer(pipe.unet) - _answer(by_hand)).abs().max() < TOLERANCE
+        assert (answer(pipe.unet) - answer(by_hand)).abs().max() < TOLERANCE
     assert_untouched(pipe.unet, before)
 
 
 def test_a_pair_of_two_networks_has_it_on_both(pair, one):
-    plain = [_answer(network) for network in (pair.base, pair.distilled)]
+    plain = [answer(network) for network in (pair.base, pair.distilled)]
     with control.attach(pair, one, 0.5) as proof:
         assert proof.networks == ("base", "distilled")
         for network, before in zip((pair.base, pair.distilled), plain, strict=True):
-            with_it = _answer(network)
+            with_it = answer(network)
             assert (with_it - before).abs().max() > 100 * TOLERANCE
-    assert [torch.equal(_answer(n), p) for n, p in zip((pair.base, pair.distilled), plain, strict=True)] == [True, True]
+    assert [torch.equal(answer(n), p) for n, p in zip((pair.base, pair.distilled), plain, strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize("student_on", [False, True])
@@ -471,18 +470,18 @@ def test_a_student_that_is_an_adapter_stays_as_it_is(pipe, one, student_on):
     unet.requires_grad_(False)
     unet.enable_adapters() if student_on else unet.disable_adapters()
     trained = [parameter.requires_grad for parameter in unet.parameters()]
-    plain, before = _answer(unet), state(unet)
+    plain, before = answer(unet), state(unet)
     with control.attach(unet, one, 1.0):
-        strong = _answer(unet)
+        strong = answer(unet)
     assert_untouched(unet, before)
     assert trained == [parameter.requires_grad for parameter in unet.parameters()]
     assert list(unet.peft_config) == ["student"]
-    assert torch.equal(_answer(unet), plain)
+    assert torch.equal(answer(unet), plain)
     # the oracle: the control's change added to the layers' own weights
     for module in one.modules:
         layer = unet.get_submodule(module)
         getattr(layer, "base_layer", layer).weight.data += one.change(module)
-    assert (strong - _answer(unet)).abs().max() < TOLERANCE
+    assert (strong - answer(unet)).abs().max() < TOLERANCE
 
 
 # Proofs that fail
@@ -516,7 +515,7 @@ def test_a_control_that_changes_nothing_is_refused(pipe):
 
 def test_what_cannot_be_proved_or_has_no_network_is_refused(factors):
     one = control.Control("x", "slider", factors)
-    with pytest.raises(NotImplementedError, match="a Linear cannot be proved"):
+    with pytest.raises(NotImplementedError, match="nothing can be proved on a Linear"):
         control.attach(torch.nn.Linear(2, 2), one).__enter__()
     with pytest.raises(ValueError, match="a str holds no denoiser"):
         control.attach("emoji-dmd", one).__enter__()
@@ -528,10 +527,26 @@ def test_what_cannot_be_proved_or_has_no_network_is_refused(factors):
         control.from_adapter(tiny_unet(0), "x", name="x")
 
 
-def test_sdxl_students_of_latent_consistency_are_proved():
-    """A network that takes its guidance scale as an input."""
-    unet = PIPELINES["lcm"]().pipe.unet
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with control.attach(unet, control.Control("x", "slider", random_factors(unet))) as proof:
-            assert proof.change[0] > 0
+@pytest.mark.parametrize("family", ["lcm", "sdxl-refiner", "sd3", "flux", "sana", "sana-sprint"])
+def test_denoisers_of_other_families_are_proved_too(family, tmp_path):
+    """Inputs of their own: guidance, sizes, pooled texts, packed latents; files under the name of the part they are for."""
+    pipe = PIPELINES[family]().pipe
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    plain = answer(denoiser)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, module in denoiser.named_modules():
+        if name.endswith(("to_q", "to_v")):
+            tensors[name + DOWN] = torch.randn(2, module.in_features, generator=generator)
+            tensors[name + UP] = torch.randn(module.out_features, 2, generator=generator)
+    part = "transformer" if denoiser is getattr(pipe, "transformer", None) else "unet"
+    path = control.Control("x", "lora", tensors, part=part).save(tmp_path / "x.safetensors")
+    assert all(key.startswith(f"{part}.") for key in load_file(path))
+    with control.attach(pipe, control.load(path)) as proof:
+        assert proof.change[0] > 0
+        strong = answer(denoiser)
+    assert torch.equal(answer(denoiser), plain)
+    denoiser.load_lora_adapter(path, prefix=part, adapter_name="theirs")
+    assert torch.equal(answer(denoiser), strong)
+    taken = control.from_adapter(denoiser, "theirs", name="x")
+    assert (taken.part, taken.fingerprint) == (part, control.load(path).fingerprint)

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 import dtviz
 from dtviz.decode import reconstruct
 
-EMBEDDERS = {"artist": "efficientnet-lite0-style", "concept": "efficientnet-lite0"}
+EMBEDDERS = {"artist": "efficientnet-lite0-style", "concept": "efficientnet-lite0", "style": "efficientnet-lite0-style"}
 
 
 def features(images: np.ndarray, kind: str) -> np.ndarray:
