@@ -18,7 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nbformat
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
 ROOT = Path(__file__).resolve().parents[1]
+EXPLORER = ROOT / "notebooks" / "explorer.ipynb"
 CHROMIUM = shutil.which("chromium")
 MISSING = (
     "no chromium on this machine: as root, `apt-get install chromium`, which `make test` does by itself where it can"
@@ -43,6 +48,13 @@ READY = """() => {
     return session?.isReady && session.session?.kernel?.connectionStatus === 'connected' && session.session.kernel.status === 'idle'
 }"""
 LAPTOP = {"width": 1366, "height": 768}
+
+
+def put(folder: Path, **values) -> str:
+    """The explorer's notebook in this folder, with these parameters, writing its figures there; its name."""
+    notebook = parameterize_notebook(load_notebook_node(str(EXPLORER)), values | {"out": str(folder / "figures")})
+    nbformat.write(notebook, folder / EXPLORER.name)
+    return EXPLORER.name
 
 
 @dataclass
