@@ -48,7 +48,8 @@ class Choice(widgets.VBox):
         self.method = widgets.Dropdown(options=METHODS, value=side.method, description="Method", **narrow)
         self.k = widgets.BoundedIntText(value=side.k, min=1, max=max(pair.steps - 1, 1), description="k", **narrow)
         usual = pair.handover
-        options = [(f"{name} (usual)" if name == usual else name, name) for name in HANDOVERS]
+        short = {"distilled-scheduler": "student's", "matched-sigma": "matched σ"}
+        options = [(short[name] + (" (usual)" if name == usual else ""), name) for name in HANDOVERS]
         self.handover = widgets.Dropdown(
             options=options, value=side.handover or usual, description="Handover", **narrow
         )

@@ -121,7 +121,7 @@ class Tab:
         self.menu("Run", "Run All Cells")
         self.page.wait_for_function(
             "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].every(p => /\\[\\d+\\]/.test(p.innerText))",
-            timeout=120_000,
+            timeout=400_000,
         )
 
     def menu(self, name: str, item: str) -> None:
@@ -136,7 +136,7 @@ class Tab:
 
 # Resolves with the milliseconds from the next press of a key or button to when all these look otherwise
 CHANGED = """([kind, ...elements]) => {
-    const limit = performance.now() + 60000
+    const limit = performance.now() + 120000
     const look = element => element.tagName === 'CANVAS' ? element.toDataURL() : element.src
     const before = elements.map(look)
     let start
@@ -190,7 +190,7 @@ class Hand:
         """Wait for a text."""
         self.root.get_by_text(text).first.wait_for()
 
-    def until(self, done, seconds: float = 60) -> None:
+    def until(self, done, seconds: float = 120) -> None:
         """Wait until something is so."""
         end = time.monotonic() + seconds
         while not done():

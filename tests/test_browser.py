@@ -14,7 +14,7 @@ def test_explorer_by_hand(tmp_path):
     SEEN.mkdir(exist_ok=True)
     name = browser.put(tmp_path, n_seeds=4)
     with browser.lab(tmp_path) as server, browser.browse(server, name) as tab:
-        tab.page.set_default_timeout(60_000)
+        tab.page.set_default_timeout(120_000)
         tab.run_all()
         tab.command("application:toggle-left-area")
         by_hand(tab, tmp_path)

@@ -54,7 +54,7 @@ def main() -> None:
         folder = Path(name)
         notebook = browser.put(folder)
         with browser.lab(folder) as server, browser.browse(server, notebook) as tab:
-            tab.page.set_default_timeout(120_000)
+            tab.page.set_default_timeout(300_000)
             tab.run_all()
             publish(measure(tab), "explorer")
 
