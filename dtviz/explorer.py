@@ -47,11 +47,9 @@ class Choice(widgets.VBox):
         self._pair = pair
         self.method = widgets.Dropdown(options=METHODS, value=side.method, description="Method", **narrow)
         self.k = widgets.BoundedIntText(value=side.k, min=1, max=max(pair.steps - 1, 1), description="k", **narrow)
-        usual = pair.handover
-        short = {"distilled-scheduler": "student's", "matched-sigma": "matched σ"}
-        options = [(short[name] + (" (usual)" if name == usual else ""), name) for name in HANDOVERS]
+        options = [("student's", HANDOVERS[0]), ("matched σ", HANDOVERS[1])]
         self.handover = widgets.Dropdown(
-            options=options, value=side.handover or usual, description="Handover", **narrow
+            options=options, value=side.handover or pair.handover, description="Handover", **narrow
         )
         self.numbers = {
             name: widgets.Text(
