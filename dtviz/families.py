@@ -22,6 +22,7 @@ class Family:
         work: bytes for each latent cell of a sample that a denoiser evaluation takes beside weights, at two bytes a number.
         decode: bytes for each pixel of an image that decoding takes beside weights, at two bytes a number.
         dtype: how it is run on an accelerator.
+        doubled: whether guidance takes two evaluations; FLUX.1-dev has it as an input.
         wide: whether its autoencoder is decoded in float32 there too, since it overflows in float16.
         folder: of the denoiser in a repository.
         networks: the denoiser and the autoencoder in `tests/published.py`; the embedded pairs have their own weights.
@@ -35,6 +36,7 @@ class Family:
     work: float
     decode: float
     dtype: str = "float16"
+    doubled: bool = True
     wide: bool = False
     folder: str = "unet"
     networks: tuple[str, ...] = ()
@@ -56,8 +58,8 @@ FAMILIES: dict[str, Family] = {
         folder="transformer", networks=("sd35 transformer", "sd35 vae"),
     ),
     "flux": Family(
-        11_901_408_320, _CLIP_L + _T5, 83_819_683, 8, (1024, 1024), 28_019, 1536, "bfloat16", folder="transformer",
-        networks=("flux transformer", "sd35 vae"),
+        11_901_408_320, _CLIP_L + _T5, 83_819_683, 8, (1024, 1024), 28_019, 1536, "bfloat16", doubled=False,
+        folder="transformer", networks=("flux transformer", "sd35 vae"),
     ),
     "pixart": Family(
         611_349_152, _T5, 83_653_863, 8, (1024, 1024), 6_931, 1536, folder="transformer",

@@ -12,7 +12,7 @@ Sources, for every line of the tables below:
   3.5, PixArt and SANA 20 at 4.5).
 - `published`: what the paper's code runs otherwise: LCM's own grid 999, 759, 499, 259 in place of DMD2's timesteps, and guidance
   0 for LCM-SDXL, which is w = -1, outside of what it was trained for.
-- Revisions: commits that public code pins or names as its snapshot; `None` where none was found, see README. Licences: the cards.
+- Revisions: commits that public code pins, or that the hub's own pages show with these files; `None` where none was found, see docs/pairs.md. Licences: the cards.
 
 SANA-Sprint is SANA's flow model in TrigFlow's coordinates (Chen et al. 2025, section 3.1): with s = sin t / (sin t + cos t), its
 pipeline gives the network x_t / (sin t + cos t) = (1 - s) x0 + s noise and time s, and turns the velocity that comes back
@@ -30,38 +30,37 @@ from .spec import Repo, Spec
 TRAINED = (999, 749, 499, 249)  # DMD2's generator steps
 LORA = "pytorch_lora_weights.safetensors"  # diffusers' name
 
+# The bases
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SD35 = "stabilityai/stable-diffusion-3.5-large"
+FLUX = "black-forest-labs/FLUX.1-dev"
+PIXART = "PixArt-alpha/PixArt-XL-2-1024-MS"
+SANA = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"
+
 _RAIL, _STABILITY = "OpenRAIL++", "Stability AI Community"
 _FLUX_DEV = "FLUX.1-dev Non-Commercial"
 
 REPOS: dict[str, Repo] = {
-    "stabilityai/stable-diffusion-xl-base-1.0": Repo(_RAIL, "462165984030d82259a11f4367a4eed129e94a7b", "fp16"),
-    "tianweiy/DMD2": Repo("CC-BY-NC-4.0"),
-    "latent-consistency/lcm-sdxl": Repo(_RAIL, None, "fp16"),
+    SDXL: Repo(_RAIL, "462165984030d82259a11f4367a4eed129e94a7b", "fp16"),
+    "tianweiy/DMD2": Repo("CC-BY-NC-4.0", "be22767697a1f3ca656b73c776e15fa335c86c6c"),
+    "latent-consistency/lcm-sdxl": Repo(_RAIL, "51928f2d9c82226f71978037e7a8ffc648efe635", "fp16"),
     "latent-consistency/lcm-lora-sdxl": Repo(_RAIL, "a18548dd4956b174ec5b0d78d340c8dae0a129cd"),
     "stabilityai/sdxl-turbo": Repo(_STABILITY, "71153311d3dbb46851df1931d3ca6e939de83304", "fp16"),
     "ByteDance/SDXL-Lightning": Repo(_RAIL, "c9a24f48e1c025556787b0c58dd67a091ece2e44"),
     "ByteDance/Hyper-SD": Repo("see its LICENSE.md", "07822d9cde7a6c34b8f35c169a87a9a2885fd929"),
-    "h1t/TCD-SDXL-LoRA": Repo("MIT"),
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": Repo(
-        "CreativeML OpenRAIL-M", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", "fp16"
-    ),
+    "h1t/TCD-SDXL-LoRA": Repo("MIT", "ea69e290a201cbb9ac232be2d5c81ef6dc0fc3a2"),
+    SD15: Repo("CreativeML OpenRAIL-M", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", "fp16"),
     "latent-consistency/lcm-lora-sdv1-5": Repo(_RAIL, "cf2fced511dbe7e26c8d1d397e728fbab875db4b"),
-    "stabilityai/stable-diffusion-3.5-large": Repo(_STABILITY, "ceddf0a7fdf2064ea28e2213e3b84e4afa170a0f"),
+    SD35: Repo(_STABILITY, "ceddf0a7fdf2064ea28e2213e3b84e4afa170a0f"),
     "stabilityai/stable-diffusion-3.5-large-turbo": Repo(_STABILITY, "ec07796fc06b096cc56de9762974a28f4c632eda"),
-    "black-forest-labs/FLUX.1-dev": Repo(_FLUX_DEV, "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"),
+    FLUX: Repo(_FLUX_DEV, "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"),
     "black-forest-labs/FLUX.1-schnell": Repo("Apache-2.0", "741f7c3ce8b383c54771c7003378a50191e9efe9"),
-    "PixArt-alpha/PixArt-XL-2-1024-MS": Repo(_RAIL, "b89adadeccd9ead2adcb9fa2825d3fabec48d404"),
+    PIXART: Repo(_RAIL, "b89adadeccd9ead2adcb9fa2825d3fabec48d404"),
     "PixArt-alpha/PixArt-LCM-XL-2-1024-MS": Repo(_RAIL, "071672639aede86a974efb75a346acc54f62e8df"),
-    "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": Repo(
-        "see its card", "e18f82ddb8233fa4d979c2613f41a3ca4c5fc730"
-    ),
+    SANA: Repo("see its card", "e18f82ddb8233fa4d979c2613f41a3ca4c5fc730"),
     "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers": Repo("see its card"),
 }
-
-_XL, _V15, _SD35, _DEV, _PIXART, _SANA = (
-    next(name for name in REPOS if part in name)
-    for part in ("xl-base", "v1-5/", "3.5-large", "FLUX.1-dev", "PixArt-XL", "Sana_1600M")
-)
 
 _TRAILING = {"timestep_spacing": "trailing"}
 _DDIM = _TRAILING | {"clip_sample": False, "set_alpha_to_one": False}
@@ -76,7 +75,7 @@ _SPRINT = tuple(1000 * math.sin(t) / (math.sin(t) + math.cos(t)) for t in (math.
 
 def _sdxl(student: str, scheduler: str, file: str, **how: Any) -> Spec:
     settings = _SDXL | how.pop("settings", {})
-    return Spec(_XL, student, "sdxl", scheduler, file, settings=settings, **how)
+    return Spec(SDXL, student, "sdxl", scheduler, file, settings=settings, **how)
 
 
 def _lora(size: int, item: int = 2) -> dict[str, Any]:
@@ -115,28 +114,28 @@ HUB: dict[str, Spec] = {
     ),
     "sdxl-tcd-lora": _sdxl("h1t/TCD-SDXL-LoRA", "TCDScheduler", LORA, **_lora(394_000_000)),
     "sd15-lcm-lora": Spec(
-        _V15, "latent-consistency/lcm-lora-sdv1-5", "sd15", "LCMScheduler", LORA, **_lora(135_000_000),
+        SD15, "latent-consistency/lcm-lora-sdv1-5", "sd15", "LCMScheduler", LORA, **_lora(135_000_000),
         settings=_SD15 | {"guidance": 1.0},
     ),
     "sd15-hyper-lora": Spec(
-        _V15, "ByteDance/Hyper-SD", "sd15", "DDIMScheduler", "Hyper-SD15-4steps-lora.safetensors",
+        SD15, "ByteDance/Hyper-SD", "sd15", "DDIMScheduler", "Hyper-SD15-4steps-lora.safetensors",
         **_lora(269_000_000, 4), scheduler_settings=_DDIM, settings=_SD15,
     ),
     "sd35-turbo": Spec(
-        _SD35, "stabilityai/stable-diffusion-3.5-large-turbo", "sd35", "FlowMatchEulerDiscreteScheduler", "transformer",
+        SD35, "stabilityai/stable-diffusion-3.5-large-turbo", "sd35", "FlowMatchEulerDiscreteScheduler", "transformer",
         settings=_FLOW | {"base_steps": 40, "base_guidance": 4.5},
     ),
     "flux-schnell": Spec(
-        _DEV, "black-forest-labs/FLUX.1-schnell", "flux", "FlowMatchEulerDiscreteScheduler", "transformer",
+        FLUX, "black-forest-labs/FLUX.1-schnell", "flux", "FlowMatchEulerDiscreteScheduler", "transformer",
         scheduler_settings={"shift": 1.0, "use_dynamic_shifting": False},
         settings=_FLOW | {"base_steps": 50, "base_guidance": 3.5, "call": {"max_sequence_length": 256}},
     ),
     "pixart-lcm": Spec(
-        _PIXART, "PixArt-alpha/PixArt-LCM-XL-2-1024-MS", "pixart", "LCMScheduler", "transformer",
+        PIXART, "PixArt-alpha/PixArt-LCM-XL-2-1024-MS", "pixart", "LCMScheduler", "transformer",
         settings={"base_steps": 20, "base_guidance": 4.5, "batch_size": 1},
     ),
     "sana-sprint": Spec(
-        _SANA, "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", "sana", "FlowMatchLCMScheduler", "transformer",
+        SANA, "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", "sana", "FlowMatchLCMScheduler", "transformer",
         scheduler_settings={"shift": 1.0, "use_dynamic_shifting": False}, time=1 / 1000,
         settings=_FLOW | {"base_steps": 20, "base_guidance": 4.5, "guidance": 4.5, "steps": 2, "timesteps": _SPRINT},
     ),

@@ -90,7 +90,7 @@ def ways(
         dtype: "float32", "float16" or "bfloat16"; None takes the family's own.
         size: (height, width) of the images in pixels; None takes the pair's.
         batch_size: samples denoised together; None takes the pair's.
-        guided: whether the base runs with guidance, which doubles its batch.
+        guided: whether the base runs with guidance, which doubles the batch of all but FLUX.1-dev.
 
     Raises:
         ValueError: no pair has this name, or there is no such dtype.
@@ -106,7 +106,7 @@ def ways(
     height, width = size or spec.settings.get("size") or of.size
     batch = batch_size or spec.settings["batch_size"]
     part = weights(spec, item=item)
-    evaluation = work(of, height, width, batch * (1 + guided), item)
+    evaluation = work(of, height, width, batch * (2 if guided and of.doubled else 1), item)
     decoding, tiled = (decode(of, h, w, item) for h, w in ((height, width), (min(height, TILE), min(width, TILE))))
     both, rest = part["base"] + part["student"], part["text"] + part["vae"]
     one = both if spec.adapter else part["base"]

@@ -60,3 +60,32 @@ def licence(spec: Spec) -> str:
     """
     base, student = repo_of(spec.base).licence, repo_of(spec.student).licence
     return base if base == student else f"{base} (base), {student} (student)"
+
+
+def markdown() -> str:
+    """The hub's pairs for the documentation: a row a pair, what it is made of and how its student is run."""
+    lines = ["| pair | base | student | scheduler | settings | weights |", "|---|---|---|---|---|---|"]
+    for name, spec in HUB.items():
+        student = f"{spec.student}, {'LoRA ' if spec.adapter else ''}`{spec.file}`" if spec.file else spec.student
+        lines.append(
+            f"| `{name}` | {spec.base} | {student} | {spec.scheduler.removesuffix('Scheduler')} | {_settings(spec)} | "
+            f"{licence(spec)} |"
+        )
+    return "\n".join(lines)
+
+
+def _settings(spec: Spec) -> str:
+    """How base and student are run, in words."""
+    told, how = spec.settings, []
+    if "timesteps" in told:
+        how.append("at " + ", ".join(f"{t:g}" for t in (round(t, 1) for t in told["timesteps"])))
+    how += [f"{key} {value}" for key, value in spec.scheduler_settings.items() if key in ("timestep_spacing", "shift")]
+    student = " ".join([f"{told.get('steps', 4)} steps", *how]) + f", guidance {told.get('guidance', 0):g}"
+    if "size" in told:
+        student += f", {told['size'][0]} px"
+    text = f"{student}; base {told['base_steps']} steps, guidance {told['base_guidance']:g}"
+    if spec.published:
+        text += "; published: " + ", ".join(
+            f"{key} {'LCM’s own' if value is None else format(value, 'g')}" for key, value in spec.published.items()
+        )
+    return text

@@ -173,6 +173,14 @@ def test_peft_folder_equals_peft(sdxl, tmp_path):
     assert (ours(sdxl, found, 1.0) - expected).abs().max() < TOLERANCE
 
 
+def test_an_adapter_of_rank_stabilised_scale_is_taken_as_it_is(sdxl):
+    unet = tiny_unet_like(sdxl)
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=3, target_modules=["to_k"], use_rslora=True), adapter_name="mine")
+    stir(unet)
+    taken = control.from_adapter(unet, "mine", name="mine")
+    assert (ours(sdxl, taken, 1.0) - answer(unet)).abs().max() < TOLERANCE
+
+
 def tiny_unet_like(pipe):
     """A copy of the pipeline's network."""
     unet = type(pipe.unet).from_config(pipe.unet.config)

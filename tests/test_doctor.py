@@ -62,7 +62,7 @@ def test_the_report(cache):
         "fits together",
         "sdxl-dmd: not here, 12.1 GB",
         "lacks unet/diffusion_pytorch_model.safetensors",
-        "hf download tianweiy/DMD2 dmd2_sdxl_4step_unet_fp16.safetensors",
+        "hf download tianweiy/DMD2 dmd2_sdxl_4step_unet_fp16.safetensors --revision be2276",
         "hf download ByteDance/SDXL-Lightning sdxl_lightning_4step_unet.safetensors --revision c9a24f",
         f"DiffusionPipeline.download('stabilityai/stable-diffusion-xl-base-1.0', revision='{COMMIT}', variant='fp16'",
         "hf download PixArt-alpha/PixArt-LCM-XL-2-1024-MS --include 'transformer/*' --revision 0716",

@@ -312,10 +312,10 @@ def test_a_matched_handover_without_base_steps_is_refused(pair):
 
 
 def test_watch_sees_every_call_and_ends_the_run(pair):
-    """Three seeds in batches of two: twice the student's four calls."""
+    """Three seeds in batches of two: twice the student's four calls, each counted for every sample in it."""
     seen = []
     trace = dtviz.generate(pair, "dog", seeds=range(3), watch=seen.append)
-    assert [(p.done, p.total) for p in seen] == [(i, 8) for i in range(1, 9)]
+    assert [(p.done, p.total) for p in seen] == [(i, 12) for i in (2, 4, 6, 8, 9, 10, 11, 12)]
     assert [p.seeds for p in seen] == [(0, 1)] * 4 + [(2,)] * 4
     assert torch.equal(torch.stack([p.x0 for p in seen[:4]]), trace.x0[:, :2])
 

@@ -17,9 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 import dtviz
+from dtviz import memory
 from dtviz.families import FAMILIES
 from dtviz.hub import HUB, REPOS
 from dtviz.pairs import SPECS
+from dtviz.specs import markdown
 from dtviz.weights import read
 
 from .published import parameters
@@ -432,3 +434,13 @@ def test_no_code_of_a_repository_is_ever_run():
     for path in Path(dtviz.__file__).parent.glob("*.py"):
         assert "trust_remote_code" not in path.read_text()
         assert "weights_only=False" not in path.read_text()
+
+
+def test_the_documentation_has_every_pair_and_its_commits():
+    page = (Path(__file__).parents[1] / "docs" / "pairs.md").read_text()
+    assert markdown() in page
+    for name, repo in REPOS.items():
+        assert (name in page[page.index("Not pinned") : page.index("names the commits")]) == (repo.revision is None)
+    for name in ("sdxl-dmd", "flux-schnell", "sana-sprint"):
+        together = next(way for way in memory.ways(name) if way.name == "together")
+        assert f"| {together.accelerator / 1e9:.1f} GB |" in page
