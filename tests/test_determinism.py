@@ -41,7 +41,7 @@ def test_a_sample_does_not_depend_on_the_others_of_its_batch(emoji, eight):
 def test_another_size_of_the_batch_moves_the_last_digits_alone(emoji, eight, size):
     """Other sizes take other kernels, which sum in another order.
 
-    Latents have a deviation of about one, where float32 resolves 1e-7; some ten evaluations of a network make 3e-6 of it
+    Latents have a deviation of about one, where float32 resolves 1e-7; the evaluations of a run make up to 2e-5 of it
     (figures/bench/determinism.csv).
     """
     seeds = range(4)
