@@ -1,7 +1,7 @@
 """Put a control on a pair, a pipeline or a denoiser, prove that it works there, and take it off again.
 
 with dtviz.control.attach(pair, smile, scale=2) as proof:
-    print(proof)        # smile on base and distilled: 64 modules, output changes by 3.1 and 2.8% at scale 1, not at all at 0
+    print(proof)        # smile on base and distilled: 64 modules, output changes by 3.1% and 2.8% at scale 1 ...
     images = pair.pipeline("face").images
 
 LoRA factors go through diffusers' own `load_lora_adapter`. A full-rank change D = W_tuned - W_base is added to its layer's

@@ -79,15 +79,14 @@ class Attached:
                 low_cpu_mem_usage=True,  # draws no random numbers to begin with
             )
         self._changed = [layer for layer in _lora(self.network) if self.adapter in layer.lora_A]
-        known = {layer: [] if disabled else active for layer, active, disabled in self._before}
+        for layer, active, disabled in self._before:
+            layer.set_adapter(active)
+            layer.enable_adapters(not disabled)
+        others = {layer: [] if disabled else active for layer, active, disabled in self._before}
         for layer in self._changed:
             layer.enable_adapters(True)
-            layer.set_adapter([*known.get(layer, []), self.adapter], inference_mode=True)
+            layer.set_adapter([*others.get(layer, []), self.adapter], inference_mode=True)
             layer.set_scale(self.adapter, 0.0)
-        for layer, active, disabled in self._before:
-            if layer not in self._changed:
-                layer.set_adapter(active)
-                layer.enable_adapters(not disabled)
 
     def _adding(self, delta: torch.Tensor):
         """A hook that adds D x, scaled, to a linear layer's W x."""
@@ -128,7 +127,11 @@ def from_adapter(
     if adapter not in known:
         raise ValueError(f"adapter={adapter!r} is not loaded on the {type(denoiser).__name__}, which has {list(known)}")
     tensors = get_peft_model_state_dict(denoiser, adapter_name=adapter)
-    alphas = {n: m.lora_alpha[adapter] for n, m in denoiser.named_modules() if adapter in getattr(m, "lora_alpha", {})}
+    layers = {name: m for name, m in denoiser.named_modules() if adapter in getattr(m, "lora_alpha", {})}
+    alphas = {  # rsLoRA scales by alpha / sqrt(rank)
+        name: layer.lora_alpha[adapter] * (layer.r[adapter] ** 0.5 if layer.use_rslora[adapter] else 1)
+        for name, layer in layers.items()
+    }
     kept = {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
     part = "unet" if isinstance(denoiser, UNet2DConditionModel) else "transformer"
     return Control(name, kind, scaled(kept, alphas), facts or {}, part=part)

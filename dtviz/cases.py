@@ -23,6 +23,7 @@ from .control_files import load as load_control
 from .control_files import shipped
 from .controls import Control
 from .embed import Embedder, embedder
+from .outside import reading
 from .specs import spec_of
 from .study import EMOJI_PROMPTS
 
@@ -140,7 +141,8 @@ def students(pair: str) -> dict[str, str]:
 
 def _listed(file: Path, trained_on: str, clip: Embedder) -> Iterator[Case]:
     """The cases of a CSV; without the column `trained_on` all are the base's."""
-    table = pd.read_csv(file, keep_default_na=False)
+    with reading(file):
+        table = pd.read_csv(file, keep_default_na=False)
     gone = [name for name in COLUMNS if name not in table.columns]
     if gone:
         raise ValueError(f"{file} lacks the columns {', '.join(gone)}; it has {', '.join(table.columns)}")

@@ -16,6 +16,8 @@ import torch
 
 from .networks import embeds_guidance, network
 from .pairs import Pair
+from .plan import Call, plan
+from .steps import ask
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,6 @@ def conditions(pair: Pair, prompts: Sequence[str], *, role: str = "base") -> Con
         if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(f"prompt {prompt!r} must be a text that is not empty")
     pipe, seen, found, spare = pair.pipeline, [], {}, torch.Generator("cpu")  # not the caller's random numbers
-    size = {} if pair.size is None else {"height": pair.size[0], "width": pair.size[1]}
 
     def look(_, args: tuple, kwargs: dict[str, Any]) -> None:
         seen.append((args[0], {name: value for name, value in kwargs.items() if name != "return_dict"}))
@@ -66,9 +67,8 @@ def conditions(pair: Pair, prompts: Sequence[str], *, role: str = "base") -> Con
         for prompt in prompts:
             seen.clear()
             # a guidance above 1 makes it prepare both rows, the unconditional one first
-            pipe(
-                prompt=prompt, num_inference_steps=1, guidance_scale=2.0, output_type="latent", generator=spare, **size
-            )
+            how = {"num_inference_steps": 1, "guidance_scale": 2.0, "output_type": "latent", "generator": spare}
+            pipe(prompt=prompt, **how, **_call(pair))
             found[""], found[prompt] = (_row(seen[0][1], row) for row in (0, 1))
     finally:
         hook.remove()
@@ -81,9 +81,27 @@ def conditions(pair: Pair, prompts: Sequence[str], *, role: str = "base") -> Con
     return Conditions(found, tuple(seen[0][0].shape[1:]))
 
 
+def schedule(pair: Pair, role: str, *, steps: int, guidance: float) -> list[Call]:
+    """The calls of one role's own sampler, on a fresh scheduler, since schedulers count their steps."""
+    scheduler = pair.base_scheduler if role == "base" else pair.distilled_scheduler
+    how = {
+        "k": None,
+        "handover": None,
+        "scales": {role: guidance},
+        "device": network(pair.base, pair.distilled, role).device,
+    }
+    asked = {role: ask(pair.pipeline, scheduler, _call(pair))}
+    return plan(pair, method=role, steps=steps, base_steps=steps, asked=asked, **how)
+
+
 def predict(denoiser: torch.nn.Module, x_t: torch.Tensor, timestep, arguments: Mapping[str, Any]) -> torch.Tensor:
     """The denoiser's output (n, channels, height, width) float32 for x_t as its scheduler scales it."""
     return denoiser(x_t.to(denoiser.dtype), timestep, **arguments, return_dict=False)[0].float()
+
+
+def _call(pair: Pair) -> dict[str, Any]:
+    """The pair's own arguments of its pipeline's call."""
+    return dict(pair.call) | ({} if pair.size is None else {"height": pair.size[0], "width": pair.size[1]})
 
 
 def _row(tree: Any, row: int) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -19,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from .available import hub_answers
 from .control_formats import LDM, SHOWN, custom_diffusion, lora
 from .controls import HEADER, Control
 from .errors import Unavailable
+from .outside import reading
+from .outside import told as one_line
 
 FILES = (
     "pytorch_lora_weights.safetensors",
@@ -64,15 +65,19 @@ def load(path: str | Path, *, weight_name: str | None = None, base: Any = None, 
             told = json.loads(header[HEADER])
             part = told.get("part", "unet")
             own = {key.removeprefix(f"{part}."): tensor for key, tensor in tensors.items()}
-            return Control(name or told["name"], told["kind"], own, told["facts"], tuple(told["left_out"]), part)
+            one = Control(name or told["name"], told["kind"], own, dict(told["facts"]), tuple(told["left_out"]), part)
+            if told.get("fingerprint", one.fingerprint) != one.fingerprint:
+                raise ValueError("it is damaged: its tensors are not those that it was saved with")
+            return one
         name = name or (Path(path).name if file.name in FILES else file.stem)
         if any("custom_diffusion" in key or key.startswith(LDM) for key in tensors):
             return custom_diffusion(name, tensors, base)
         return lora(name, tensors, _settings(header, file))
-    except ValueError as error:
-        shown = ", ".join(sorted(tensors)[:SHOWN])
+    except Exception as error:  # of any kind: diffusers and peft take the names apart, and settings may be anything
+        why = error if type(error) is ValueError else one_line(error)
+        shown = " ".join(", ".join(sorted(tensors)[:SHOWN]).split())
         raise ValueError(
-            f"{file}: {error}. It holds {len(tensors)} tensors, such as {shown}; known are {KNOWN}"
+            f"{file}: {why}. It holds {len(tensors)} tensors, such as {shown}; known are {KNOWN}"
         ) from error
 
 
@@ -92,15 +97,16 @@ def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     ValueError: it can be read neither as safetensors nor as weights only.
     """
     if file.suffix == ".safetensors":
-        try:
-            with safe_open(file, framework="pt") as opened:
-                return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{file} is no whole safetensors file: {error}") from error
+        with reading(file), safe_open(file, framework="pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     try:
         held = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read as weights only; nothing in it was run: {error}") from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of any kind; torch's own text says how to run what is in it
+        raise ValueError(
+            f"{file} cannot be read as weights only; nothing in it was run ({type(error).__name__})"
+        ) from error
     warnings.warn(
         f"{file.name} is a pickle, read as weights only; `save` keeps the control as safetensors", stacklevel=3
     )

@@ -110,6 +110,7 @@ class Control:
         path.parent.mkdir(parents=True, exist_ok=True)
         told = {"name": self.name, "kind": self.kind, "facts": dict(self.facts)}
         told |= {"left_out": list(self.left_out), "part": self.part}
+        told["fingerprint"] = self.fingerprint  # so that a damaged file is noticed
         tensors = {
             (key if split(key)[1] == DELTA else f"{self.part}.{key}"): tensor.detach().cpu().contiguous()
             for key, tensor in sorted(self.tensors.items())

@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from .conditions import Conditions, conditions, predict
+from .conditions import Conditions, conditions, predict, schedule
 from .controls import Control
 from .decode import encode
 from .generate import generate
 from .optimise import check_numbers, optimise
 from .pairs import Pair
-from .plan import plan
-from .tuned import ATTENTION, CROSS, Tuned, lora, trained_network, weights
+from .tuned import ATTENTION, CROSS, Tuned, lora, origin, trained_network, weights
 
 
 def train_customisation(
@@ -175,7 +174,7 @@ class _Task:
         return {
             "prompts": list(dict.fromkeys(self.texts)),
             "images": {"number": len(self.images), "sha256": digest[:16]},
-            "trained_on": {"pair": self.pair.name, "role": self.on, "fingerprint": self.pair.fingerprint},
+            "trained_on": origin(self.pair, self.on),
             "prior": prior if self.class_prompt else None,
             "drop": self.drop,
             "modules": list(self.modules),
@@ -225,8 +224,7 @@ def _timesteps(pair: Pair, on: str, noising: DDPMScheduler) -> torch.Tensor:
     """All timesteps of training, or the few that a student knows."""
     if on == "base":
         return torch.arange(noising.config.num_train_timesteps)
-    how = {"steps": pair.steps, "base_steps": pair.base_steps, "k": None, "handover": None}
-    calls = plan(pair, method="distilled", scales={"distilled": 0.0, "base": 0.0}, device="cpu", **how)
+    calls = schedule(pair, on, steps=pair.steps, guidance=0.0)
     return torch.tensor([float(call.timestep) for call in calls]).round().long()
 
 

@@ -47,10 +47,9 @@ class Choice(widgets.VBox):
         self._pair = pair
         self.method = widgets.Dropdown(options=METHODS, value=side.method, description="Method", **narrow)
         self.k = widgets.BoundedIntText(value=side.k, min=1, max=max(pair.steps - 1, 1), description="k", **narrow)
-        usual = pair.handover
-        options = [(f"{name} (usual)" if name == usual else name, name) for name in HANDOVERS]
+        options = [("student's", HANDOVERS[0]), ("matched σ", HANDOVERS[1])]
         self.handover = widgets.Dropdown(
-            options=options, value=side.handover or usual, description="Handover", **narrow
+            options=options, value=side.handover or pair.handover, description="Handover", **narrow
         )
         self.numbers = {
             name: widgets.Text(
@@ -392,7 +391,7 @@ class Explorer(widgets.VBox):
 def explore(
     source: Pair | Trace | str | os.PathLike | Sequence[Trace | str | os.PathLike] = "emoji-dmd",
     *,
-    pair: Pair | str | None = None,
+    pair: Any = None,
     prompt: str = "",
     seeds: Iterable[int] = range(8),
     sides: Sequence[Side | Mapping[str, Any]] = ({"method": "distilled"},),
@@ -405,7 +404,7 @@ def explore(
 
     Args:
         source: a `Pair` or its name, to generate with; or a `Trace`, a file of one, or a list of two, to look at.
-        pair: for traces, the pair or its name that decodes them; None: no model is used, and colours are a preview.
+        pair: for traces, the pair, its name, or the pipeline that decodes them; None: no model is used, and colours are a preview.
         prompt, seeds: what the controls start with; "" is a prompt that the pair knows.
         sides: one or two, what `generate` is given for each: {"method": "hybrid", "k": 1}.
         embed, text, vae: see `Session`.

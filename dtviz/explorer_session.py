@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from diffusers import DiffusionPipeline
 from matplotlib.figure import Figure
 
 from .decode import decode_latents
@@ -37,7 +38,7 @@ class Session:
     """One or two sides, each a trace that is looked at, and where one looks.
 
     Args:
-        pair: the models; None: only `open` works, and no model is used.
+        pair: the models; or a diffusers pipeline, which only decodes the traces that are opened; None: no model is used.
         embed: an embedder, or its name, for all distances. None: EfficientNet-Lite0 for embedded pairs, DreamSim for others,
             and where that is not on this machine the latents themselves; charts say which.
         text: an embedder with a text half, or its name, for timelines of words. None: emoji-clip for embedded pairs.
@@ -50,15 +51,18 @@ class Session:
 
     def __init__(
         self,
-        pair: Pair | None = None,
+        pair: Any = None,
         *,
         embed: Embedder | str | None = None,
         text: Embedder | str | None = None,
         vae: Any = None,
     ) -> None:
-        if pair is not None and not isinstance(pair, Pair):
-            raise ValueError(f"pair is a {type(pair).__name__}: give what dtviz.load(name) or dtviz.Pair(...) returns")
-        self.pair, self.vae = pair, vae
+        if pair is not None and not isinstance(pair, Pair | DiffusionPipeline):
+            raise ValueError(
+                f"pair is a {type(pair).__name__}: give a dtviz.Pair, what dtviz.load(name) returns, or a pipeline"
+            )
+        self.decoder, self.vae = pair, vae
+        self.pair = pair if isinstance(pair, Pair) else None  # who can generate
         self._embed, self._text = embed, text
         self.state = State()
         self.seen: tuple[Seen, ...] = ()
@@ -90,7 +94,7 @@ class Session:
             ValueError: an argument is out of range, or there is no pair.
         """
         if self.pair is None:
-            raise ValueError("pair=None: a session of saved traces has no model to run; give the pair")
+            raise ValueError("there is no pair to run: these are traces alone; give explore a dtviz.Pair or its name")
         seeds = tuple(seeds)
         traces = []
         for number, side in enumerate(sides):
@@ -120,7 +124,7 @@ class Session:
         seen = []
         for number, trace in enumerate(traces):
             told = lambda done, total, number=number: tick(number, done, total)  # noqa: E731
-            seen.append(Seen.look(trace, pair=self.pair, embed=self.embed(), vae=self.vae, tick=told))
+            seen.append(Seen.look(trace, pair=self.decoder, embed=self.embed(), vae=self.vae, tick=told))
         self.seen, self._known, self.files = tuple(seen), {}, ()
         prompt = traces[0].prompt
         seeds = numbered[0]
@@ -150,7 +154,7 @@ class Session:
 
     def embed(self) -> Embedder | None:
         """The embedder of all distances, loaded when first asked for; None: the latents themselves."""
-        if self._embed is None and self.pair is not None:
+        if self._embed is None and self.decoder is not None:
             try:
                 self._embed = embedder("efficientnet-lite0" if self._ours() else "dreamsim")
             except Unavailable:
@@ -304,23 +308,28 @@ class Session:
         """One line: prompt, pair, and how colours and distances were made."""
         state = self.state
         parts = [f'"{state.prompt}"' if state.prompt else "", f"seed {state.seed} large"]
-        parts.insert(1, "a saved trace, no model" if self.pair is None else self.pair.name)
+        parts.insert(1, self._name())
         parts += [self.seen[0].colours, f"distance: {self.seen[0].measure}"]
         if state.words and self._text is not None:
             parts.append(f"words: {getattr(self._text, 'name', self._text)}, which learnt from finished images")
         return ", ".join(filter(None, parts)) + "."
 
+    def _name(self) -> str:
+        """Who drew it."""
+        return (
+            self.pair.name
+            if self.pair is not None
+            else type(self.decoder).__name__
+            if self.decoder
+            else "a trace, no model"
+        )
+
     def code(self, name: str = "explorer") -> str:
         """The lines of Python that make the picture again."""
         again = self._again and self.pair is not None
         known = self.pair is not None and self.pair.name in SPECS
-        pair = (
-            "None"
-            if self.pair is None
-            else f'dtviz.load("{self.pair.name}")'
-            if known
-            else "...  # your own dtviz.Pair"
-        )
+        yours = f"...  # your own {type(self.decoder).__name__}"
+        pair = f'dtviz.load("{self.pair.name}")' if known else "None" if self.decoder is None else yours
         files = () if again else self.files or tuple(self._trace_names(name))
         return self.state.code(pair, name=name, files=files)
 
@@ -341,7 +350,9 @@ class Session:
         """Write each side's trace, with a linear preview of its colours, so that it can be looked at without a model."""
         self._something()
         self._stem(name)
-        traces = [seen.trace if self.pair is None else with_preview(seen.trace, self.pair) for seen in self.seen]
+        traces = [seen.trace for seen in self.seen]
+        if self.decoder is not None:
+            traces = [with_preview(trace, self.decoder) for trace in traces]
         return [trace.save(file) for trace, file in zip(traces, self._trace_names(name), strict=True)]
 
     def _trace_names(self, name: str | os.PathLike) -> list[str]:
@@ -361,5 +372,5 @@ class Session:
 
     def live(self, progress: Progress) -> np.ndarray:
         """(sample, height, width, 3) uint8 of what a running batch plans."""
-        images = decode_latents(progress.x0, self.pair, vae=self.vae)
+        images = decode_latents(progress.x0, self.decoder, vae=self.vae)
         return (images * 255).round().byte().movedim(1, -1).numpy()

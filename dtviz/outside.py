@@ -35,11 +35,11 @@ def reading(what: object) -> Iterator[None]:
     ) as error:  # of any kind: the readers are other people's, and their errors no part of what they promise
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        raise ValueError(f"{what} cannot be read, is it damaged? {_told(error)}") from error
+        raise ValueError(f"{what} cannot be read, is it damaged? {told(error)}") from error
 
 
-def _told(error: Exception) -> str:
-    """The error in one line of at most 300 letters."""
+def told(error: Exception) -> str:
+    """An error of other people's code in one line of at most 300 letters."""
     line = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return line if len(line) <= 300 else f"{line[:297]}..."
 
@@ -55,8 +55,8 @@ def digests(root: Path, folders: list[str]) -> dict[str, str]:
     sums = root / SUMS
     if sums.exists():
         with reading(sums):
-            told = {name: digest for digest, name in (line.split("  ", 1) for line in sums.read_text().splitlines())}
-        known = {name: digest for name, digest in told.items() if any(name.startswith(f"{f}/") for f in folders)}
+            said = {name: digest for digest, name in (line.split("  ", 1) for line in sums.read_text().splitlines())}
+        known = {name: digest for name, digest in said.items() if any(name.startswith(f"{f}/") for f in folders)}
         if wrong := sorted(name for name in known if found.get(name) != known[name]):
             raise ValueError(
                 f"{', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''} in {root}: missing or damaged, by the {SUMS} "

@@ -103,7 +103,7 @@ def _pictures(axes, side: Shown) -> None:
             )
         )
     count = len(side.samples)
-    columns = next(c for c in range(1, count + 1) if -(-count // c) * 1.8 <= c)  # the place is 2.0 inches by 1.1
+    columns = next((c for c in range(1, count + 1) if -(-count // c) * 1.8 <= c), 1)  # the place is 2.0 inches by 1.1
     rows = -(-count // columns)
     tall = side.samples.shape[1] / side.samples.shape[2]
     for i, picture in enumerate(side.samples):

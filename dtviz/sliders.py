@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from .conditions import Conditions, conditions, predict
+from .conditions import Conditions, conditions, predict, schedule
 from .controls import Control
 from .networks import embeds_guidance
 from .optimise import check_numbers, optimise
 from .pairs import Pair
-from .plan import Call, plan
-from .tuned import ATTENTION, Tuned, lora, trained_network
+from .plan import Call
+from .tuned import ATTENTION, Tuned, lora, origin, trained_network
 
 GUIDANCE = 3.0  # of the base's rollouts, as published
 
@@ -102,17 +102,11 @@ def train_slider(
     check_numbers(steps=steps)
     if not guidance >= 0:
         raise ValueError(f"guidance={guidance} must be at least 0; 0 and 1 are the conditional model")
-    device = trained_network(pair, on, modules).device
-
-    def schedule() -> list[Call]:
-        """A fresh one for every rollout: schedulers count their steps."""
-        how = {"steps": steps, "base_steps": steps, "k": None, "handover": None, "scales": {on: guidance}}
-        return plan(pair, method=on, device=device, **how)
-
+    trained_network(pair, on, modules)
     known = conditions(pair, sorted({text for those in texts.values() for text in those}), role=on)
     settings = {
         **texts,
-        "trained_on": {"pair": pair.name, "role": on, "fingerprint": pair.fingerprint},
+        "trained_on": origin(pair, on),
         "eta": eta,
         "rank": rank,
         "alpha": alpha,
@@ -127,7 +121,7 @@ def train_slider(
             sign = 1 if iteration % 2 == 0 else -1
             rows = torch.randint(len(targets), (batch_size,), generator=generator).tolist()
             wanted = {part: [those[row] for row in rows] for part, those in texts.items()}
-            calls = schedule()
+            calls = schedule(pair, on, steps=steps, guidance=guidance)
             step = int(torch.randint(len(calls), (), generator=generator))
             tuned.scale(sign)
             x_t = rollout(tuned, calls, step, known, wanted["target"], generator)

@@ -61,6 +61,11 @@ def trained_network(pair: Pair, on: str, modules: Sequence[str]) -> torch.nn.Mod
     return denoiser
 
 
+def origin(pair: Pair, on: str) -> dict[str, str]:
+    """What a control tells about where it was trained: pair, role, and the fingerprint of that network."""
+    return {"pair": pair.name, "role": on, "fingerprint": pair.base_fingerprint if on == "base" else pair.fingerprint}
+
+
 def matching(denoiser: torch.nn.Module, modules: Sequence[str]) -> dict[str, torch.nn.Module]:
     """The linear and convolution modules whose name is, or ends in, one of `modules`, by name.
 

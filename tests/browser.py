@@ -18,7 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nbformat
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
 ROOT = Path(__file__).resolve().parents[1]
+EXPLORER = ROOT / "notebooks" / "explorer.ipynb"
 CHROMIUM = shutil.which("chromium")
 MISSING = (
     "no chromium on this machine: as root, `apt-get install chromium`, which `make test` does by itself where it can"
@@ -43,6 +48,13 @@ READY = """() => {
     return session?.isReady && session.session?.kernel?.connectionStatus === 'connected' && session.session.kernel.status === 'idle'
 }"""
 LAPTOP = {"width": 1366, "height": 768}
+
+
+def put(folder: Path, **values) -> str:
+    """The explorer's notebook in this folder, with these parameters, writing its figures there; its name."""
+    notebook = parameterize_notebook(load_notebook_node(str(EXPLORER)), values | {"out": str(folder / "figures")})
+    nbformat.write(notebook, folder / EXPLORER.name)
+    return EXPLORER.name
 
 
 @dataclass
@@ -109,7 +121,7 @@ class Tab:
         self.menu("Run", "Run All Cells")
         self.page.wait_for_function(
             "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].every(p => /\\[\\d+\\]/.test(p.innerText))",
-            timeout=120_000,
+            timeout=400_000,
         )
 
     def menu(self, name: str, item: str) -> None:
@@ -124,7 +136,7 @@ class Tab:
 
 # Resolves with the milliseconds from the next press of a key or button to when all these look otherwise
 CHANGED = """([kind, ...elements]) => {
-    const limit = performance.now() + 60000
+    const limit = performance.now() + 120000
     const look = element => element.tagName === 'CANVAS' ? element.toDataURL() : element.src
     const before = elements.map(look)
     let start
@@ -178,7 +190,7 @@ class Hand:
         """Wait for a text."""
         self.root.get_by_text(text).first.wait_for()
 
-    def until(self, done, seconds: float = 60) -> None:
+    def until(self, done, seconds: float = 120) -> None:
         """Wait until something is so."""
         end = time.monotonic() + seconds
         while not done():

@@ -2,33 +2,22 @@
 
 from pathlib import Path
 
-import nbformat
 import pytest
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 
 from . import browser
 
 pytestmark = pytest.mark.skipif(browser.CHROMIUM is None, reason=browser.MISSING)
 SEEN = Path(__file__).parent / "artefacts"
-NOTEBOOK = browser.ROOT / "notebooks" / "explorer.ipynb"
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """The notebook, at four seeds, where it may write."""
-    values = {"n_seeds": 4, "out": str(tmp_path / "figures")}
-    nbformat.write(parameterize_notebook(load_notebook_node(str(NOTEBOOK)), values), tmp_path / NOTEBOOK.name)
+def test_explorer_by_hand(tmp_path):
     SEEN.mkdir(exist_ok=True)
-    return tmp_path
-
-
-def test_explorer_by_hand(folder):
-    with browser.lab(folder) as server, browser.browse(server, NOTEBOOK.name) as tab:
-        tab.page.set_default_timeout(60_000)
+    name = browser.put(tmp_path, n_seeds=4)
+    with browser.lab(tmp_path) as server, browser.browse(server, name) as tab:
+        tab.page.set_default_timeout(120_000)
         tab.run_all()
         tab.command("application:toggle-left-area")
-        by_hand(tab, folder)
+        by_hand(tab, tmp_path)
         assert tab.errors == []
         assert server.complaints() == []
 

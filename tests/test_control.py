@@ -173,6 +173,14 @@ def test_peft_folder_equals_peft(sdxl, tmp_path):
     assert (ours(sdxl, found, 1.0) - expected).abs().max() < TOLERANCE
 
 
+def test_an_adapter_of_rank_stabilised_scale_is_taken_as_it_is(sdxl):
+    unet = tiny_unet_like(sdxl)
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=3, target_modules=["to_k"], use_rslora=True), adapter_name="mine")
+    stir(unet)
+    taken = control.from_adapter(unet, "mine", name="mine")
+    assert (ours(sdxl, taken, 1.0) - answer(unet)).abs().max() < TOLERANCE
+
+
 def tiny_unet_like(pipe):
     """A copy of the pipeline's network."""
     unet = type(pipe.unet).from_config(pipe.unet.config)
@@ -279,7 +287,7 @@ def test_no_code_of_a_file_is_run(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as weights only; nothing in it was run"):
         control.load(tmp_path / "evil.pt")
     (tmp_path / "cut.safetensors").write_bytes(b"\x10")
-    with pytest.raises(ValueError, match="no whole safetensors file"):
+    with pytest.raises(ValueError, match="cannot be read, is it damaged"):
         control.load(tmp_path / "cut.safetensors")
 
 

@@ -167,12 +167,12 @@ def test_batches_and_guidance_do_not_matter(pair, smile):
 def test_the_pair_is_restored_when_a_denoiser_fails(pair, smile):
     before = [{k: v.clone() for k, v in network.state_dict().items()} for network in (pair.base, pair.distilled)]
 
-    def fail(module, args, output):
-        if len(args[0]) == 2:  # the run's batch, not the proof's
-            raise RuntimeError("out of memory")
+    def fail(module, args, kwargs, output):
+        if args and len(args[0]) == 2:  # the run's batch, not the proof's
+            raise RuntimeError("broken")
 
-    handle = pair.distilled.register_forward_hook(fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    handle = pair.distilled.register_forward_hook(fail, with_kwargs=True)
+    with pytest.raises(RuntimeError, match="broken"):
         dtviz.generate(pair, **RUN, method="hybrid", controls=[smile.at(2.0)])
     handle.remove()
     for network, weights in zip((pair.base, pair.distilled), before, strict=True):

@@ -108,6 +108,21 @@ def test_a_saved_trace_needs_no_model(session, tmp_path, monkeypatch):
         explorer.look(words=["dog"])
 
 
+def test_a_pipeline_of_ones_own_decodes_what_it_captured(emoji, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipe = emoji.pipeline
+    with dtviz.capture(pipe) as trace:
+        pipe("dog face", num_inference_steps=3, output_type="latent")
+    explorer = dtviz.explore(trace, pair=pipe, embed="efficientnet-lite0")
+    expected = (dtviz.decode(trace, pipe) * 255).round().byte().movedim(2, -1).numpy()
+    assert np.abs(explorer.session.seen[0].pictures[:-1].astype(int) - expected).max() <= 1
+    assert explorer.choices == () and explorer.session.seen[0].noisy is None
+    assert [path.name for path in explorer.save("mine")] == ["mine.png", "mine.py", "mine.trace"]
+    assert "pair = ...  # your own StableDiffusionPipeline" in (tmp_path / "mine.py").read_text()
+    with pytest.raises(ValueError, match="there is no pair to run"):
+        explorer.session.run("dog face", seeds=[0], sides=[Side()])
+
+
 def test_preview_colours_are_near_the_real_ones(session, emoji, trace):
     preview, told = colours_of(with_preview(trace, emoji))
     real = session.seen[0].pictures[-1].astype(float) / 255

@@ -22,7 +22,7 @@ from safetensors.numpy import save
 from safetensors.torch import save_file
 
 import dtviz
-from dtviz import dataset, drawings, judges, score, table
+from dtviz import control, dataset, drawings, judges, score, table
 from dtviz.__main__ import main
 from dtviz.embed import embedder
 from dtviz.outside import digests, seal
@@ -365,12 +365,49 @@ def test_weights_that_do_not_fit_and_loras_that_are_none(saved, tmp_path, monkey
         shutil.copytree(saved / model, tmp_path / model)
     monkeypatch.setenv("DTVIZ_MODELS", str(tmp_path))
     save_file({"x": torch.zeros(1)}, tmp_path / "emoji-dmd" / "lora" / "pytorch_lora_weights.safetensors")
-    with pytest.raises(ValueError, match="LoRA lora of emoji-dmd leaves the base as it is"):
+    with pytest.raises(ValueError, match="lora of emoji-dmd leaves the base as it is"):
         dtviz.load("emoji-dmd-lora")
     weights = tmp_path / "emoji-dmd" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"emoji-dmd/unet cannot be read, is it damaged\? \w*Error"):
+    with pytest.raises(ValueError, match=r"emoji-dmd.* cannot be read, is it damaged\? \w*Error"):
         dtviz.load("emoji-dmd")
+
+
+FACTORS = {"unet.a.lora_A.weight": torch.ones(2, 4), "unet.a.lora_B.weight": torch.ones(4, 2)}
+
+
+def control_file(folder: Path, name: str) -> bytes:
+    """A small control as dtviz saves it, as peft does, and as a pickle."""
+    if name == "own.safetensors":
+        tensors = {key.removeprefix("unet."): tensor for key, tensor in FACTORS.items()}
+        control.Control("age", "slider", tensors, {"prompts": ["woman"]}).save(folder / name)
+    elif name.endswith(".safetensors"):
+        save_file(FACTORS, folder / name)
+    else:
+        torch.save(FACTORS, folder / name)
+    return (folder / name).read_bytes()
+
+
+@fuzzed
+@given(st.data())
+def test_controls_of_broken_bytes(tmp_path, data):
+    name = data.draw(st.sampled_from(["own.safetensors", "lora.safetensors", "lora.bin"]))
+    whole = control_file(tmp_path, name)
+    (tmp_path / name).write_bytes(data.draw(mutations(whole)))
+    with said(tmp_path):
+        found = control.load(tmp_path / name)
+        if name == "own.safetensors" and found.kind == "slider":  # whose tensors have a hash
+            assert all((tensor == 1).all() for tensor in found.tensors.values())
+
+
+@fuzzed
+@given(jsons(), st.sampled_from(["dtviz", "lora_adapter_metadata", "beside"]))
+def test_controls_that_tell_odd_things(tmp_path, text, where):
+    name = "adapter_model.safetensors"
+    (tmp_path / "adapter_config.json").write_text(text if where == "beside" else "{}", errors="replace")
+    save_file(FACTORS, tmp_path / name, None if where == "beside" else {where: text})
+    with said(tmp_path):
+        repr(control.load(tmp_path))
 
 
 @settings(fuzzed, max_examples=20)

@@ -1,6 +1,7 @@
 """Every notebook, by nbval, at small settings and on the shipped models; and what a notebook has to look like."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from papermill.parameterize import parameterize_notebook
 import dtviz
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+INDEX = FOLDER / "index.ipynb"  # leads through the others, and runs nothing
+NOTEBOOKS = sorted(set(FOLDER.glob("*.ipynb")) - {INDEX})
 SMALL = {"n_seeds": 3, "n_prompts": 2}
 
 
@@ -32,6 +34,14 @@ def test_form(path):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(line.startswith(("def ", "class ")) for cell in code for line in cell.source.splitlines())
     assert not any(cell.outputs for cell in code)
+
+
+def test_the_index_leads_to_every_notebook():
+    cells = nbformat.read(INDEX, as_version=4).cells
+    assert {cell.cell_type for cell in cells} == {"markdown"}
+    linked = re.findall(r"\]\(([^)]+)\)", "\n".join(cell.source for cell in cells))
+    assert {path.name for path in NOTEBOOKS} <= set(linked)
+    assert [link for link in linked if not (FOLDER / link).exists()] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

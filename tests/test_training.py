@@ -23,13 +23,12 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import dtviz
-from dtviz.conditions import conditions, predict
+from dtviz.conditions import conditions, predict, schedule
 from dtviz.control import train_customisation, train_dreambooth, train_slider
 from dtviz.controls import DELTA, DOWN, UP
 from dtviz.customise import _timesteps
 from dtviz.decode import decode_latents, encode, reconstruct
 from dtviz.optimise import generator
-from dtviz.plan import plan
 from dtviz.sliders import rollout
 from dtviz.tuned import ATTENTION, CROSS, Tuned, lora, matching, weights
 
@@ -83,10 +82,9 @@ def one_network(pipe) -> dtviz.Pair:
     return dtviz.Pair(pipe, "student", distilled_scheduler=scheduler, base_steps=8, base_guidance=3.0)
 
 
-def calls_of(pair: dtviz.Pair, on: str, guidance: float = 3.0):
-    scales = {"base": guidance, "distilled": pair.guidance}
-    how = {"steps": pair.steps, "base_steps": pair.base_steps, "k": None, "handover": None}
-    return plan(pair, method=on, scales=scales, device="cpu", **how)
+def calls_of(pair: dtviz.Pair, on: str):
+    base = on == "base"
+    return schedule(pair, on, steps=pair.base_steps if base else pair.steps, guidance=3.0 if base else pair.guidance)
 
 
 def shape_of(pair: dtviz.Pair) -> list:

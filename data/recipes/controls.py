@@ -1,33 +1,40 @@
-"""Stage 14: sliders and styles on the base, and one of each on every student, for Control Distillation.
+"""Stage 14: sliders and styles on the base, and one of each on every student: the embedded pairs' controls.
 
-    python data/recipes/controls.py                     # resumes what was killed, leaves what is done
-    python data/recipes/controls.py --only age          # of several processes, each its own
+    python data/recipes/controls.py                          # resumes what was killed, leaves what is done
+    python data/recipes/controls.py --only age --on base     # several at once, each in a process of its own
 
-Sliders are trained from texts alone, styles on the drawings of artists whom no model has seen (OpenMoji, Fluent Emoji
-High Contrast, EmojiOne v1) of the concepts that the pairs are *not* studied on, so that what a style does to the studied
-ones is new to it. Writes `data/controls`.
+Sliders are trained from texts alone. Styles are trained on the drawings of artists whom no model has seen (`styles.py`), of
+the concepts that the pairs are not studied on, so that the studied ones are new to them too. Writes `data/controls`.
 """
 
-from common import DATA
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import DATA, WORK, stage
+from diffusers.models.attention_processor import AttnProcessor
+from styles import collect, studied
+
+import dtviz
+from dtviz.control import Control, train_customisation, train_slider
 
 CONTROLS = DATA / "controls"
+BASE = "emoji-dmd"  # a pair that has the base
 STUDENTS = ("emoji-dmd", "emoji-lcm", "emoji-turbo", "emoji-lightning")
-REVERSED = ("age", "openmoji")  # also trained on every student
+REVERSED = ("age", "high-contrast")  # trained on every student too
 
-# Both ends were drawn by every artist, so the text encoder knows them; the targets include the ends.
+# Both ends are concepts of the base, which knows hardly any other words; they are among the targets, so that a slider is
+# trained to leave either end.
 SLIDERS = {
     "age": {"positive": "man", "negative": "baby", "target": ["man", "baby", "woman", "girl"]},
     "smile": {
         "positive": "grinning face",
         "negative": "angry face",
         "target": [
-            "grinning face",
-            "angry face",
-            "loudly crying face",
-            "smiling face with sunglasses",
-            "man",
-            "baby",
-            "woman",
+            *("grinning face", "angry face", "loudly crying face", "smiling face with sunglasses"),
+            *("man", "baby", "woman"),
         ],
     },
     "green": {
@@ -36,6 +43,73 @@ SLIDERS = {
         "target": ["green apple", "red apple", "tomato", "strawberry", "pear"],
     },
 }
-# Published: eta 4, alpha 1, lr 2e-4, 1000 iterations of one sample, 50 steps. A network of 7 M takes a larger step and larger
-# batches; at eta 4 its pictures fall apart, since its two ends are whole concepts and not words added to one.
+# Published, for SDXL: eta 4, alpha 1, lr 2e-4, 1000 iterations of one sample, rollouts of 50 steps. Here the two ends are
+# whole concepts and not words added to one, so that eta 4 tears the pictures apart; and a network of 7 M needs and bears
+# larger steps.
 SLIDER = {"eta": 1.0, "rank": 4, "alpha": 4.0, "lr": 2e-3, "iterations": 300, "batch_size": 8}
+
+# Name: the set, and the scale that was chosen by eye on the base: at more the drawings fall apart.
+STYLES = {
+    "openmoji": ("openmoji", 0.75),
+    "high-contrast": ("fluent-emoji-high-contrast", 0.75),
+    "emojione-v1": ("emojione-v1", 0.75),
+}
+# Keys and values of the cross-attention alone, as Custom Diffusion has them, cannot draw outlines on this base, which has
+# learnt its drawings by heart; attention alone cannot either.
+LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
+STYLE = {"lr": 1e-3, "batch_size": 16, "drop": 0.1, "modules": LAYERS}
+SIZES = {"base": {"rank": 4, "alpha": 4.0, "iterations": 400}, "student": {"rank": 2, "alpha": 2.0, "iterations": 300}}
+
+
+def slider(name: str, student: str | None, pair: dtviz.Pair, **run) -> Control:
+    """One slider."""
+    on = {"on": "base", "steps": 8} if student is None else {"on": "distilled"}
+    return train_slider(pair, name=name, licence="MIT", **on, **SLIDERS[name], **SLIDER, **run)
+
+
+def style(name: str, student: str | None, pair: dtviz.Pair, **run) -> Control:
+    """One style."""
+    source, scale = STYLES[name]
+    data = collect()
+    chosen = (data["style"] == source) & ~np.isin(data["prompt"], list(studied()))
+    images = torch.from_numpy(data["images"][chosen]).permute(0, 3, 1, 2).float() / 255
+    made = train_customisation(
+        pair,
+        images,
+        name=name,
+        prompts=[str(prompt) for prompt in data["prompt"][chosen]],
+        on="base" if student is None else "distilled",
+        licence="MIT" if name == "high-contrast" else "CC-BY-SA-4.0",
+        **STYLE,
+        **SIZES["base" if student is None else "student"],
+        **run,
+    )
+    return replace(made, facts=made.facts | {"towards": source, "scale": scale})
+
+
+def place(name: str, student: str | None) -> Path:
+    """Where a control is published."""
+    return CONTROLS / (student or "") / f"{name}.safetensors"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", help="one control's name")
+    parser.add_argument("--on", choices=("base", *STUDENTS), help="on this network alone")
+    args = parser.parse_args()
+    jobs = [(name, None) for name in (*SLIDERS, *STYLES)] + [(name, who) for name in REVERSED for who in STUDENTS]
+    for name, student in jobs:
+        if args.only not in (None, name) or args.on not in (None, student or "base") or place(name, student).exists():
+            continue
+        pair = dtviz.load(student or BASE)
+        for network in (pair.base, pair.distilled):
+            network.set_attn_processor(AttnProcessor())  # the fused one's backward is slow on a CPU
+        train = slider if name in SLIDERS else style
+        made = train(name, student, pair, state=WORK / "controls" / f"{name}-{student or 'base'}.safetensors")
+        half = {key: tensor.half() for key, tensor in made.tensors.items()}  # half the bytes in the repository
+        print(replace(made, tensors=half).save(place(name, student)), f"loss {made.facts['loss']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    with stage("controls"):
+        main()

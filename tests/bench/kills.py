@@ -1,6 +1,7 @@
 """SIGKILL at 50 random moments of `figures` and of `generate`, each run to the end: what was lost, and whether it is the same.
 
-python -m tests.bench.kills [kills]      # about 30 minutes on two cores; writes figures/bench/kills.csv
+python -m tests.bench.kills generate 50 30      # until 50 kills or 30 minutes; writes its row of figures/bench/kills.csv
+python -m tests.bench.kills figures 50 30
 
 A run that reaches its end is compared with the undisturbed one, bit by bit, and the next begins in new folders, so that kills
 strike every stage. Every second kill takes the whole process group, as a power cut would; the others the command alone, whose
@@ -24,7 +25,8 @@ from dtviz import dataset, table
 from dtviz.store import Store
 
 ROOT = Path(__file__).parents[2]
-FIGURES = ["figures", "--only", "fig5", "-p", "n_seeds", "2", "-p", "n_prompts", "2"]
+FIGURES = ["figures", "--only", "fig5", "-p", "n_seeds", "2", "-p", "n_prompts", "2"]  # Figure 5 of two prompts
+FILE = ROOT / "figures" / "bench" / "kills.csv"
 GENERATE = ["generate", "--prompts", str(ROOT / "data" / "prompts" / "emoji.csv"), "--first", "24", "--batch-size", "4"]
 
 
@@ -52,9 +54,9 @@ def kept(folder: Path) -> set[str]:
     return {entry.name for entry in entries} | {path.name for path in pictures}
 
 
-def killed(name: str, command: list[str], kills: int, home: Path) -> dict[str, object]:
+def killed(name: str, command: list[str], kills: int, minutes: float, home: Path) -> dict[str, object]:
     """One row of the table."""
-    rng, moments = random.Random(0), []
+    rng, moments, until = random.Random(0), [], time.monotonic() + 60 * minutes
     began = time.monotonic()
     assert start(command, home / "undisturbed").wait() == 0
     took = time.monotonic() - began
@@ -73,7 +75,7 @@ def killed(name: str, command: list[str], kills: int, home: Path) -> dict[str, o
         folder = home / str(finished)
         groups.clear()
 
-    while done < kills:
+    while done < kills and time.monotonic() < until:
         before = kept(folder)
         process = start(command, folder)
         try:
@@ -90,15 +92,19 @@ def killed(name: str, command: list[str], kills: int, home: Path) -> dict[str, o
             ended(process)
     ended(start(command, folder))
     return {
-        "job": name, "kills": kills, "kills with some but not all done": sum(0 < share < 1 for share in moments),
+        "job": name, "kills": done, "kills with some but not all done": sum(0 < share < 1 for share in moments),
         "results a run": most, "results lost or damaged": lost, "runs to the end": finished,
         "equal to the undisturbed": equal, "files compared a run": len(expected), "undisturbed": took,
     }  # fmt: skip
 
 
 if __name__ == "__main__":
-    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 50
+    name, kills, minutes = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     with tempfile.TemporaryDirectory() as home:
-        jobs = {"generate, 24 images": GENERATE, "figures, Figure 5 of 2 prompts": FIGURES}
-        rows = [killed(name, command, kills, Path(home) / name.split(",")[0]) for name, command in jobs.items()]
-    print(table.save(pd.DataFrame(rows), ROOT / "figures" / "bench" / "kills.csv", units={"undisturbed": "s"}))
+        rows = pd.DataFrame(
+            [killed(name, {"generate": GENERATE, "figures": FIGURES}[name], kills, minutes, Path(home))]
+        )
+    if FILE.exists():
+        others = table.load(FILE)
+        rows = pd.concat([others[others["job"] != name], rows], ignore_index=True)
+    print(table.save(rows, FILE, units={"undisturbed": "s"}))
