@@ -7,7 +7,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 STAMP := .venv/.pins-$(shell cksum < requirements.txt | tr ' ' '-')
-STAGES := drawings vae clip judges base commitment dmd lcm turbo lightning plans styles controls evaluate cards
+STAGES := drawings vae clip judges base commitment dmd lcm turbo lightning plans styles controls effects evaluate cards
 
 .PHONY: setup figures full test browser docs bench models lint clean
 

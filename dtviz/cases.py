@@ -159,8 +159,8 @@ def _listed(file: Path, trained_on: str, clip: Embedder) -> Iterator[Case]:
 
 
 def _shipped(trained_on: str, clip: Embedder) -> Iterator[Case]:
-    """The cases of the shipped controls that were trained on the base, or on this student."""
-    for control in shipped():
+    """The cases of the shipped controls that were trained on the base, or on this student; sliders first, as in the paper."""
+    for control in sorted(shipped(), key=lambda control: control.kind):
         told, where = control.facts, control.facts["trained_on"]
         if trained_on != ("base" if where["role"] == "base" else where["pair"]):
             continue

@@ -10,6 +10,7 @@ from .attach import Proof as Proof
 from .attach import attach as attach
 from .attached import from_adapter as from_adapter
 from .control_files import load as load
+from .control_files import shipped as shipped
 from .controls import Applied as Applied
 from .controls import Control as Control
 from .customise import train_customisation as train_customisation

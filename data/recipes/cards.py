@@ -1,4 +1,4 @@
-"""Stage 13: the model cards, from what the other stages measured.
+"""Stage 16: the model cards, from what the other stages measured.
 
 python data/recipes/cards.py
 """
@@ -279,7 +279,7 @@ A tiny CLIP (`transformers.CLIPModel`, 128-wide features, 64x64 images) with its
 ## Data, licences, attributions
 
 {SOURCES}""")
-    j = measured("judges")
+    j, y = measured("judges"), measured("styles")
     (MODELS / "emoji-judges" / "README.md").write_text(f"""# emoji-judges
 
 Linear judges on frozen ImageNet features (EfficientNet-Lite0). Two were trained on {j["drawings"]} real drawings only, each as it is and
@@ -289,8 +289,11 @@ as the base's autoencoder gives it back: without the second, the artist judge wo
 |---|---|---|---|---|---|
 | `artist` | one of {j["artists"]} artists | means and deviations of early channels | {j["artist_accuracy"]:.2f} | {j["artist_accuracy_copies"]:.2f} | {1 / j["artists"]:.2f} |
 | `concept` | one of {len(concepts())} concepts | the last channels | {j["concept_accuracy"]:.2f} | {j["concept_accuracy_copies"]:.2f} | {1 / len(concepts()):.3f} |
+| `style` | one of {y["styles"]} artists, three of whom no model has seen | as `artist` | {y["accuracy"]:.2f} | {y["accuracy_copies"]:.2f} | {1 / y["styles"]:.2f} |
 
-Held out: 150 whole concepts (artist); one artist after the other (concept). The shipped judges have seen every drawing of the
+Held out: 150 whole concepts (artist); one artist after the other (concept); the 36 concepts that the pairs are studied on (style: of
+the three new artists' drawings of them, through the autoencoder, {y["new_styles_copies"]:.2f}). The style judge is for controls that were
+trained on OpenMoji, Fluent Emoji High Contrast or EmojiOne v1, and has seen {y["drawings"]} drawings. The other shipped judges have seen every drawing of the
 training sets. Within one prompt, whose drawings are known, the nearest drawing tells the artist better: see
 `dtviz.decode.reconstruct`.
 

@@ -1,4 +1,4 @@
-"""Stage 14: sliders and styles on the base, and one of each on every student: the embedded pairs' controls.
+"""Stage 13: sliders and styles on the base, and one of each on every student: the embedded pairs' controls.
 
     python data/recipes/controls.py                          # resumes what was killed, leaves what is done
     python data/recipes/controls.py --only age --on base     # several at once, each in a process of its own

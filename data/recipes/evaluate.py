@@ -1,4 +1,4 @@
-"""Stage 12: measure the base and every student, the real drawings beside them; write the contact sheets.
+"""Stage 15: measure the base and every student, the real drawings beside them; write the contact sheets.
 
     python data/recipes/evaluate.py --seeds 100
 

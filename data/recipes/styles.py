@@ -1,4 +1,4 @@
-"""Stage 13: the drawings of three artists whom no model has seen, and a judge that knows their styles too.
+"""Stage 12: the drawings of three artists whom no model has seen, and a judge that knows their styles too.
 
     python data/recipes/styles.py
 

@@ -1,0 +1,157 @@
+"""Stage 14: what the sliders do, on the base and on every student; writes the card of `data/controls`.
+
+    python data/recipes/effects.py --seeds 10 --base-steps 20
+
+Every slider at five scales on its own prompts. Samples are kept in the store, so that a stage which was killed goes on.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from common import DATA, arguments, stage
+from tqdm.auto import tqdm
+
+import dtviz
+from dtviz import cases
+from dtviz.control import effect, sweep
+from dtviz.control_files import shipped
+from dtviz.study import Study
+
+SCALES = (-2.0, -1.0, 0.0, 1.0, 2.0)
+BASE = "emoji-dmd"  # a pair that has the base
+CONTROLS = DATA / "controls"
+
+
+def scores(study: Study, case: cases.Case, method: str) -> dict[str, np.ndarray]:
+    """Every measure of a slider at every scale, (scale, prompt, seed)."""
+    found = {}
+    for measure in case.measures:
+        measured = replace(study, embed=dtviz.embedder(measure.embedder))
+        rows = [
+            [measure(p, measured.features(p, method, controls=[case.control.at(scale)])) for p in case.prompts]
+            for scale in SCALES
+        ]
+        found[measure.name] = np.array(rows)
+    return found
+
+
+def main() -> None:
+    args = arguments(seeds=10, base_steps=20)
+    models = {"base": (BASE, "base")} | {name: (name, "distilled") for name in cases.students(BASE).values()}
+    sliders = [case for case in cases.load(BASE) if case.control.kind == "slider"]
+    sweeps, effects = [], []
+    found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    for model, (name, method) in tqdm(models.items(), desc="models"):
+        study = Study.open(name, seeds=range(args.seeds), measure=False, base_steps=args.base_steps)
+        for case in sliders:
+            for measure, of in scores(study, case, method).items():
+                found.setdefault((case.control.name, measure), {})[model] = of
+                whole = sweep(SCALES, of)
+                row = {"slider": case.control.name, "measure": measure, "model": model, "monotone": whole.monotone}
+                row |= {f"{scale:+g}": value for scale, value in zip(SCALES, whole.table["value"], strict=True)}
+                row |= {"spearman": whole.spearman.value, "spearman_low": whole.spearman.low}
+                sweeps.append(row | {"spearman_high": whole.spearman.high, "p": whole.p, "rising": whole.rising})
+    for (slider, measure), of in found.items():
+        table = effect({model: (one[SCALES.index(0)], one[SCALES.index(1)]) for model, one in of.items()})
+        effects.append(table.assign(slider=slider, measure=measure))
+    write(pd.DataFrame(sweeps), pd.concat(effects), args.seeds, args.base_steps)
+
+
+CARD = """# The embedded pairs' controls
+
+Small changes of `emoji-base`, trained on it and put on its students, or the other way round (`emoji-*/`, trained on that student).
+One safetensors file each, float16, which `dtviz.control.load` and diffusers' own `load_lora_weights` read; its header tells
+prompts, settings, licence and the network it was trained on. `dtviz.control.shipped()` lists them.
+
+```python
+pair = dtviz.load("emoji-dmd")
+[smile] = [control for control in dtviz.control.shipped() if control.name == "smile"]
+dtviz.generate(pair, "man", method="distilled", controls=[smile.at(1.5)])
+```
+
+| control | kind | trained on | trained with | layers, rank | iterations x batch, lr | loss at the end | numbers | licence |
+|---|---|---|---|---|---|---|---|---|
+{files}
+
+**Sliders** (Concept Sliders, eta 1; rollouts of 8 steps with guidance 3 on the base, the student's own 4 steps on a student) are trained
+from texts alone, from one concept of the base towards another. They were made with 10 minutes of one thread or less each,
+on cores shared with other work; 2 to 3 minutes of processor time. Useful scales: -2 to 2.
+
+**Styles** (LoRA, the denoiser's own loss at uniform timesteps, one caption in ten left out) are trained on one artist's drawings whom no model
+has seen, of the concepts of `concepts.txt` that the pairs are *not* studied on. The scale in the header, {scale:g}, was chosen by
+eye: at 1 many drawings fall apart. On this base, which has learnt its drawings by heart, keys and values of the
+cross-attention alone (Custom Diffusion's layers) drew no outlines, nor did all attention; convolutions had to be in. What they
+do, and at what cost, is measured by `notebooks/table1_control_transfer.ipynb`.
+
+## What the sliders do
+
+Scale 1 against scale 0, {seeds} seeds of each of the slider's prompts, the base in {base_steps} steps; 95% intervals over prompts (few: 4 to 7), sign-flip p Holm-corrected for
+the five models of a row group. *Contrast*: 100 x (cosine with the text of the positive end less that with the negative end) in
+`emoji-clip`. Transfer: the student's difference over the base's, by Fieller.
+
+| slider | model | difference in contrast | p | transfer |
+|---|---|---|---|---|
+{effects}
+
+Over the scales -2, -1, 0, 1, 2, the means of contrast, and of the concept judge's posterior for the positive end (in %, among both
+ends); *monotone*: the mean rises at every step; rank correlation of score and scale within a seed, 95% over prompts.
+
+| slider | model | contrast | monotone | rank correlation | judge | monotone |
+|---|---|---|---|---|---|---|
+{sweeps}
+
+## Data, licences, attributions
+
+Sliders need no images; their weights are released under the MIT licence, as are those made from Fluent Emoji High Contrast (MIT).
+The weights of `openmoji` and `emojione-v1` are made from share-alike drawings and are released under CC BY-SA 4.0, which they thereby
+carry on; the rest of dtviz is not touched by that.
+
+| control | drawings | artist | licence of the drawings |
+|---|---|---|---|
+| `openmoji` | OpenMoji (hfg-gmuend/openmoji), npm `@iconify-json/openmoji` | OpenMoji, the open-source emoji and icon project | CC BY-SA 4.0 |
+| `high-contrast` | Fluent Emoji High Contrast (microsoft/fluentui-emoji), npm `@iconify-json/fluent-emoji-high-contrast` | Microsoft Corporation | MIT |
+| `emojione-v1` | Emoji One v1 (joypixels/emojione-legacy), npm `@iconify-json/emojione-v1` | Emoji One | CC BY-SA 4.0 |
+
+Rendered at 64x64 on white. Made by `data/recipes/controls.py`, measured by `data/recipes/effects.py`.
+"""
+
+
+def write(sweeps: pd.DataFrame, effects: pd.DataFrame, seeds: int, base_steps: int) -> None:
+    """The card, and the numbers in full beside it."""
+    sweeps.to_csv(CONTROLS / "sweeps.csv", index=False, float_format="%.4g")
+    effects.to_csv(CONTROLS / "effects.csv", index=False, float_format="%.4g")
+    files = []
+    for control in shipped():
+        told, numbers = control.facts, sum(tensor.numel() for tensor in control.tensors.values())
+        on = told["trained_on"]["pair"] if told["trained_on"]["role"] == "distilled" else "emoji-base"
+        ends = f"{told['positive'][0]} / {told['negative'][0]}" if control.kind == "slider" else ""
+        source = ends or f"{told['images']['number']} drawings of {told['towards']}"
+        how = f"{told['iterations']} x {told['batch_size']}, {told['lr']:g} | {told['loss']:.3f}"
+        size = f"{len(control.modules)}, {told['rank']} | {how} | {numbers}"
+        files.append(f"| {control.name} | {control.kind} | {on} | {source} | {size} | {told['licence']} |")
+    contrast = effects[effects["measure"] == "emoji-clip contrast"]
+    changes = [
+        f"| {row.slider} | {row.model} | {row.difference:+.1f} [{row.difference_low:+.1f}, {row.difference_high:+.1f}] | {row.p:.2g} | "
+        + ("|" if np.isnan(row.transfer) else f"{row.transfer:.2f} [{row.transfer_low:.2f}, {row.transfer_high:.2f}] |")
+        for row in contrast.itertuples()
+    ]
+    lines = []
+    for (slider, model), of in sweeps.groupby(["slider", "model"], sort=False):
+        of = of.set_index("measure")
+        two = of.loc["emoji-clip contrast"], of.loc["concept judge"]
+        means = [" ".join(f"{one[f'{scale:+g}']:.0f}" for scale in SCALES) for one in two]
+        rises = ["yes" if one["monotone"] else "no" for one in two]
+        rank = f"{two[0]['spearman']:.2f} [{two[0]['spearman_low']:.2f}, {two[0]['spearman_high']:.2f}]"
+        lines.append(f"| {slider} | {model} | {means[0]} | {rises[0]} | {rank} | {means[1]} | {rises[1]} |")
+    [scale] = {control.facts["scale"] for control in shipped() if control.kind == "style"}
+    parts = {"files": files, "effects": changes, "sweeps": lines}
+    text = CARD.format(
+        **{name: "\n".join(rows) for name, rows in parts.items()}, seeds=seeds, scale=scale, base_steps=base_steps
+    )
+    (CONTROLS / "README.md").write_text(text)
+
+
+if __name__ == "__main__":
+    with stage("effects"):
+        main()
