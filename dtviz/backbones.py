@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .inception import SIZE
 from .inception import load as load_inception
+from .outside import numbers_of
 
 
 class Model(NamedTuple):
@@ -72,7 +73,7 @@ def _efficientnet(weights: Path, device: torch.device) -> torch.nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
     model = EfficientNet.from_name("efficientnet-lite0")  # its `from_pretrained` prints, and else does the same
-    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    model.load_state_dict(numbers_of(weights))
     model.eval().requires_grad_(False)
     for owner in (model, *model._blocks):  # the same network without its batch norms: 1.3x on a CPU
         for conv, norm in _LITE_LAYERS:

@@ -24,7 +24,7 @@ from .available import hub_answers
 from .control_formats import LDM, SHOWN, custom_diffusion, lora
 from .controls import HEADER, Control
 from .errors import Unavailable
-from .outside import reading
+from .outside import numbers_of, reading
 from .outside import told as one_line
 
 FILES = (
@@ -99,14 +99,7 @@ def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if file.suffix == ".safetensors":
         with reading(file), safe_open(file, framework="pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    try:
-        held = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # of any kind; torch's own text says how to run what is in it
-        raise ValueError(
-            f"{file} cannot be read as weights only; nothing in it was run ({type(error).__name__})"
-        ) from error
+    held = numbers_of(file)
     warnings.warn(
         f"{file.name} is a pickle, read as weights only; `save` keeps the control as safetensors", stacklevel=3
     )

@@ -305,7 +305,8 @@ class Explorer(widgets.VBox):
     def _watch(self, number: int, progress: Progress) -> None:
         self._check()
         name = self.choices[number].method.value
-        self._post(self._advance, progress.done / progress.total, f"{name}: call {progress.done} of {progress.total}")
+        share = progress.done / progress.total
+        self._post(self._advance, share, f"{name}: {share:.0%} done")
         if time.monotonic() - self._shown_live > 0.25:  # a look at the plans as they come
             pictures = self.session.live(progress)
             self._post(lambda: self.panels[number].live(pictures, chosen=-1))

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import inception as parts
 
+from .outside import numbers_of
+
 SIZE = 299
 
 
@@ -66,7 +68,7 @@ def load(weights: Path, device: torch.device) -> tuple[torch.nn.Module, torch.Te
     The Inception score has been computed without the bias since its first code.
     """
     model = network()
-    model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    model.load_state_dict(numbers_of(weights))
     classes = model.fc.weight.detach().to(device)
     model.fc = torch.nn.Identity()
     return model.eval().requires_grad_(False).to(device), classes

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 SUMS = "SHA256SUMS"  # in the form of `sha256sum`, so that `sha256sum --check` reads it too
 SUMMED = (".safetensors", ".json")  # what decides what a model does
@@ -42,6 +43,24 @@ def told(error: Exception) -> str:
     """An error of other people's code in one line of at most 300 letters."""
     line = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+def numbers_of(path: Path) -> Any:
+    """What a pickle of torch holds, as weights only.
+
+    Raises:
+        ValueError: it cannot be read so, or holds more than numbers; nothing in it is run.
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch's own text says how to run what is in it
+        raise ValueError(
+            f"{path} cannot be read as weights only; nothing in it was run ({type(error).__name__})"
+        ) from error
 
 
 def digests(root: Path, folders: list[str]) -> dict[str, str]:

@@ -68,12 +68,14 @@ def hybrid(
         A `Trace` for each prompt.
 
     Raises:
-        ValueError: there is no prompt or seed, or the pair's student is a LoRA.
+        ValueError: there is no prompt or seed, `k` or a guidance is out of range, or the pair's student is a LoRA.
         Unavailable: the pair is not on this machine and the hub is out of reach.
     """
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts={prompts!r} is one string: give a list, [{prompts!r}]")
     seeds, prompts = tuple(seeds), tuple(prompts)
-    if not prompts or not seeds:
-        raise ValueError(f"prompts={prompts}, seeds={seeds}: give at least one of each")
+    if not prompts or not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"prompts={prompts}, seeds={seeds}: give at least one of each, and no seed twice")
     spec, where = place(name, device=device, dtype=dtype)
     if spec.adapter:
         raise ValueError(f"pair {name!r} is one network with a LoRA: there is no second one to wait; use `generate`")
@@ -110,7 +112,9 @@ def hybrid(
     for role in ("base", "distilled"):
         if role == "distilled":
             del pair
-            _replace(pipe, spec, where)
+            least = 1 if embeds_guidance(_replace(pipe, spec, where)) and not published else 0
+            if scales["distilled"] < least:
+                raise ValueError(f"guidance={guidance} must be at least {least}, what this student was trained for")
         for each in itertools.chain(*made):
             _go(pipe, each, role, call)
 
@@ -126,7 +130,7 @@ def _slot(pipe: Any) -> str:
     return "unet" if getattr(pipe, "unet", None) is not None else "transformer"
 
 
-def _replace(pipe: Any, spec: Spec, where: Place) -> None:
+def _replace(pipe: Any, spec: Spec, where: Place) -> torch.nn.Module:
     """Drop the base's denoiser, and only then put the student in its place."""
     slot = _slot(pipe)
     base = getattr(pipe, slot)
@@ -136,8 +140,9 @@ def _replace(pipe: Any, spec: Spec, where: Place) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    student = student_of(spec, pipe, where)
-    setattr(pipe, slot, student.to(where.device).eval().requires_grad_(False))
+    student = student_of(spec, pipe, where).to(where.device).eval().requires_grad_(False)
+    setattr(pipe, slot, student)
+    return student
 
 
 def _go(pipe: Any, batch: _Batch, role: str, call: dict[str, Any]) -> None:

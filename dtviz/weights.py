@@ -16,7 +16,7 @@ import torch
 
 from .available import found, models
 from .hub import LORA
-from .outside import digests, reading
+from .outside import digests, numbers_of, reading
 from .spec import Spec
 from .specs import repo_of
 
@@ -87,12 +87,13 @@ def read(repo: str, file: str, *, revision: str | None = None) -> dict[str, torc
     try:
         path = get(file)
         if path.is_file():
-            return load_file(path)
+            with reading(path):
+                return load_file(path)
         path = get(pickled)
     except (EntryNotFoundError, LocalEntryNotFoundError):
         path = get(pickled)
     warnings.warn(f"{repo} has no {file} here: {pickled} is a pickle, read as numbers only", stacklevel=2)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return numbers_of(path)
 
 
 def _config(spec: Spec) -> str:

@@ -47,6 +47,11 @@ READY = """() => {
     const session = window.jupyterapp?.shell.currentWidget?.sessionContext
     return session?.isReady && session.session?.kernel?.connectionStatus === 'connected' && session.session.kernel.status === 'idle'
 }"""
+RAN = """() => {
+    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]
+    const failed = document.querySelector("[data-mime-type='application/vnd.jupyter.error']")
+    return failed || prompts.every(prompt => /\\[\\d+\\]/.test(prompt.innerText))
+}"""
 LAPTOP = {"width": 1366, "height": 768}
 
 
@@ -117,12 +122,11 @@ class Tab:
     errors: list[str] = field(default_factory=list)
 
     def run_all(self) -> None:
-        """Run all cells from the menu, and wait until each has its number."""
+        """Run all cells from the menu, and wait until each has its number, or one an error."""
         self.menu("Run", "Run All Cells")
-        self.page.wait_for_function(
-            "() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].every(p => /\\[\\d+\\]/.test(p.innerText))",
-            timeout=400_000,
-        )
+        self.page.wait_for_function(RAN, timeout=400_000)
+        failed = self.page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
+        assert failed == []
 
     def menu(self, name: str, item: str) -> None:
         """Choose an item of a menu."""

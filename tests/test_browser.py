@@ -62,7 +62,7 @@ def by_hand(tab, folder):
     hand.field("Method").select_option("base")
     hand.type("Base steps", "999")
     hand.press("Run")
-    hand.sees("base: call")
+    hand.sees("% done")
     hand.press("Stop")
     hand.sees("Stopped.")
     hand.sees("distilled: 4 distilled steps")

@@ -379,6 +379,22 @@ def test_one_network_after_the_other_gives_the_same_hybrids(name, tmp_path, monk
     assert not alive
 
 
+def test_what_cannot_be_run_one_after_the_other_is_refused(tmp_path, monkeypatch):
+    hybrid, how = dtviz.sequential.hybrid, {"seeds": [0], "device": "cpu"}
+    for arguments, told in (
+        (("emoji-dmd", "a dog"), r"prompts='a dog' is one string: give a list"),
+        (("emoji-dmd", []), "give at least one of each"),
+        (("emoji-dmd-lora", ["a dog"]), "is one network with a LoRA"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            hybrid(*arguments, **how)
+    with pytest.raises(ValueError, match="k=4 is out of range: a hybrid of 4 student steps takes k from 1 to 3"):
+        hybrid("emoji-dmd", ["dog face"], k=4, **how)
+    name = lay_out("sdxl-lcm", tmp_path, monkeypatch)
+    with pytest.raises(ValueError, match="guidance=0 must be at least 1, what this student was trained for"):
+        hybrid(name, ["a dog"], guidance=0, **how)
+
+
 def test_model_offload_changes_nothing(tmp_path, monkeypatch):
     """diffusers' hooks on every part, the student's turn between the base's; on a CPU, where host and device are one."""
     name = lay_out("sdxl-dmd", tmp_path, monkeypatch)

@@ -18,6 +18,7 @@ import torch
 
 import dtviz
 from dtviz import dataset, plot, table
+from dtviz.outside import digests
 from dtviz.prompts import Row
 from dtviz.store import Store
 
@@ -102,7 +103,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path):
         save(Harm(sign), tmp_path / name)
         with (
             pytest.warns(UserWarning, match="read as numbers only"),
-            pytest.raises(ValueError, match=r"\.bin cannot be read"),
+            pytest.raises(ValueError, match=r"\.bin cannot be read as weights only; nothing in it was run"),
         ):
             read(str(tmp_path), Path(name).with_suffix(".safetensors").name)
     assert not sign.exists()
@@ -209,3 +210,10 @@ def test_prompts_are_drawn_as_they_stand(prompt, tmp_path):
     drawn = html.unescape((tmp_path / "x.svg").read_text())
     assert drawn.count(prompt) >= 2 and all(drawn.count(word) >= 3 for word in prompt.split())
     assert table.latex(rows).count("\\\\") == 2
+
+
+def test_the_shipped_models_are_what_their_sums_say():
+    """All of them have sums; `sha256sum --check SHA256SUMS` in data/models says the same."""
+    root = ROOT / "data" / "models"
+    listed = [line.split("  ", 1)[1] for line in (root / "SHA256SUMS").read_text().splitlines()]
+    assert listed == list(digests(root, [folder.name for folder in sorted(root.iterdir()) if folder.is_dir()]))
