@@ -38,13 +38,14 @@ class Conditions:
 
 
 @torch.no_grad()
-def conditions(pair: Pair, prompts: Sequence[str], *, role: str = "base") -> Conditions:
+def conditions(pair: Pair, prompts: Sequence[str], *, role: str = "base", guidance: float | None = None) -> Conditions:
     """Read what the pipeline gives its denoiser for these prompts, from one step of each.
 
     Args:
         pair: its denoiser must be a UNet, which takes (sample, timestep, arguments).
         prompts: texts that are not empty.
-        role: "base" or "distilled", whose arguments; a student may take its guidance as one of them (LCM).
+        role: "base" or "distilled", whose arguments.
+        guidance: of a network that takes it as one of them (LCM); None takes the pair's.
 
     Raises:
         NotImplementedError: the denoiser is a transformer, whose calls differ from family to family.
@@ -75,7 +76,8 @@ def conditions(pair: Pair, prompts: Sequence[str], *, role: str = "base") -> Con
     denoiser = network(pair.base, pair.distilled, role)
     if embeds_guidance(denoiser):
         dim = denoiser.config.time_cond_proj_dim
-        strength = torch.tensor([(pair.guidance if role == "distilled" else pair.base_guidance) - 1.0])
+        usual = pair.guidance if role == "distilled" else pair.base_guidance
+        strength = torch.tensor([(usual if guidance is None else guidance) - 1.0])
         embedding = pipe.get_guidance_scale_embedding(strength, embedding_dim=dim).to(seen[0][0])
         found = {prompt: arguments | {"timestep_cond": embedding} for prompt, arguments in found.items()}
     return Conditions(found, tuple(seen[0][0].shape[1:]))

@@ -103,7 +103,8 @@ def train_slider(
     if not guidance >= 0:
         raise ValueError(f"guidance={guidance} must be at least 0; 0 and 1 are the conditional model")
     trained_network(pair, on, modules)
-    known = conditions(pair, sorted({text for those in texts.values() for text in those}), role=on)
+    words = sorted({text for those in texts.values() for text in those})
+    known = conditions(pair, words, role=on, guidance=guidance)
     settings = {
         **texts,
         "trained_on": origin(pair, on),
