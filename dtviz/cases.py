@@ -175,7 +175,10 @@ def _shipped(trained_on: str, clip: Embedder) -> Iterator[Case]:
         judge = judges.load("concept")
         among = {prompt: (towards[prompt], away[prompt]) for prompt in towards}
         verdict = Verdict("concept judge", judge, towards, among)
-        yield Case(control, tuple(towards), (*_texts(clip, towards, away), verdict), scale)
+        prompts = sorted(
+            towards, key=lambda prompt, ends=towards: prompt == ends[prompt]
+        )  # where there is nothing to move comes last
+        yield Case(control, tuple(prompts), (*_texts(clip, towards, away), verdict), scale)
 
 
 def _texts(clip: Embedder, towards: Mapping[str, str], away: Mapping[str, str]) -> list[Likeness]:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -195,11 +196,12 @@ def _failure(job: _Running) -> str:
     if job.partial.exists():
         import nbformat
 
-        for cell in nbformat.read(job.partial, as_version=4).cells:
-            for output in cell.get("outputs", []):
-                if output.output_type == "error":
-                    message = " ".join(f"{output.ename}: {output.evalue}".split())
-                    reason = f"cell In [{cell.execution_count}]: {message[:400]}"
+        with suppress(ValueError):  # cut off by a full disk or a kill: then papermill's last line has to do
+            for cell in nbformat.read(job.partial, as_version=4).cells:
+                for output in cell.get("outputs", []):
+                    if output.output_type == "error":
+                        message = " ".join(f"{output.ename}: {output.evalue}".split())
+                        reason = f"cell In [{cell.execution_count}]: {message[:400]}"
         os.replace(job.partial, job.failed)
         where = f" (see {_short(job.failed)})"
     return f"{job.name}, {reason}{where}"

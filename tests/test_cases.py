@@ -97,7 +97,7 @@ def test_shipped_controls_by_what_they_were_trained_on(tmp_path, monkeypatch):
         one = control.Control("age", "slider", TENSORS, facts | {"trained_on": {"pair": pair, "role": role}})
         one.save(tmp_path / where / "age.safetensors")
     [own] = cases.load("emoji-dmd")
-    assert (own.control.name, own.prompts, own.scale) == ("age", ("man", "girl"), 2.0)
+    assert (own.control.name, own.prompts, own.scale) == ("age", ("girl", "man"), 2.0)
     assert [measure.name for measure in own.measures] == ["emoji-clip score", "emoji-clip contrast", "concept judge"]
     [reverse] = cases.load("emoji-dmd", trained_on="emoji-lcm")
     assert reverse.control.facts["trained_on"]["role"] == "distilled"

@@ -20,7 +20,7 @@ import torch
 from nbclient import NotebookClient
 
 import dtviz
-from dtviz import dataset, table
+from dtviz import dataset, figures, table
 from dtviz.__main__ import main
 from dtviz.embed import _sha256
 from dtviz.prompts import Row
@@ -135,6 +135,29 @@ def test_the_command_line_says_a_full_disk_in_one_line(disk, capsys):
     said = capsys.readouterr().err.splitlines()
     assert status == 2
     assert re.fullmatch(r"dtviz: \[Errno 28\] No space left on device: '.*'", said[-1])
+
+
+def test_a_notebook_that_fills_the_disk_is_a_failure_with_a_reason(disk, tmp_path):
+    """What papermill had written of it is cut off, and is no notebook any more."""
+    write_notebook(
+        tmp_path / "notebooks" / "fig5_curve.ipynb",
+        "from tests.test_faults import full\nfrom pathlib import Path\nfull(Path(out)).__enter__()\nprint('x' * 10**6)",
+    )
+    with pytest.raises(figures.NotebookError, match="fig5_curve.*No space left on device"):
+        figures.run(out=disk, folder=tmp_path / "notebooks")
+    assert not (disk / "fig5_curve.ipynb").exists()
+
+
+def write_notebook(path: Path, source: str) -> None:
+    """A notebook of a parameters cell and this one."""
+    path.parent.mkdir()
+    parameters = 'pair: str = "emoji-dmd"\nprofile: str = "quick"\nout: str = ""'
+    cells = [
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(source),
+    ]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
 
 
 # A disk that may only be read
@@ -388,16 +411,7 @@ write_whole(Path(out) / "fig5_curve.png", b"".join(x.tobytes() for x in found), 
 
 
 def test_figures_killed_at_random_moments_and_run_to_the_end_are_the_same(tmp_path):
-    (tmp_path / "notebooks").mkdir()
-    parameters = 'pair: str = "emoji-dmd"\nprofile: str = "quick"\nout: str = ""'
-    cells = [
-        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(NOTEBOOK),
-    ]
-    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "notebooks" / "fig5_curve.ipynb"
-    )
+    write_notebook(tmp_path / "notebooks" / "fig5_curve.ipynb", NOTEBOOK)
     script = (
         "import sys; from dtviz import __main__, figures\n"
         f"paths = figures.paths; figures.paths = lambda folder: paths({str(tmp_path / 'notebooks')!r})\n"

@@ -1,11 +1,13 @@
 """How quick the explorer is in a browser: `make bench` writes figures/bench/explorer.csv.
 
 From pressing Run to the first picture of the student (the plans as they come), and to all of it, measured; and from a key on the
-step slider to all three pictures of that step. Milliseconds of the page's own clock.
+step slider to all three pictures of that step, by the page's own clock. `load` is how many processes wanted each core of the
+machine: at 1 or less it was idle.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -46,7 +48,8 @@ def measure(tab: browser.Tab) -> list[dict]:
 
 
 def _row(what: str, seconds: list[float]) -> dict:
-    return {"what": what, "unit": "s", "n": len(seconds), "median": statistics.median(seconds), "most": max(seconds)}
+    told = {"what": what, "unit": "s", "n": len(seconds), "median": statistics.median(seconds), "most": max(seconds)}
+    return told | {"load": os.getloadavg()[0] / (os.cpu_count() or 1)}
 
 
 def main() -> None:
