@@ -88,6 +88,8 @@ def killed(name: str, command: list[str], kills: int, minutes: float, home: Path
             lost, done = lost + len(before - found), done + 1
             moments.append(len(found) / most)
             print(f"{name}: kill {done} at {len(found)} of {most} results", flush=True)
+            if len(found) == most:  # all is there: a kill could hit nothing more
+                ended(start(command, folder))
         else:
             ended(process)
     ended(start(command, folder))
