@@ -36,7 +36,7 @@ def test_a_csv_of_ones_own(listed):
     clip = dtviz.embedder("emoji-clip")
     np.testing.assert_array_equal(age.measures[0].targets["girl"], clip.text(["woman"])[0])
     images = clip(torch.rand(3, 3, 64, 64))
-    np.testing.assert_allclose(score("baby", images), 100 * images @ clip.text(["grinning face"])[0], rtol=1e-6)
+    np.testing.assert_allclose(score("baby", images), 100 * images @ clip.text(["grinning face"])[0], atol=1e-4)
     assert smile.facts()["fingerprint"] == smile.control.fingerprint
     with pytest.raises(KeyError, match="girl"):
         score("girl", images)

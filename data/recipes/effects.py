@@ -19,6 +19,7 @@ from dtviz.control_files import shipped
 from dtviz.study import Study
 
 SCALES = (-2.0, -1.0, 0.0, 1.0, 2.0)
+PARTS = ((0.0, 1.0), (-2.0, 2.0))  # what is compared: switched on, and end to end
 BASE = "emoji-dmd"  # a pair that has the base
 CONTROLS = DATA / "controls"
 
@@ -53,8 +54,9 @@ def main() -> None:
                 row |= {"spearman": whole.spearman.value, "spearman_low": whole.spearman.low}
                 sweeps.append(row | {"spearman_high": whole.spearman.high, "p": whole.p, "rising": whole.rising})
     for (slider, measure), of in found.items():
-        table = effect({model: (one[SCALES.index(0)], one[SCALES.index(1)]) for model, one in of.items()})
-        effects.append(table.assign(slider=slider, measure=measure))
+        for low, high in PARTS:
+            table = effect({model: (one[SCALES.index(low)], one[SCALES.index(high)]) for model, one in of.items()})
+            effects.append(table.assign(slider=slider, measure=measure, low=low, high=high))
     write(pd.DataFrame(sweeps), pd.concat(effects), args.seeds, args.base_steps)
 
 
@@ -85,8 +87,9 @@ do, and at what cost, is measured by `notebooks/table1_control_transfer.ipynb`.
 
 ## What the sliders do
 
-Scale 1 against scale 0, {seeds} seeds of each of the slider's prompts, the base in {base_steps} steps; 95% intervals over prompts (few: 4 to 7), sign-flip p Holm-corrected for
-the five models of a row group. *Contrast*: 100 x (cosine with the text of the positive end less that with the negative end) in
+Scale 2 against scale -2, {seeds} seeds of each of the slider's prompts, the base in {base_steps} steps; 95% intervals over prompts, which are few
+(4 to 7), sign-flip p Holm-corrected for the five models of a slider: with so few prompts .05 is out of reach. Scale 1 against 0 is in
+`effects.csv`; half of the prompts stand at an end of the scale already, and no difference from 0 to 1 is shown for any model. *Contrast*: 100 x (cosine with the text of the positive end less that with the negative end) in
 `emoji-clip`. Transfer: the student's difference over the base's, by Fieller.
 
 | slider | model | difference in contrast | p | transfer |
@@ -129,7 +132,7 @@ def write(sweeps: pd.DataFrame, effects: pd.DataFrame, seeds: int, base_steps: i
         how = f"{told['iterations']} x {told['batch_size']}, {told['lr']:g} | {told['loss']:.3f}"
         size = f"{len(control.modules)}, {told['rank']} | {how} | {numbers}"
         files.append(f"| {control.name} | {control.kind} | {on} | {source} | {size} | {told['licence']} |")
-    contrast = effects[effects["measure"] == "emoji-clip contrast"]
+    contrast = effects[(effects["measure"] == "emoji-clip contrast") & (effects["high"] == SCALES[-1])]
     changes = [
         f"| {row.slider} | {row.model} | {row.difference:+.1f} [{row.difference_low:+.1f}, {row.difference_high:+.1f}] | {row.p:.2g} | "
         + ("|" if np.isnan(row.transfer) else f"{row.transfer:.2f} [{row.transfer_low:.2f}, {row.transfer_high:.2f}] |")
