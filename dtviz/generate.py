@@ -23,12 +23,12 @@ import diffusers
 import torch
 
 from .adaptive import Adaptive, Parting
+from .arguments import CONVENTIONS, ROLES, check_adaptive, check_controls, count, drawn, scale, unguided
 from .attach import Steering, steer
 from .batches import batches
 from .controls import Applied
-from .networks import embeds_guidance, network
-from .pairs import HANDOVERS, Pair
-from .plan import Scale, branches, plan
+from .pairs import Pair
+from .plan import branches, plan
 from .recorder import Recorder
 from .relay import HANDED, Relay
 from .rivals import anneal, repel
@@ -36,16 +36,6 @@ from .schedule import sigma as sigma_at
 from .steps import ask
 from .switch import Switch
 from .trace import Trace
-
-CONVENTIONS = ("diffusers", "formula")
-ROLES = {  # of each method: whose networks play
-    "base": ("base",),
-    "distilled": ("distilled",),
-    "hybrid": ("base", "distilled"),
-    "skip": ("distilled",),
-    "adaptive": ("base", "distilled"),
-}
-METHODS = tuple(ROLES)
 
 
 class Progress(NamedTuple):
@@ -133,18 +123,18 @@ def generate(
 
         trace = dtviz.generate(pair, "dog face", method="hybrid", k=2, handover="matched-sigma", seeds=range(8))
     """
-    seeds, prompts = _check(pair, prompt, method, seeds, handover)
+    seeds, prompts = drawn(pair, prompt, method, seeds, handover)
     for name, value, allowed in (("convention", convention, CONVENTIONS), ("handed", handed, HANDED)):
         if value not in allowed:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
     counts = {"steps": steps, "base_steps": base_steps, "batch_size": batch_size}
-    steps, base_steps, size = (_count(pair, name, value) for name, value in counts.items())
+    steps, base_steps, size = (count(pair, name, value) for name, value in counts.items())
     k = operator.index(k)
     if method in ("hybrid", "skip") and not 1 <= k < steps:
         raise ValueError(f"k={k} is out of range: a {method} of {steps} student steps takes k from 1 to {steps - 1}")
     if method == "adaptive":
-        _check_adaptive(pair, adaptive, steps, len(seeds), size, handed)
-    _check_controls(controls, method)
+        check_adaptive(pair, adaptive, steps, len(seeds), size, handed)
+    check_controls(controls, method)
     shared = method in ("hybrid", "adaptive")
     settings = {
         "pair": pair.name,
@@ -152,8 +142,8 @@ def generate(
         "k": k if method in ("hybrid", "skip") else None,
         "steps": steps,
         "base_steps": base_steps,
-        "guidance": _scale(pair, "distilled", guidance, pair.guidance),
-        "base_guidance": _scale(pair, "base", base_guidance, _unguided(pair) if shared else pair.base_guidance),
+        "guidance": scale(pair, "distilled", guidance, pair.guidance),
+        "base_guidance": scale(pair, "base", base_guidance, unguided(pair) if shared else pair.base_guidance),
         "convention": convention,
         "handover": (handover or pair.handover) if shared else None,
         "handed": handed if method == "hybrid" else None,
@@ -183,90 +173,6 @@ def generate(
 
         trace = Trace.join([part for _, part in batches(run, n=len(seeds), size=size, fixed=bool(joined))])
     return replace(trace, prompt=prompt) if isinstance(prompt, str) else trace
-
-
-def _check(
-    pair: Pair, prompt: str | Sequence[str], method: str, seeds: Iterable[int], handover: str | None
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The seeds, and the prompt of each."""
-    if not isinstance(pair, Pair):
-        raise ValueError(f"pair is a {type(pair).__name__}: give what dtviz.load(name) or dtviz.Pair(...) returns")
-    texts = (prompt,) if isinstance(prompt, str) or not isinstance(prompt, Sequence) else tuple(prompt)
-    for text in texts:
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"prompt={text!r} must be a text that is not empty, or a list of such, one for each seed")
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is not one of {', '.join(METHODS)}")
-    if handover is not None and handover not in HANDOVERS:
-        raise ValueError(f"handover={handover!r} is not one of {', '.join(HANDOVERS)}")
-    try:
-        chosen = tuple(operator.index(seed) for seed in seeds)
-    except TypeError:
-        raise ValueError(f"seeds={seeds!r} must be integers in a list or range; one sample a seed") from None
-    one = isinstance(prompt, str)
-    if not chosen or min(chosen) < 0 or (one and len(set(chosen)) != len(chosen)):
-        raise ValueError(f"seeds={chosen} must be one or more different integers, none negative")
-    if not one and len(texts) != len(chosen):
-        raise ValueError(f"prompt has {len(texts)} texts for {len(chosen)} seeds: give one text, or one for each seed")
-    return chosen, texts * len(chosen) if one else texts
-
-
-def _check_adaptive(pair: Pair, adaptive: Adaptive | None, steps: int, seeds: int, size: int, handed: str) -> None:
-    if not isinstance(adaptive, Adaptive):
-        raise ValueError(
-            f"adaptive={adaptive!r}: method 'adaptive' takes a dtviz.Adaptive, with its signal and thresholds"
-        )
-    if len(adaptive.ks) >= steps:
-        raise ValueError(f"thresholds={adaptive.thresholds} must be at most {steps - 2} for {steps} student steps")
-    if seeds > size:
-        raise ValueError(f"batch_size={size} is less than the {seeds} seeds, for which 'adaptive' decides together")
-    if adaptive.signal == "dispersion" and seeds < 2:
-        raise ValueError(f"signal='dispersion' compares the samples of a batch: give two seeds or more, not {seeds}")
-    if handed != "x0":
-        raise ValueError(f"handed={handed!r}: method 'adaptive' hands over the base's plan, 'x0'")
-    if not hasattr(type(pair.pipeline), "interrupt"):
-        raise NotImplementedError(f"{type(pair.pipeline).__name__} cannot be interrupted, as an early hand-over needs")
-
-
-def _check_controls(controls: Sequence[Applied], method: str) -> None:
-    for applied in controls:
-        if not isinstance(applied, Applied):
-            raise ValueError(
-                f"controls holds a {type(applied).__name__}: each must be what Control.at gives, as in [smile.at(2.0)]"
-            )
-        absent = {"base": "distilled", "distilled": "base", "skip": "base"}.get(method)
-        if applied.segment == absent:
-            raise ValueError(
-                f"segment={absent!r} of control {applied.control.name!r}: method {method!r} has no such steps"
-            )
-
-
-def _count(pair: Pair, name: str, value: int | None) -> int:
-    """A number of steps or samples, the pair's own for None."""
-    if value is None:
-        return getattr(pair, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(
-            f"{name}={value!r} must be an integer of at least 1, or None for the pair's {getattr(pair, name)}"
-        )
-    return value
-
-
-def _unguided(pair: Pair) -> float:
-    """The base's guidance scale that means none: an embedded one knows no 0."""
-    return 1.0 if embeds_guidance(pair.base) else 0.0
-
-
-def _scale(pair: Pair, role: str, asked: float | Sequence[float] | None, usual: float) -> Scale:
-    """A role's guidance, one number or one a step, the usual for None."""
-    scales = usual if asked is None else tuple(asked) if isinstance(asked, Sequence) else asked
-    lowest = min(scales, default=0) if isinstance(scales, tuple) else scales
-    embedded = embeds_guidance(network(pair.base, pair.distilled, role))
-    if not lowest >= (1 if embedded and not pair.published else 0):
-        name = "guidance" if role == "distilled" else "base_guidance"
-        least = "1, the least this network was trained for" if lowest >= 0 else "0"
-        raise ValueError(f"{name}={asked} must be at least {least}")
-    return scales
 
 
 def _report(

@@ -45,8 +45,10 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "switch": {"networks"},
     "rivals": set(),
     "hybrid": {"fit", "networks", "own_class", "rules", "switch"},
+    "arguments": {"adaptive", "controls", "networks", "pairs", "plan"},
     "generate": {
         "adaptive",
+        "arguments",
         "attach",
         "batches",
         "controls",
