@@ -31,7 +31,7 @@ from .pairs import Pair
 from .plan import branches, plan
 from .recorder import Recorder
 from .relay import HANDED, Relay
-from .rivals import anneal, repel
+from .rivals import anneal, annealing_noise, repel
 from .schedule import sigma as sigma_at
 from .steps import ask
 from .switch import Switch
@@ -279,7 +279,7 @@ def _check_finite(trace: Trace, roles: Sequence[str]) -> None:
 
 def _annealed(relay: Relay, seeds: tuple[int, ...], scale: float) -> Callable[[torch.Tensor], torch.Tensor]:
     """What CADS makes of the text of the call whose turn it is; its noise is the seed's own, apart from the sample's."""
-    generators = [torch.Generator("cpu").manual_seed(seed + 2**32) for seed in seeds]
+    generators = [annealing_noise(seed) for seed in seeds]
 
     def condition(text: torch.Tensor) -> torch.Tensor:
         noise = torch.stack([torch.randn(text.shape[1:], generator=generator) for generator in generators])

@@ -6,6 +6,7 @@ Interval guidance (Kynkäänniemi et al. 2024), and no guidance at the first ste
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import torch
@@ -37,6 +38,19 @@ def anneal(text: torch.Tensor, *, time: float, scale: float, noise: torch.Tensor
     mixed = math.sqrt(gamma) * text + scale * math.sqrt(1 - gamma) * noise.to(text)
     mean, deviation = (f(mixed, dim=(1, 2), keepdim=True) for f in (torch.mean, torch.std))
     return (mixed - mean) / deviation * text.std(dim=(1, 2), keepdim=True) + text.mean(dim=(1, 2), keepdim=True)
+
+
+def annealing_noise(seed: int) -> torch.Generator:
+    """The generator of a sample's annealing noise, apart from the sample's own.
+
+    Not a larger number, such as seed + 2**32: torch's CPU generator takes the low 32 bits alone, and the text would be
+    annealed by the very noise that the sample begins with.
+
+    >>> annealing_noise(0).initial_seed() == annealing_noise(1).initial_seed()
+    False
+    """
+    digest = hashlib.sha256(f"annealing {seed}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 def repel(x0: torch.Tensor, *, strength: float) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dtviz
-from dtviz.rivals import anneal, repel
+from dtviz.rivals import anneal, annealing_noise, repel
 from dtviz.switch import Switch, Turn
 
 from .test_generate import CLOSE, TIMES
@@ -60,7 +60,7 @@ def test_a_run_with_annealed_text(pair, guidance):
     trace = dtviz.generate(pair, "a dog", seeds=[5], cads=0.25, guidance=guidance)
     text, empty = pair.pipeline.encode_prompt(["a dog"], "cpu", 1, True)
     alphas, generator = pair.pipeline.scheduler.alphas_cumprod, torch.Generator().manual_seed(5)
-    annealing = torch.Generator().manual_seed(5 + 2**32)
+    annealing = annealing_noise(5)
     x = torch.randn(1, 4, 8, 8, generator=generator)
     for i, t in enumerate(TIMES):
         told = anneal(text, time=t / 1000, scale=0.25, noise=torch.randn(text.shape[1:], generator=annealing)[None])
@@ -83,6 +83,14 @@ def test_annealing_is_the_seeds_own_and_leaves_the_initial_noise(pair):
     alone = dtviz.generate(pair, "a dog", seeds=[6], cads=0.25)
     torch.testing.assert_close(together.final[1:], alone.final, **CLOSE)
     assert torch.equal(together.x_t[0], dtviz.generate(pair, "a dog", seeds=[5, 6], x_t=True).x_t[0])
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**32 + 5])
+def test_annealing_noise_is_not_the_samples_own(seed):
+    """torch reads the low 32 bits of a seed alone."""
+    own, other = torch.Generator().manual_seed(seed), annealing_noise(seed)
+    drawn = [torch.randn(1000, generator=generator) for generator in (own, other)]
+    assert abs(torch.corrcoef(torch.stack(drawn))[0, 1]) < 0.15  # five deviations of independent noise
 
 
 @pytest.mark.parametrize("method", ["distilled", "base"])
