@@ -76,7 +76,11 @@ def run(
     chosen = choose(names, there)
     workers = _workers(jobs, len(chosen), small=spec_of(pair).embedded)
     target = Path(out).resolve() if out is not None else ROOT / "figures" / pair
-    values = {"pair": pair, "profile": profile} | ({} if out is None else {"out": os.path.relpath(target, ROOT)}) | parameters
+    values = (
+        {"pair": pair, "profile": profile}
+        | ({} if out is None else {"out": os.path.relpath(target, ROOT)})
+        | parameters
+    )
     for notebook in chosen:
         check_parameters(notebook, values)
     return _run_all(chosen, values=values, target=target, workers=workers)
