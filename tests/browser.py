@@ -220,20 +220,17 @@ class Hand:
         self.pictures()["plan"].scroll_into_view_if_needed()
         place = self.pictures()["plan"].bounding_box()
         mouse = self.tab.page.mouse
-        mouse.move(
-            *(
-                place[side] + share * place[size]
-                for side, size, share in zip("xy", ("width", "height"), start, strict=True)
-            )
-        )
+
+        def go(to: tuple[float, float], steps: int = 1) -> None:
+            ends = zip("xy", ("width", "height"), to, strict=True)
+            mouse.move(*(place[side] + share * place[size] for side, size, share in ends), steps=steps)
+
+        go(start)
         mouse.down()
-        mouse.move(
-            *(
-                place[side] + share * place[size]
-                for side, size, share in zip("xy", ("width", "height"), end, strict=True)
-            ),
-            steps=5,
-        )
+        go(end, steps=5)
+        for _ in range(2):  # the canvas drops moves that come faster than it draws; a hand rests before it lets go
+            self.tab.page.wait_for_timeout(300)
+            go(end)
         mouse.up()
 
 
