@@ -37,6 +37,8 @@ from .steps import ask
 from .switch import Switch
 from .trace import Trace
 
+SAMPLING = 2  # part of every kept result's name: raise it when the same arguments come to mean other samples
+
 
 class Progress(NamedTuple):
     """How far `generate` is: denoiser calls made and to be made, a sample's each counted, and the last one's seeds and x̂0."""

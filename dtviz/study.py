@@ -26,7 +26,7 @@ from .adaptive import Adaptive
 from .decode import decode, decode_latents, reconstruct
 from .diversity import nearest
 from .embed import Embedder, embedder
-from .generate import generate
+from .generate import SAMPLING, generate
 from .pairs import SPECS, Pair, check, load
 from .profiles import PAPER_BASE_STEPS, check_profile
 from .profiles import seeds_of as seeds_of
@@ -244,6 +244,7 @@ class Study:
             "weights": (alone and self.pair.base_fingerprint) or self.pair.fingerprint,
             "numbers": [str(self.pair.base.dtype), self.pair.base.device.type, version("torch"), version("diffusers")],
             "format": FORMAT,
+            "sampling": SAMPLING,
         }
 
     def _block(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> Trace:
