@@ -44,7 +44,7 @@ SLIDERS = {
     },
 }
 # Published, for SDXL: eta 4, alpha 1, lr 2e-4, 1000 iterations of one sample, rollouts of 50 steps. Here the two ends are
-# whole concepts and not words added to one, so that eta 4 tears the pictures apart; and a network of 7 M needs and bears
+# whole concepts and not words added to one, so that eta 1 is strong already (4, as published, was not tried); and a network of 7 M needs and bears
 # larger steps.
 SLIDER = {"eta": 1.0, "rank": 4, "alpha": 4.0, "lr": 2e-3, "iterations": 300, "batch_size": 8}
 
