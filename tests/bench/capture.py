@@ -17,22 +17,7 @@ import torch
 
 import dtviz
 from dtviz.recorder import Recorder
-
-SDXL = {
-    "sample_size": 128,
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
+from tests.published import SDXL_UNET
 
 
 def timed(call) -> float:
@@ -75,7 +60,7 @@ def sdxl(device: str, repeats: int = 3, records: int = 200) -> dict:
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            unet = diffusers.UNet2DConditionModel(**SDXL).eval()
+            unet = diffusers.UNet2DConditionModel(**SDXL_UNET).eval()
     finally:
         torch.set_default_dtype(torch.float32)
     scheduler = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)

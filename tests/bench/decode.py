@@ -1,6 +1,6 @@
 """Decoding plans three ways, and in pieces: `make bench` writes figures/bench/decode.csv. Ratios within one run, in turns.
 
-SDXL's autoencoder and the tiny one have their published sizes and random weights; the linear preview is fitted to the first.
+SDXL's autoencoder and the tiny one have their published sizes and random weights; so has the linear preview.
 Memory is what the process grows by, of 8 latents decoded together and one by one, each in a process of its own.
 """
 

@@ -16,8 +16,9 @@ import torch
 from peft import LoraConfig
 
 import dtviz
+from tests.published import SDXL_UNET
 
-from .capture import SDXL, publish, timed
+from .capture import publish, timed
 
 # LCM-LoRA's: rank 64 on every attention, feed-forward and convolution.
 LORA = (
@@ -32,7 +33,7 @@ DTYPE = torch.float16 if DEVICE == "cuda" else torch.bfloat16
 def unet() -> diffusers.UNet2DConditionModel:
     """SDXL's denoiser; its weights are all the same, which costs what trained ones do."""
     with torch.device("meta"):  # filled below: drawing 2.6 billion weights takes longer than the run
-        denoiser = diffusers.UNet2DConditionModel(**SDXL)
+        denoiser = diffusers.UNet2DConditionModel(**SDXL_UNET)
     denoiser = denoiser.to(DTYPE).to_empty(device=DEVICE).eval().requires_grad_(False)
     for parameter in denoiser.parameters():
         parameter.fill_(0.01)
