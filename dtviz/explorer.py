@@ -105,24 +105,30 @@ class Panel(widgets.VBox):
 
     def __init__(self, drawn: Callable[[tuple[int, int, int, int] | None], None]) -> None:
         self._drawn = drawn
+        self._marked: tuple[tuple[int, int], tuple[int, int, int, int] | None] = ((1, 1), None)
         self.title, self.numbers = widgets.HTML(), widgets.HTML()
         self.noisy = widgets.Image(format="png", width=SIZE, height=SIZE)
         self.samples = widgets.Image(format="png")
         self.curve, self.timeline = widgets.HTML(), widgets.HTML()
+        # The plan is an image, and the canvas on top of it is clear: a canvas takes two ways to and fro to be drawn
+        here = widgets.Layout(grid_area="plan")
+        self.plan = widgets.Image(format="png", width=SIZE, height=SIZE, layout=here)
         figure = Figure(figsize=(SIZE / 100, SIZE / 100), dpi=100)
         figure.patch.set_alpha(0)
         self.canvas = _canvas(figure)
+        self.canvas.layout = here
         for part in ("toolbar_visible", "header_visible", "footer_visible", "resizable", "capture_scroll"):
             setattr(self.canvas, part, False)
         self.axes = figure.add_axes((0, 0, 1, 1))
         self.axes.axis("off")
-        self._picture = self.axes.imshow(np.zeros((1, 1, 4)), interpolation="nearest")
         self._frame = self.axes.add_patch(Rectangle((0, 0), 0, 0, fill=False, edgecolor=PALETTE[1], linewidth=2))
         look = {"facecolor": PALETTE[1], "alpha": 0.25}
         self.selector = RectangleSelector(self.axes, self._select, useblit=False, props=look, button=[1])
         noisy = widgets.VBox([widgets.HTML("x<sub>t</sub>, decoded"), self.noisy])
         self.step = widgets.HTML()
-        pictures = widgets.HBox([noisy, widgets.VBox([self.step, self.canvas])])
+        place = widgets.Layout(grid_template_areas='"plan"', width=f"{SIZE}px")
+        plan = widgets.GridBox([self.plan, self.canvas], layout=place)
+        pictures = widgets.HBox([noisy, widgets.VBox([self.step, plan])])
         left = widgets.VBox([pictures, widgets.HTML("all seeds at this step"), self.samples, self.numbers])
         row = widgets.Layout(flex_flow="row wrap", grid_gap="0 12px")
         super().__init__([self.title, widgets.Box([left, widgets.VBox([self.curve, self.timeline])], layout=row)])
@@ -138,11 +144,17 @@ class Panel(widgets.VBox):
         self.curve.value = chart(shown.curves, at=shown.at, label=label, top=top)
         lines = shown.timeline
         self.timeline.value = chart(lines, at=shown.at, label="cosine of plan and words") if lines else ""
-        height, width = shown.plan.shape[:2]
-        self._picture.set(data=shown.plan, extent=(0, width, height, 0))
-        self.axes.set(xlim=(0, width), ylim=(height, 0))
-        box_top, left, bottom, right = shown.box or (0, 0, 0, 0)
-        self._frame.set(xy=(left, box_top), width=right - left, height=bottom - box_top, visible=shown.box is not None)
+        self.plan.value = encode(shown.plan, least=SIZE)
+        self._mark(shown.plan.shape[:2], shown.box)
+
+    def _mark(self, size: tuple[int, int], box: tuple[int, int, int, int] | None) -> None:
+        """Frame a box of a picture of (height, width)."""
+        if (size, box) == self._marked:
+            return
+        self._marked = size, box
+        self.axes.set(xlim=(0, size[1]), ylim=(size[0], 0))
+        top, left, bottom, right = box or (0, 0, 0, 0)
+        self._frame.set(xy=(left, top), width=right - left, height=bottom - top, visible=box is not None)
         self.canvas.draw_idle()
 
     def live(self, pictures: np.ndarray, *, chosen: int) -> None:
@@ -153,7 +165,7 @@ class Panel(widgets.VBox):
 
     def _select(self, start, end) -> None:
         """Pixels from one corner to the other; what is less than two across is a click, which takes the box away."""
-        height, width = self._picture.get_array().shape[:2]
+        height, width = self._marked[0]
         rows = sorted(min(max(round(event.ydata), 0), height) for event in (start, end))
         columns = sorted(min(max(round(event.xdata), 0), width) for event in (start, end))
         self.selector.clear()

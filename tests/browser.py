@@ -138,19 +138,18 @@ class Tab:
         self.page.evaluate("([name, args]) => void window.jupyterapp.commands.execute(name, args)", [name, arguments])
 
 
-# Resolves with the milliseconds from the next press of a key or button to when all these look otherwise
+# Resolves with the milliseconds from the next press of a key or button to when all these images show something else
 CHANGED = """([kind, ...elements]) => {
     const limit = performance.now() + 120000
-    const look = element => element.tagName === 'CANVAS' ? element.toDataURL() : element.src
-    const before = elements.map(look)
+    const before = elements.map(element => element.src)
     let start
     document.addEventListener(kind, () => { start ??= performance.now() }, { once: true, capture: true })
     window.changed = new Promise((resolve, reject) => {
         const check = () => {
-            if (start !== undefined && elements.every((element, i) => look(element) !== before[i])) {
+            if (start !== undefined && elements.every((element, i) => element.src !== before[i] && element.complete)) {
                 resolve(performance.now() - start)
             } else if (performance.now() > limit) {
-                reject(new Error(`unchanged: ${elements.filter((element, i) => look(element) === before[i]).map(element => element.tagName)}`))
+                reject(new Error(`unchanged: ${elements.filter((element, i) => element.src === before[i]).length}`))
             } else {
                 requestAnimationFrame(check)
             }
@@ -177,8 +176,7 @@ class Hand:
     def pictures(self, side: int = 0) -> dict:
         """The elements that show a side's x_t, plan and samples."""
         images = self.root.locator("img")
-        plan = self.root.locator(".jupyter-matplotlib").nth(side).locator("canvas").first
-        return {"noisy": images.nth(2 * side), "plan": plan, "samples": images.nth(2 * side + 1)}
+        return {name: images.nth(3 * side + i) for i, name in enumerate(("noisy", "plan", "samples"))}
 
     def field(self, label: str):
         return self.root.get_by_label(label, exact=True).first
