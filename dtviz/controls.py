@@ -4,7 +4,7 @@
     smile.facts["prompts"], smile.fingerprint
     dtviz.generate(pair, "face", controls=[smile.at(2.0, segment="base")])
 
-How it is put on a network is `attach`'s; other people's files are read by `control_files`.
+How it is put on a network is `attach`'s; other people's files are read by `control.files`.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import memory
-from .available import hub_answers, lacking
-from .spec import Spec
-from .specs import SPECS, repo_of, spec_of
+from .models.available import hub_answers, lacking
+from .models.spec import Spec
+from .models.specs import SPECS, repo_of, spec_of
 
 PACKAGES = ("dtviz", "torch", "diffusers", "transformers", "peft", "accelerate", "dreamsim", "numpy")
 

@@ -6,16 +6,15 @@ real.of("dog face").artists     # ("noto", "noto-v1", ...)
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from .outside import reading
+from .places import data
 
 SIZE = 64
 
@@ -49,7 +48,7 @@ class Drawings:
 @cache
 def load() -> Drawings:
     """All drawings shipped in `data/drawings` (`$DTVIZ_DRAWINGS` to point elsewhere). ValueError: they are damaged."""
-    folder = Path(os.environ.get("DTVIZ_DRAWINGS") or Path(__file__).resolve().parents[1] / "data" / "drawings")
+    folder = data("drawings")
     with reading(f"{folder / 'drawings.csv'} or its .png"):
         index = pd.read_csv(folder / "drawings.csv")
         with Image.open(folder / "drawings.png") as sheet:

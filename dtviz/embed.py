@@ -17,10 +17,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .backbones import Model
 from .batches import batches
-from .embedder_specs import NAMES as NAMES
-from .embedder_specs import EmbedderSpec, embedder_spec
+from .embedders.backbones import Model
+from .embedders.specs import NAMES as NAMES
+from .embedders.specs import EmbedderSpec, embedder_spec
 from .errors import Unavailable
 from .outside import SUMS, digests, reading
 

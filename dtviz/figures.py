@@ -22,14 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .notebooks import ROOT as ROOT
+from .models.specs import spec_of
 from .notebooks import Notebook as Notebook
 from .notebooks import check_parameters, choose, paths
 from .notebooks import notebooks as notebooks
 from .pairs import check
+from .places import ROOT as ROOT
 from .profiles import PROFILES as PROFILES
 from .profiles import check_profile
-from .specs import spec_of
 
 _OWN = ("pair", "profile", "out")  # parameters that `run` sets from its own arguments
 

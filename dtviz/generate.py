@@ -23,18 +23,18 @@ import diffusers
 import torch
 
 from .adaptive import Adaptive, Parting
-from .arguments import CONVENTIONS, ROLES, check_adaptive, check_controls, count, drawn, scale, unguided
 from .attach import Steering, steer
 from .batches import batches
 from .controls import Applied
 from .pairs import Pair
-from .plan import branches, plan
 from .recorder import Recorder
-from .relay import HANDED, Relay
-from .rivals import anneal, annealing_noise, repel
+from .sampling.arguments import CONVENTIONS, ROLES, check_adaptive, check_controls, count, drawn, scale, unguided
+from .sampling.plan import branches, plan
+from .sampling.relay import HANDED, Relay
+from .sampling.rivals import anneal, annealing_noise, repel
+from .sampling.steps import ask
+from .sampling.switch import Switch
 from .schedule import sigma as sigma_at
-from .steps import ask
-from .switch import Switch
 from .trace import Trace
 
 SAMPLING = 2  # part of every kept result's name: raise it when the same arguments come to mean other samples

@@ -22,7 +22,7 @@ from .fit import check_student
 from .networks import embeds_guidance
 from .own_class import give_own_class, take_own_class
 from .rules import find
-from .switch import Switch, Turn
+from .sampling.switch import Switch, Turn
 
 
 @dataclass

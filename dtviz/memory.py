@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .available import models
-from .families import FAMILIES, Family
-from .spec import Spec
-from .specs import spec_of
+from .models.available import models
+from .models.families import FAMILIES, Family
+from .models.spec import Spec
+from .models.specs import spec_of
 
 RESERVED = 600 * 2**20  # bytes
 SPARE = 1.2

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .available import check as check
-from .available import missing as missing
-from .available import models as models
-from .hub import LORA as LORA
-from .loading import base_pipeline, place, settings_of, student_of
-from .spec import Spec as Spec
-from .specs import SPECS as SPECS
-from .specs import licence
+from .models.available import check as check
+from .models.available import missing as missing
+from .models.available import models as models
+from .models.hub import LORA as LORA
+from .models.loading import base_pipeline, place, settings_of, student_of
+from .models.spec import Spec as Spec
+from .models.specs import SPECS as SPECS
+from .models.specs import licence
 
 # torch, diffusers and pandas are imported where they are used: a wrong name is refused before they are loaded
 if TYPE_CHECKING:

@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from .loading import Place, base_pipeline, place, settings_of, student_of
+from .models.loading import Place, base_pipeline, place, settings_of, student_of
+from .models.spec import Spec
 from .networks import embeds_guidance
 from .pairs import Pair
-from .plan import plan
 from .recorder import Recorder
-from .relay import Relay
-from .spec import Spec
-from .steps import ask
-from .switch import Switch
+from .sampling.plan import plan
+from .sampling.relay import Relay
+from .sampling.steps import ask
+from .sampling.switch import Switch
 from .trace import Trace
 
 

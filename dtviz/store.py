@@ -22,6 +22,8 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from .places import ROOT
+
 
 def key(kind: str, settings: Mapping) -> str:
     """Name of a result, 64 hexadecimal digits: sha256 of its kind and settings as canonical JSON.
@@ -69,7 +71,7 @@ class Store:
     """
 
     def __init__(self, root: str | Path | None = None):
-        default = os.environ.get("DTVIZ_STORE") or Path(__file__).parents[1] / ".dtviz"
+        default = os.environ.get("DTVIZ_STORE") or ROOT / ".dtviz"
         self.root = Path(default if root is None else root).expanduser()
 
     def path(self, kind: str, settings: Mapping) -> Path:

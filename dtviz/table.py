@@ -16,10 +16,11 @@ from pathlib import Path
 import pandas as pd
 
 from .outside import reading
+from .places import data
 from .store import write_whole
 
 AVERAGE = "Average"
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+GOLDEN = data("golden")
 
 
 def save(table: pd.DataFrame, path: str | Path, *, units: Mapping[str, str]) -> Path:

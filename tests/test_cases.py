@@ -1,4 +1,4 @@
-"""dtviz.cases: controls of a CSV and those that are shipped, what they are tried on and judged by."""
+"""dtviz.control.cases: controls of a CSV and those that are shipped, what they are tried on and judged by."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import dtviz
-from dtviz import cases, control, judges
+from dtviz import control, judges
+from dtviz.control import cases
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
 TENSORS = {"mid_block.attentions.0.proj_in.lora_A.weight": torch.ones(1, 3), "mid_block.attentions.0.proj_in.lora_B.weight": torch.ones(2, 1)}  # fmt: skip

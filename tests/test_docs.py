@@ -32,8 +32,9 @@ def test_the_api_reference_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-W", "error::UserWarning", "-m", "pdoc", "dtviz", "--docformat", "google"]
     done = subprocess.run([*command, "-o", tmp_path], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr[-2000:]
-    for module in ROOT.glob("dtviz/[a-z]*.py"):
-        assert (tmp_path / "dtviz" / f"{module.stem}.html").stat().st_size > 1000
+    for module in ROOT.glob("dtviz/**/[a-z]*.py"):
+        page = tmp_path / module.relative_to(ROOT).with_suffix(".html")
+        assert page.stat().st_size > 1000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -6,7 +6,7 @@ import pytest
 
 from dtviz import doctor
 from dtviz.__main__ import main
-from dtviz.available import found, lacking, missing
+from dtviz.models.available import found, lacking, missing
 from dtviz.pairs import SPECS
 
 COMMIT = "462165984030d82259a11f4367a4eed129e94a7b"  # the one that dtviz knows of SDXL's base

@@ -1,11 +1,11 @@
-"""dtviz.effect against closed forms, brute force, scipy's Page test, and simulations with known truth."""
+"""dtviz.control.effects against closed forms, brute force, scipy's Page test, and simulations with known truth."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from dtviz.control.effects import effect, outside, ratio, sweep
 from dtviz.diversity import holm, paired_test
-from dtviz.effect import effect, outside, ratio, sweep
 
 
 def test_percent_is_table_1s_number():

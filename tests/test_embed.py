@@ -236,7 +236,7 @@ def test_dreamsim_without_its_adapter_is_refused(dreamsim_cache, tmp_path):
 
 def test_dreamsim_resizes_as_the_package_does(dreamsim_pair, images):
     _, _, preprocess = dreamsim_pair
-    from dtviz.backbones import _resize
+    from dtviz.embedders.backbones import _resize
 
     pixels = (images[0] * 255).round().byte()
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
@@ -450,7 +450,7 @@ def test_fingerprint_follows_the_weights_and_not_their_place(tiny, models, tmp_p
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """Torch's hub folder with FID's Inception under pytorch-fid's name for the file."""
-    from dtviz.inception import network
+    from dtviz.embedders.inception import network
 
     torch.manual_seed(0)
     model, folder = network(), tmp_path_factory.mktemp("hub")

@@ -11,11 +11,11 @@ import torch
 from matplotlib import pyplot as plt
 
 import dtviz
-from dtviz.explorer import Explorer
-from dtviz.explorer_chart import HEIGHT, Line, chart
-from dtviz.explorer_seen import LATENT, Seen, colours_of, with_preview
-from dtviz.explorer_session import Session
-from dtviz.explorer_state import Side, State, frame_at, read_box, read_seeds, write_seeds
+from dtviz.explorer.chart import HEIGHT, Line, chart
+from dtviz.explorer.seen import LATENT, Seen, colours_of, with_preview
+from dtviz.explorer.session import Session
+from dtviz.explorer.state import Side, State, frame_at, read_box, read_seeds, write_seeds
+from dtviz.explorer.widgets import Explorer
 
 SEEDS = range(5)
 
@@ -94,8 +94,8 @@ def test_timeline_is_the_cosine_of_plan_and_words(session, emoji, trace):
 
 def test_a_saved_trace_needs_no_model(session, tmp_path, monkeypatch):
     [path] = session.save_traces(tmp_path / "dog")
-    monkeypatch.setattr("dtviz.explorer_session.embedder", None)
-    monkeypatch.setattr("dtviz.explorer.load", None)
+    monkeypatch.setattr("dtviz.explorer.session.embedder", None)
+    monkeypatch.setattr("dtviz.explorer.widgets.load", None)
     explorer = dtviz.explore(path, step=2, seed=3, box=(0, 0, 32, 32))
     [seen] = explorer.session.seen
     assert seen.measure == LATENT

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 
 import dtviz
 from dtviz import memory
-from dtviz.families import FAMILIES
-from dtviz.hub import HUB, REPOS
+from dtviz.models.families import FAMILIES
+from dtviz.models.hub import HUB, REPOS
+from dtviz.models.specs import markdown
+from dtviz.models.weights import read
 from dtviz.pairs import SPECS
-from dtviz.specs import markdown
-from dtviz.weights import read
 
 from .published import parameters
 from .repos import BASES, sana_parts, sana_transformer
@@ -366,7 +366,7 @@ def test_one_network_after_the_other_gives_the_same_hybrids(name, tmp_path, monk
             torch.testing.assert_close(ours.final, theirs.final, atol=1e-4, rtol=1e-4)
     del pair
 
-    loaded, others = dtviz.weights.student, {id(m) for m in gc.get_objects() if type(m) is kind}
+    loaded, others = dtviz.models.weights.student, {id(m) for m in gc.get_objects() if type(m) is kind}
 
     def counting(*args, **kwargs):
         gc.collect()
@@ -374,7 +374,7 @@ def test_one_network_after_the_other_gives_the_same_hybrids(name, tmp_path, monk
         alive.extend(m for m in ours if next(m.parameters()).device.type != "meta")
         return loaded(*args, **kwargs)
 
-    monkeypatch.setattr("dtviz.weights.student", counting)
+    monkeypatch.setattr("dtviz.models.weights.student", counting)
     dtviz.sequential.hybrid(name, ["a dog"], seeds=[0], device="cpu")
     assert not alive
 
@@ -447,7 +447,7 @@ def test_loading_from_the_hubs_cache_at_the_pinned_commits(name, tmp_path, monke
 
 
 def test_no_code_of_a_repository_is_ever_run():
-    for path in Path(dtviz.__file__).parent.glob("*.py"):
+    for path in Path(dtviz.__file__).parent.rglob("*.py"):
         assert "trust_remote_code" not in path.read_text()
         assert "weights_only=False" not in path.read_text()
 

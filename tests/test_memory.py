@@ -5,7 +5,7 @@ import torch
 
 import dtviz
 from dtviz import memory
-from dtviz.families import FAMILIES
+from dtviz.models.families import FAMILIES
 from dtviz.pairs import SPECS
 
 from .bench.sizes import Live

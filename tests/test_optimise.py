@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from dtviz.optimise import check_numbers, generator, optimise
+from dtviz.control.optimise import check_numbers, generator, optimise
 
 
 def line(wait: float = 0.0):

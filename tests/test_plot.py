@@ -6,8 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dtviz import plot, plot_curves, plot_grid, plot_style, plot_tables
-from dtviz.plot_style import colours_of
+from dtviz import plot
+from dtviz.plot import curves as plot_curves
+from dtviz.plot import grid as plot_grid
+from dtviz.plot import look as plot_style
+from dtviz.plot import tables as plot_tables
+from dtviz.plot.look import colours_of
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,11 @@
-"""dtviz.plot_control: what is drawn is what the table holds."""
+"""dtviz.plot.control: what is drawn is what the table holds."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from dtviz.plot_control import plot_effects
-from dtviz.plot_style import style
+from dtviz.plot.control import plot_effects
+from dtviz.plot.look import style
 
 
 def test_effects_are_drawn_where_they_are():

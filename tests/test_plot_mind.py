@@ -1,4 +1,4 @@
-"""dtviz.plot_mind by what the axes hold: images, boxes, captions, lines and their values."""
+"""dtviz.plot.mind by what the axes hold: images, boxes, captions, lines and their values."""
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dtviz import plot_mind
+from dtviz.plot import mind as plot_mind
 
 matplotlib.use("Agg")
 

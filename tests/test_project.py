@@ -11,11 +11,19 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = sorted(ROOT.glob("dtviz/*.py"))
+MODULES = sorted(ROOT.glob("dtviz/**/*.py"))
 ANYTHING = None
+
+
+def name_of(path: Path) -> str:
+    """What MAY_IMPORT calls a module: "trace", "plot.grid", "plot" for a package's own, "__init__" for dtviz's."""
+    parts = path.relative_to(ROOT / "dtviz").with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
 
 # DESIGN.md's table: module -> the modules of dtviz that it may import.
 MAY_IMPORT: dict[str, set[str] | None] = {
+    "places": set(),
     "trace": {"outside", "store"},
     "rules": set(),
     "schedule": {"rules"},
@@ -28,52 +36,70 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "batches": set(),
     "networks": set(),
     "fit": {"rules"},
-    "families": set(),
-    "spec": set(),
-    "hub": {"spec"},
-    "specs": {"hub", "spec"},
-    "available": {"errors", "families", "hub", "spec", "specs"},
-    "weights": {"available", "hub", "outside", "spec", "specs"},
-    "memory": {"available", "families", "spec", "specs"},
-    "loading": {"available", "errors", "families", "outside", "spec", "specs", "weights"},
-    "pairs": {"available", "fit", "hub", "loading", "memory", "spec", "specs"},
-    "steps": set(),
-    "plan": {"fit", "pairs", "rules", "schedule", "steps"},
+    "models.families": set(),
+    "models.spec": set(),
+    "models.hub": {"models.spec"},
+    "models.specs": {"models.hub", "models.spec"},
+    "models.available": {"errors", "models.families", "models.hub", "models.spec", "models.specs", "places"},
+    "models.weights": {"models.available", "models.hub", "outside", "models.spec", "models.specs"},
+    "memory": {"models.available", "models.families", "models.spec", "models.specs"},
+    "models.loading": {
+        "models.available",
+        "errors",
+        "models.families",
+        "outside",
+        "models.spec",
+        "models.specs",
+        "models.weights",
+    },
+    "pairs": {"models.available", "fit", "models.hub", "models.loading", "memory", "models.spec", "models.specs"},
+    "sampling.steps": set(),
+    "sampling.plan": {"fit", "pairs", "rules", "schedule", "sampling.steps"},
     "adaptive": set(),
     "thresholds": set(),
-    "relay": {"adaptive", "plan", "recorder", "rules", "schedule"},
-    "switch": {"networks"},
-    "rivals": set(),
-    "hybrid": {"fit", "networks", "own_class", "rules", "switch"},
-    "arguments": {"adaptive", "controls", "networks", "pairs", "plan"},
+    "sampling.relay": {"adaptive", "sampling.plan", "recorder", "rules", "schedule"},
+    "sampling.switch": {"networks"},
+    "sampling.rivals": set(),
+    "hybrid": {"fit", "networks", "own_class", "rules", "sampling.switch"},
+    "sampling.arguments": {"adaptive", "controls", "networks", "pairs", "sampling.plan"},
     "generate": {
         "adaptive",
-        "arguments",
+        "sampling.arguments",
         "attach",
         "batches",
         "controls",
-        "networks",
         "pairs",
-        "plan",
+        "sampling.plan",
         "recorder",
-        "relay",
-        "rivals",
+        "sampling.relay",
+        "sampling.rivals",
         "schedule",
-        "steps",
-        "switch",
+        "sampling.steps",
+        "sampling.switch",
         "trace",
     },
-    "sequential": {"loading", "networks", "pairs", "plan", "recorder", "relay", "spec", "steps", "switch", "trace"},
-    "decode": {"batches", "trace", "pairs"},
+    "sequential": {
+        "models.loading",
+        "networks",
+        "pairs",
+        "sampling.plan",
+        "recorder",
+        "sampling.relay",
+        "models.spec",
+        "sampling.steps",
+        "sampling.switch",
+        "trace",
+    },
+    "decode": {"batches", "trace"},
     "timing": {"decode", "generate", "pairs"},
-    "drawings": {"outside"},
+    "drawings": {"outside", "places"},
     "judges": {"errors", "mind", "outside", "pairs"},
     "mind": set(),
     "occlusion": set(),
-    "inception": {"outside"},
-    "backbones": {"inception", "outside"},
-    "embedder_specs": {"backbones"},
-    "embed": {"backbones", "batches", "embedder_specs", "errors", "outside"},
+    "embedders.inception": {"outside"},
+    "embedders.backbones": {"embedders.inception", "outside"},
+    "embedders.specs": {"embedders.backbones", "places"},
+    "embed": {"embedders.backbones", "batches", "embedders.specs", "errors", "outside"},
     "curves": set(),
     "estimate": set(),
     "diversity": {"estimate"},
@@ -82,32 +108,56 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "claims": {"diversity"},
     "quality": {"estimate"},
     "controls": {"store"},
-    "control_formats": {"controls", "networks"},
-    "control_files": {"available", "control_formats", "controls", "errors", "outside"},
+    "control.formats": {"controls", "networks"},
+    "control.files": {"models.available", "control.formats", "controls", "errors", "outside", "places"},
     "attached": {"controls"},
     "example": set(),
     "attach": {"attached", "controls", "example", "networks", "pairs"},
-    "conditions": {"networks", "pairs", "plan", "steps"},
-    "optimise": {"store"},
-    "tuned": {"attached", "controls", "networks", "pairs"},
-    "sliders": {"conditions", "controls", "networks", "optimise", "pairs", "plan", "tuned"},
-    "customise": {"conditions", "controls", "decode", "generate", "optimise", "pairs", "tuned"},
-    "effect": {"diversity", "estimate"},
-    "cases": {"control_files", "controls", "embed", "judges", "specs", "study", "outside"},
-    "control": {"attach", "attached", "control_files", "controls", "customise", "effect", "sliders"},
-    "store": set(),
+    "control.conditions": {"networks", "pairs", "sampling.plan", "sampling.steps"},
+    "control.optimise": {"store"},
+    "control.tuned": {"attached", "controls", "networks", "pairs"},
+    "control.sliders": {
+        "control.conditions",
+        "controls",
+        "networks",
+        "control.optimise",
+        "pairs",
+        "sampling.plan",
+        "control.tuned",
+    },
+    "control.customise": {
+        "control.conditions",
+        "controls",
+        "decode",
+        "generate",
+        "control.optimise",
+        "pairs",
+        "control.tuned",
+    },
+    "control.effects": {"diversity", "estimate"},
+    "control.cases": {"control.files", "controls", "embed", "judges", "models.specs", "study", "outside"},
+    "control": {
+        "attach",
+        "attached",
+        "control.files",
+        "controls",
+        "control.customise",
+        "control.effects",
+        "control.sliders",
+    },
+    "store": {"places"},
     "prompts": set(),
     "dataset": {"decode", "generate", "outside", "pairs", "prompts", "store"},
     "score": {"dataset", "embed", "estimate", "outside", "prompts", "quality", "store"},
-    "table": {"outside", "store"},
+    "table": {"outside", "store", "places"},
     "golden": set(),
-    "plot_style": set(),
-    "plot_curves": {"plot_style"},
-    "plot_grid": {"plot_style"},
-    "plot_tables": {"plot_style"},
-    "plot": {"plot_curves", "plot_grid", "plot_style", "plot_tables"},
-    "plot_mind": {"plot_style"},
-    "plot_control": {"plot_style"},
+    "plot.look": set(),
+    "plot.curves": {"plot.look"},
+    "plot.grid": {"plot.look"},
+    "plot.tables": {"plot.look"},
+    "plot": {"plot.curves", "plot.grid", "plot.look", "plot.tables"},
+    "plot.mind": {"plot.look"},
+    "plot.control": {"plot.look"},
     "profiles": set(),
     "study": {
         "adaptive",
@@ -122,25 +172,30 @@ MAY_IMPORT: dict[str, set[str] | None] = {
         "table",
         "trace",
     },
-    "doctor": {"available", "embed", "memory", "spec", "specs"},
-    "notebooks": set(),
-    "explorer_state": set(),
-    "explorer_seen": {"curves", "decode", "diversity", "explorer_state", "trace"},
-    "explorer_chart": set(),
-    "plot_explorer": {"explorer_chart", "plot_style"},
-    "explorer_session": {
+    "doctor": {"models.available", "embed", "memory", "models.spec", "models.specs"},
+    "notebooks": {"places"},
+    "explorer.state": set(),
+    "explorer.seen": {"curves", "decode", "diversity", "explorer.state", "trace"},
+    "explorer.chart": set(),
+    "explorer.picture": {"explorer.chart", "plot.look"},
+    "explorer.session": {
         "decode",
         "embed",
         "errors",
-        "explorer_chart",
-        "explorer_seen",
-        "explorer_state",
+        "explorer.chart",
+        "explorer.seen",
+        "explorer.state",
         "generate",
         "pairs",
-        "plot_explorer",
+        "explorer.picture",
         "trace",
     },
-    "explorer": ANYTHING,
+    "explorer": {"explorer.widgets"},
+    "explorer.panel": {"explorer.chart", "explorer.picture", "explorer.state", "pairs"},
+    "explorer.widgets": ANYTHING,
+    "models": set(),
+    "embedders": set(),
+    "sampling": set(),
     "figures": ANYTHING,
     "__main__": ANYTHING,
     "__init__": ANYTHING,
@@ -151,7 +206,7 @@ NUMERIC = (
     "compare",
     "curves",
     "diversity",
-    "effect",
+    "control.effects",
     "estimate",
     "mind",
     "occlusion",
@@ -254,21 +309,25 @@ class _WithoutHints(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def imported(tree: ast.Module) -> set[str]:
-    """Dotted names that a module of dtviz imports, anywhere in it; `from dtviz import trace` is dtviz.trace."""
+def imported(tree: ast.Module, package: str = "dtviz") -> set[str]:
+    """Dotted names that a module of this package imports, anywhere in it; `from dtviz import trace` is dtviz.trace."""
     names = set()
+    modules = {f"dtviz.{name_of(path)}" for path in MODULES}
     for node in ast.walk(_WithoutHints().visit(tree)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            module = ".".join(filter(None, ["dtviz" if node.level else "", node.module]))
-            names |= {f"dtviz.{alias.name}" for alias in node.names} if module == "dtviz" else {module}
+            home = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            module = ".".join([*home, *([node.module] if node.module else [])])
+            for alias in node.names:
+                name = f"{module}.{alias.name}"
+                names.add(name if module == "dtviz" or name in modules else module)
     return names
 
 
 def inside(names: set[str]) -> set[str]:
     """Of these names, the modules of dtviz; `import dtviz` itself is "__init__"."""
-    return {[*name.split("."), "__init__"][1] for name in names if name.split(".")[0] == "dtviz"}
+    return {name.partition(".")[2] or "__init__" for name in names if name.split(".")[0] == "dtviz"}
 
 
 @pytest.mark.parametrize(
@@ -280,6 +339,7 @@ def inside(names: set[str]) -> set[str]:
         ("from dtviz.trace import Trace", {"trace"}),
         ("from .trace import Trace", {"trace"}),
         ("from . import trace", {"trace"}),
+        ("from dtviz.plot import grid, style", {"plot", "plot.grid"}),
         ("def f():\n from dtviz.trace import Trace", {"trace"}),
         ("if TYPE_CHECKING:\n from dtviz.trace import Trace\nelse:\n from dtviz import curves", {"curves"}),
         ("import trace, numpy.random", set()),
@@ -289,16 +349,24 @@ def test_imports_are_seen_however_they_are_written(source, modules):
     assert inside(imported(ast.parse(source))) == modules
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_from_within_a_package_are_seen():
+    source = (
+        "from . import look\nfrom .grid import plot_image_grid\nfrom .. import table\nfrom ..models.spec import Spec"
+    )
+    assert inside(imported(ast.parse(source), "dtviz.plot")) == {"plot.look", "plot.grid", "table", "models.spec"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_go_one_way(path):
-    assert path.stem in MAY_IMPORT, f"{path.name} is not in DESIGN.md's table"
-    names = imported(ast.parse(path.read_text()))
-    if MAY_IMPORT[path.stem] is not ANYTHING:
-        assert inside(names) <= MAY_IMPORT[path.stem]
+    name = name_of(path)
+    assert name in MAY_IMPORT, f"{name} is not in DESIGN.md's table"
+    names = imported(ast.parse(path.read_text()), ".".join(path.relative_to(ROOT).parts[:-1]))
+    if MAY_IMPORT[name] is not ANYTHING:
+        assert inside(names) <= MAY_IMPORT[name]
     tops = {name.split(".")[0] for name in names}
-    if path.stem in NUMERIC:
+    if name in NUMERIC:
         assert not tops & {"torch", "diffusers", "transformers"}
-    if path.stem != "explorer":
+    if name not in ("explorer.panel", "explorer.widgets"):
         assert "ipywidgets" not in tops
 
 

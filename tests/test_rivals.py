@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import dtviz
-from dtviz.rivals import anneal, annealing_noise, repel
-from dtviz.switch import Switch, Turn
+from dtviz.sampling.rivals import anneal, annealing_noise, repel
+from dtviz.sampling.switch import Switch, Turn
 
 from .test_generate import CLOSE, TIMES
 

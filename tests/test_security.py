@@ -24,7 +24,7 @@ from dtviz.store import Store
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SOURCES = [*sorted((ROOT / "dtviz").glob("*.py")), *sorted((ROOT / "data" / "recipes").glob("*.py")), *NOTEBOOKS]
+SOURCES = [*sorted((ROOT / "dtviz").rglob("*.py")), *sorted((ROOT / "data" / "recipes").glob("*.py")), *NOTEBOOKS]
 
 # Names that run what a file says, or read a format that does; each with what makes it harmless, if anything does.
 BANNED = {
@@ -96,7 +96,7 @@ class Harm:
 
 
 def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path):
-    from dtviz.weights import read
+    from dtviz.models.weights import read
 
     sign = tmp_path / "harm"
     for name, save in (("a.bin", torch.save), ("b.bin", lambda value, path: path.write_bytes(pickle.dumps(value, 2)))):

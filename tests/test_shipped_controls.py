@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import dtviz
-from dtviz import cases, control, judges
-from dtviz.conditions import conditions, predict
+from dtviz import control, judges
+from dtviz.control import cases
+from dtviz.control.conditions import conditions, predict
 
 FOLDER = Path(__file__).parents[1] / "data" / "controls"
 SHARE_ALIKE = ("openmoji", "emojione-v1")

@@ -23,14 +23,14 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import dtviz
-from dtviz.conditions import conditions, predict, schedule
 from dtviz.control import train_customisation, train_dreambooth, train_slider
+from dtviz.control.conditions import conditions, predict, schedule
+from dtviz.control.customise import _timesteps
+from dtviz.control.optimise import generator
+from dtviz.control.sliders import rollout
+from dtviz.control.tuned import ATTENTION, CROSS, lora, matching, weights
 from dtviz.controls import DELTA, DOWN, UP
-from dtviz.customise import _timesteps
 from dtviz.decode import decode_latents, encode, reconstruct
-from dtviz.optimise import generator
-from dtviz.sliders import rollout
-from dtviz.tuned import ATTENTION, CROSS, lora, matching, weights
 
 from .conftest import tiny_tokenizer, tiny_unet
 

@@ -13,9 +13,8 @@ from common import DATA, arguments, stage
 from tqdm.auto import tqdm
 
 import dtviz
-from dtviz import cases
-from dtviz.control import effect, sweep
-from dtviz.control_files import shipped
+from dtviz.control import cases, effect, sweep
+from dtviz.control.files import shipped
 from dtviz.study import Study
 
 SCALES = (-2.0, -1.0, 0.0, 1.0, 2.0)

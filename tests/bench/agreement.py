@@ -14,7 +14,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from dtviz import diversity, inception, quality
+from dtviz import diversity, quality
+from dtviz.embedders import inception
 
 from .capture import publish
 

@@ -7,7 +7,6 @@ Memory is what the process grows by, of 8 latents decoded together and one by on
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import statistics
 from types import SimpleNamespace
 
@@ -18,6 +17,7 @@ from diffusers.schedulers import DDIMScheduler
 from dtviz.decode import Preview, decode_latents
 
 from .capture import publish, timed
+from .memory import peak
 
 SIDE, LATENTS = 64, 8  # 512 px images
 
@@ -58,9 +58,9 @@ def speed(repeats: int = 3) -> list[dict]:
 def growth(batch_size: int) -> float:
     """GiB that a process grows by while it decodes all latents."""
     host = pipe()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     decode_latents(torch.randn(LATENTS, 4, SIDE, SIDE), host, batch_size=batch_size)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    return peak() - before
 
 
 def memory() -> dict:

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dtviz.families import FAMILIES
+from dtviz.models.families import FAMILIES
 from tests.published import NETWORKS
 
 from .capture import publish

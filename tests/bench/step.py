@@ -13,8 +13,8 @@ import torch
 from peft import LoraConfig
 
 from dtviz import memory
-from dtviz.families import FAMILIES
-from dtviz.specs import SPECS
+from dtviz.models.families import FAMILIES
+from dtviz.models.specs import SPECS
 
 from .capture import publish, timed
 from .memory import DEVICE, DTYPE, LORA, peak, unet

@@ -1,0 +1,1 @@
+"""The networks behind `embed`: what each is and needs, and how images go through it."""
