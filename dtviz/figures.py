@@ -28,9 +28,19 @@ from .notebooks import check_parameters, choose, paths
 from .notebooks import notebooks as notebooks
 from .pairs import check
 from .places import ROOT as ROOT
+from .prefork import serving
 from .profiles import PROFILES as PROFILES
 from .profiles import check_profile
 
+# What every notebook begins with, imported once for all of them: five seconds each
+IMPORTS = (
+    "papermill.cli",
+    "ipykernel.kernelapp",
+    "matplotlib.pyplot",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "dtviz.plot",
+    "dtviz.study",
+)
 _OWN = ("pair", "profile", "out")  # parameters that `run` sets from its own arguments
 
 
@@ -117,9 +127,10 @@ def _run_all(chosen: list[Notebook], *, values: Mapping[str, object], target: Pa
     waiting, running, done, failures = list(chosen), [], [], []
     with (
         tempfile.TemporaryDirectory(prefix="dtviz-jupyter-") as jupyter,
+        serving(IMPORTS, environment=_environment(workers)) as python,
         tqdm(total=len(chosen), unit="notebook", disable=None, leave=False) as bar,  # None: only on a terminal
     ):
-        environment = _environment(Path(jupyter), workers)
+        environment = _environment(workers) | {"JUPYTER_PATH": _kernel(Path(jupyter), python)}
         bar.write(
             f"{len(chosen)} notebook(s), {values['pair']}, {values['profile']} profile, {workers} at a time "
             f"-> {_short(target)}/"
@@ -128,7 +139,7 @@ def _run_all(chosen: list[Notebook], *, values: Mapping[str, object], target: Pa
             while waiting or running:
                 while waiting and len(running) < workers:
                     running.append(
-                        _start(waiting.pop(0), parameters=parameters, target=target, environment=environment)
+                        _start(waiting.pop(0), python, parameters=parameters, target=target, environment=environment)
                     )
                     bar.set_postfix_str(", ".join(job.name for job in running), refresh=False)
                 for job in [job for job in running if job.process.poll() is not None]:
@@ -152,27 +163,33 @@ def _run_all(chosen: list[Notebook], *, values: Mapping[str, object], target: Pa
     return sorted(done)
 
 
-def _environment(jupyter: Path, workers: int) -> dict[str, str]:
-    """Environment of the child processes, in which the kernel `python3` is the interpreter that runs dtviz.
-
-    Whatever kernel of that name a user has installed, Jupyter looks in JUPYTER_PATH first.
-    """
-    kernel = jupyter / "kernels" / "python3"
-    kernel.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "dtviz", "language": "python"}))
-    environment = dict(os.environ)
-    others = environment.get("JUPYTER_PATH")
-    environment["JUPYTER_PATH"] = os.pathsep.join([str(jupyter), *([others] if others else [])])
+def _environment(workers: int) -> dict[str, str]:
+    """Environment of the child processes: no more threads than there are cores, and figures for notebooks."""
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     if workers > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
     return environment
 
 
-def _start(notebook: Notebook, *, parameters: str, target: Path, environment: Mapping[str, str]) -> _Running:
+def _kernel(jupyter: Path, python: list[str]) -> str:
+    """JUPYTER_PATH on which the kernel `python3` is the interpreter that runs dtviz.
+
+    Whatever kernel of that name a user has installed, Jupyter looks in JUPYTER_PATH first.
+    """
+    kernel = jupyter / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    argv = [*python, "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "dtviz", "language": "python"}))
+    others = os.environ.get("JUPYTER_PATH")
+    return os.pathsep.join([str(jupyter), *([others] if others else [])])
+
+
+def _start(
+    notebook: Notebook, python: list[str], *, parameters: str, target: Path, environment: Mapping[str, str]
+) -> _Running:
     partial = target / f".{notebook.name}.{os.getpid()}.ipynb"
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _stop, or when the job is forgotten
-    command = [sys.executable, "-m", "papermill", "--kernel", "python3", "--cwd", str(ROOT), "--no-progress-bar"]
+    command = [*python, "papermill", "--kernel", "python3", "--cwd", str(ROOT), "--no-progress-bar"]
     command += ["--parameters_yaml", parameters]
     # relative paths: papermill writes them into the notebook
     command += [os.path.relpath(path, ROOT) for path in (notebook.path, partial)]

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -12,11 +11,14 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 import dtviz
+from dtviz import figures
+from dtviz.prefork import serving
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 INDEX = FOLDER / "index.ipynb"  # leads through the others, and runs nothing
 NOTEBOOKS = sorted(set(FOLDER.glob("*.ipynb")) - {INDEX})
 SMALL = {"n_seeds": 3, "n_prompts": 2}
+CONTROLS = ("age", "smile", "openmoji", *(f"emoji-{student}/age" for student in ("dmd", "lcm", "turbo", "lightning")))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -66,16 +68,31 @@ def store(tmp_path_factory):
     return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "store"
 
 
+@pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    """`python -m` with what notebooks begin with imported already, and the environment in which their kernels are that too."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    few = folder / "controls"  # of each kind, of those that are shipped
+    for name in CONTROLS:
+        (few / name).parent.mkdir(parents=True, exist_ok=True)
+        (few / f"{name}.safetensors").symlink_to(FOLDER.parent / "data" / "controls" / f"{name}.safetensors")
+    environment = figures._environment(1) | {"OMP_NUM_THREADS": "1", "DTVIZ_CONTROLS": str(few)}
+    with serving(["pytest", *figures.IMPORTS], environment=environment) as command:
+        yield command, environment | {"JUPYTER_PATH": figures._kernel(folder, command)}
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_under_nbval(path, store, tmp_path):
+def test_runs_under_nbval(path, store, python, tmp_path):
     notebook, out = load_notebook_node(str(path)), tmp_path / "figures"
     names = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     values = {name: value for name, value in SMALL.items() if f"{name}:" in names} | {"out": str(out)}
     nbformat.write(parameterize_notebook(notebook, values), tmp_path / path.name)
-    environment = os.environ | {"DTVIZ_STORE": str(store), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "--nbval-lax", "--nbval-current-env"]
-    command += ["--nbval-cell-timeout=300", "-c", os.devnull, str(tmp_path / path.name)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    command, environment = python
+    options = ["-q", "-p", "no:xdist", "--nbval-lax", "--nbval-cell-timeout=300", "-c", os.devnull]
+    done = subprocess.run(
+        [*command, "pytest", *options, str(tmp_path / path.name)],
+        env=environment | {"DTVIZ_STORE": str(store)}, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     for kind in ("png", "pdf", "json", "csv"):
         assert (out / f"{path.stem}.{kind}").stat().st_size > 100

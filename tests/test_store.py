@@ -20,12 +20,11 @@ from dtviz.store import Store, key
 
 SETTINGS = {"pair": "emoji-dmd", "prompt": "dog face", "seeds": [0, 1], "guidance": 3.0, "k": None}
 ARRAYS = {"x0": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "n": np.array(7), "mask": np.array([True, False])}
-# Loads the file by itself: `import dtviz` would spend seconds on what the store does not need.
 LOAD = f"""
-import importlib.util, os, signal, sys, time
+import os, signal, sys, time
 import numpy as np
-spec = importlib.util.spec_from_file_location("store", {store_module.__file__!r})
-store = importlib.util.module_from_spec(spec); spec.loader.exec_module(store)
+sys.path.insert(0, {str(Path(store_module.__file__).parents[1])!r})
+from dtviz import store
 kept = store.Store(sys.argv[1])
 """
 

@@ -16,8 +16,6 @@ import torch.nn.functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..outside import numbers_of
-from .inception import SIZE
-from .inception import load as load_inception
 
 
 class Model(NamedTuple):
@@ -133,7 +131,9 @@ def dreamsim(folder: Path, kind: str, device: torch.device) -> Model:
 
 def inception(weights: Path, antialias: bool, device: torch.device) -> Model:
     """FID's Inception-v3: 299 px, bicubic and antialiased (Parmar et al. 2022), or as pytorch-fid resizes, neither."""
-    model, classes = load_inception(weights, device)
+    from .inception import SIZE, load  # torchvision, which it imports, takes a second
+
+    model, classes = load(weights, device)
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         if antialias:
