@@ -61,6 +61,7 @@ bench: $(STAMP)
 	$(PY) -m tests.bench.step
 	$(PY) -m tests.bench.grid
 	$(PY) -m tests.bench.decode
+	$(PY) -m tests.bench.options
 	$(PY) -m tests.bench.growth
 	$(PY) -m tests.bench.dreamsim
 	$(PY) -m tests.bench.dataset

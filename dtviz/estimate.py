@@ -4,6 +4,7 @@ mean_interval([1.0, 2.0, 3.0])      # Estimate(value=2.0, low=-.48, high=4.48, n
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -39,8 +40,14 @@ def t_interval(value: float, error: float, n: int, confidence: float, *, freedom
     """value ± t · error, with n - 1 degrees of freedom or those given; nan for n = 1. ValueError: confidence, by name."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence = {confidence} must lie between 0 and 1: .95, not 95")
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom or n - 1) * error) if n > 1 else np.nan
+    half = _quantile((1 + confidence) / 2, freedom or n - 1) * error if n > 1 else np.nan
     return Estimate(value, value - half, value + half, n)
+
+
+@cache
+def _quantile(share: float, freedom: float) -> float:
+    """Of Student's t: most of the time of an interval, and the same for all prompts of as many samples."""
+    return float(stats.t.ppf(share, freedom))
 
 
 def checked(values, *, name: str) -> np.ndarray:

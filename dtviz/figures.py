@@ -36,10 +36,12 @@ from .profiles import check_profile
 IMPORTS = (
     "papermill.cli",
     "ipykernel.kernelapp",
+    "matplotlib.backends.backend_pdf",
     "matplotlib.pyplot",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "efficientnet_lite_pytorch",
+    "dtviz.control.cases",
     "dtviz.plot",
-    "dtviz.study",
 )
 _OWN = ("pair", "profile", "out")  # parameters that `run` sets from its own arguments
 
@@ -124,10 +126,10 @@ def _run_all(chosen: list[Notebook], *, values: Mapping[str, object], target: Pa
 
     target.mkdir(parents=True, exist_ok=True)
     parameters = yaml.safe_dump(dict(values))  # not JSON: papermill reads YAML, for which JSON's 1e-05 is a string
-    waiting, running, done, failures = list(chosen), [], [], []
+    waiting, running, done, failures = sorted(chosen, key=lambda notebook: -_took(notebook, target)), [], [], []
     with (
         tempfile.TemporaryDirectory(prefix="dtviz-jupyter-") as jupyter,
-        serving(IMPORTS, environment=_environment(workers)) as python,
+        serving(IMPORTS, environment=_environment(workers) | {"JPY_PARENT_PID": "1"}) as python,  # no kernel from a terminal
         tqdm(total=len(chosen), unit="notebook", disable=None, leave=False) as bar,  # None: only on a terminal
     ):
         environment = _environment(workers) | {"JUPYTER_PATH": _kernel(Path(jupyter), python)}
@@ -161,6 +163,13 @@ def _run_all(chosen: list[Notebook], *, values: Mapping[str, object], target: Pa
     if failures:
         raise NotebookError(f"{len(failures)} of {len(chosen)} notebooks failed:\n" + "\n".join(failures))
     return sorted(done)
+
+
+def _took(notebook: Notebook, target: Path) -> float:
+    """Seconds that it took last time, by the copy that is there: the longest go first, so that none is left for the end."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        return float(json.loads((target / f"{notebook.name}.ipynb").read_bytes())["metadata"]["papermill"]["duration"])
+    return 0.0
 
 
 def _environment(workers: int) -> dict[str, str]:

@@ -9,8 +9,10 @@ forking is not safe (not on Linux), or the server is gone, the command is `pytho
 which is why it imports nothing but the standard library.
 """
 
+import atexit
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import runpy
@@ -66,6 +68,7 @@ def serve(listener: int, *modules: str) -> None:
     with socket.socket(fileno=listener) as listening:
         for module in modules:
             __import__(module)
+        gc.freeze()  # what is never looked at again is never copied
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
         while True:
             command, _ = listening.accept()
@@ -102,9 +105,12 @@ def _run(command: socket.socket) -> None:
         traceback.print_exc()
         code = 1
     over.set()
-    sys.stdout.flush()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(ValueError):  # closed
+            stream.flush()
     command.sendall(bytes([code & 255]))
-    sys.exit(code)
+    os._exit(code & 255)  # taking apart what was imported would take seconds
 
 
 def _die_with(command: socket.socket, over: threading.Event) -> None:

@@ -13,7 +13,8 @@ import json
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ from .profiles import PAPER_BASE_STEPS, check_profile
 from .profiles import seeds_of as seeds_of
 from .store import Store, write_whole
 from .table import save
+from .timing import seconds_an_image
 from .trace import FORMAT, Trace
+
+version = cache(metadata.version)  # which reads a file each time
 
 # The paper's five prompts of Table 3, for hub pairs.
 PAPER_PROMPTS = ("sunset beach", "cute puppy", "futuristic city", "person", "Van Gogh art")
@@ -129,8 +133,11 @@ class Study:
         return np.concatenate(blocks, axis=-2)[..., self._rows(), :]
 
     def images(self, prompt: str, method: str, *, what: str = "final", **settings: Any) -> np.ndarray:
-        """Images float32 in [0, 1] of the final latents, or of "x0" or "x_t" at every step."""
-        return decode(self.trace(prompt, method, x_t=what == "x_t", **settings), self.pair, what=what).numpy()
+        """Images float32 in [0, 1] of the final latents, which are kept, or of "x0" or "x_t" at every step."""
+        if what != "final":
+            return decode(self.trace(prompt, method, x_t=what == "x_t", **settings), self.pair, what=what).numpy()
+        blocks = [self._block_images(prompt, method, block, settings | {"x_t": False}) for block in self._blocks()]
+        return np.concatenate(blocks)[self._rows()]
 
     def grid(
         self, prompts: Iterable[str], methods: Mapping[str, tuple[str, dict[str, Any]]]
@@ -165,11 +172,29 @@ class Study:
         real = drawings.load().of(prompt)
         return [real.artists[row] for row in nearest(features, self.drawn_features(prompt))]
 
+    def features_of(self, images: np.ndarray) -> np.ndarray:
+        """Features of any images, (n, d) of (n, 3, h, w) float32 in [0, 1], kept: embedded once, then read from disk."""
+        facts = {"images": _sha(images), "shape": list(images.shape), "embedder": self.embed.fingerprint}
+        return self._keep("features", facts, lambda: {"features": self.embed(images)})["features"]
+
+    def seconds(
+        self, methods: Mapping[str, tuple[str, dict[str, Any]]], *, prompt: str, turns: int = 3
+    ) -> dict[str, float]:
+        """Seconds an image takes, measured once on this machine and kept; see `timing.seconds_an_image`."""
+        made = [self._facts(prompt, method, (), settings) for method, settings in methods.values()]
+        facts = {"methods": made, "turns": turns, "machine": platform.node(), "threads": torch.get_num_threads()}
+
+        def make() -> dict[str, Any]:
+            taken = seconds_an_image(self.pair, methods, prompt=prompt, turns=turns)
+            return {"seconds": np.array(list(taken.values()))}
+
+        return dict(zip(methods, self._keep("seconds", facts, make)["seconds"].tolist(), strict=True))
+
     def drawn_features(self, prompt: str) -> np.ndarray:
         """Features of this prompt's real drawings as the pair's autoencoder gives them back, (artist, d)."""
         images = drawings.load().of(prompt).images
         facts = {
-            "drawings": hashlib.sha256(images.tobytes()).hexdigest(),
+            "drawings": _sha(images),
             "autoencoder": self.pair.base_fingerprint or self.pair.fingerprint,
             "embedder": self.embed.fingerprint,
         }
@@ -274,6 +299,15 @@ class Study:
         self._note(method, settings, arrays["facts"])
         return arrays["features"]
 
+    def _block_images(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> np.ndarray:
+        def make() -> dict[str, Any]:
+            trace = self._block(prompt, method, seeds, settings)
+            return {"images": decode(trace, self.pair, final=True).numpy(), "facts": _pack(trace.facts())}
+
+        arrays = self._keep("images", self._facts(prompt, method, seeds, settings), make)
+        self._note(method, settings, arrays["facts"])
+        return arrays["images"]
+
     def _keep(self, kind: str, facts: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """From the store, but for a pair made by hand: nothing says when its weights change."""
         return self.store.fetch(kind, facts, make) if self.pair.fingerprint else make()
@@ -312,6 +346,10 @@ def _scales(guidance: float | list[float] | tuple[float, ...]) -> str:
 def embedded(pair: str) -> bool:
     """Whether this pair is one that dtviz ships, whose real drawings are known."""
     return pair in SPECS and SPECS[pair].embedded
+
+
+def _sha(images: np.ndarray) -> str:
+    return hashlib.sha256(images.tobytes()).hexdigest()
 
 
 def _pack(facts: dict[str, Any]) -> np.ndarray:

@@ -2,12 +2,12 @@
 
     chosen = cross_fit(signals, shares=(0.5, 0.5), below=True)      # (prompt,) each prompt's k, fitted on the other prompts
     images = looked_up(features, chosen)                            # (prompt, sample, d) of (k, prompt, sample, d)
-    expected, p = against_shuffled(chosen, features, measure)       # the same ks, dealt out at random
+    expected, p = against_shuffled(chosen, features)                # the same ks, dealt out at random
 
 An adaptive run is the hybrid of the k that comes out, so that what it makes can be looked up. Arrays in, numbers out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -89,18 +89,30 @@ def looked_up(runs, chosen) -> np.ndarray:
     return runs[ks - 1, np.arange(prompts)[:, None], np.arange(samples)]
 
 
-def against_shuffled(chosen, runs, measure: Callable[[np.ndarray], float], *, draws: int = 1000) -> tuple[float, float]:
-    """What the same ks dealt out at random make, and the one-sided p that chance does as well as `chosen`.
+def against_shuffled(chosen, features, *, draws: int = 1000) -> tuple[float, float]:
+    """The variety that the same ks make when they are dealt out at random, and the one-sided p that chance does as well as `chosen`.
+
+    Variety is the mean distance, 1 - cosine, over the pairs of a prompt's samples, and its mean over prompts.
 
     Args:
-        chosen, runs: as for `looked_up`.
-        measure: of one prompt's samples, (sample, ...) -> float, more is better; compared is its mean over prompts.
+        chosen: the k of each (prompt,) or (prompt, sample).
+        features: (k, prompt, sample, d) of the runs of k = 1, 2, ..., at least two samples.
         draws: random deals, with a fixed seed; p = (those at least as good + 1) / (draws + 1) (Phipson & Smyth 2010).
     """
     chosen, rng = np.asarray(chosen), np.random.default_rng(0)
-    deals = [chosen, *(rng.permutation(chosen.ravel()).reshape(chosen.shape) for _ in range(draws))]
-    ours, *dealt = [np.mean([measure(samples) for samples in looked_up(runs, ks)]) for ks in deals]
-    return float(np.mean(dealt)), float((np.sum(np.array(dealt) >= ours - 1e-12) + 1) / (draws + 1))
+    unit = np.asarray(features, dtype=float)
+    unit = unit / np.linalg.norm(unit, axis=-1, keepdims=True)
+    prompts, samples = unit.shape[1:3]
+    deals = np.stack([chosen, *(rng.permutation(chosen.ravel()).reshape(chosen.shape) for _ in range(draws))])
+    ks = np.broadcast_to(deals.reshape(draws + 1, prompts, -1), (draws + 1, prompts, samples)) - 1
+    variety, each = np.zeros(draws + 1), np.arange(samples)
+    for prompt in range(prompts):  # whose cosines are worked out once, and looked up for every deal
+        cosines = np.einsum("ksd,ltd->kslt", unit[:, prompt], unit[:, prompt])
+        k = ks[:, prompt]
+        dealt = cosines[k[:, :, None], each[:, None], k[:, None, :], each]
+        variety += (samples**2 - dealt.sum(axis=(1, 2))) / (samples * (samples - 1) * prompts)
+    ours, *chance = variety
+    return float(np.mean(chance)), float((np.sum(np.array(chance) >= ours - 1e-12) + 1) / (draws + 1))
 
 
 def _signals(signals, below: bool) -> np.ndarray:

@@ -10,6 +10,8 @@ import pytest
 
 import dtviz
 
+from .bench import table as bench
+
 ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = [name for name in dir(dtviz) if name in vars(type(dtviz)) and not name.startswith("_")]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -46,3 +48,11 @@ def test_links_between_pages_lead_somewhere(page):
 def test_the_citation_and_the_changelog_name_this_version():
     assert f"version: {dtviz.__version__}" in (ROOT / "CITATION.cff").read_text()
     assert f"## {dtviz.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readmes_table_of_costs_is_what_was_measured(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    start, end = bench.MARKS
+    shown = (ROOT / "README.md").read_text().partition(start)[2].partition(end)[0].splitlines()
+    assert shown == bench.ratios()
+    assert len(shown) > 10

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 import dtviz
 from dtviz import control, dataset, drawings, judges, score, table
 from dtviz.__main__ import main
+from dtviz.control.optimise import optimise
 from dtviz.embed import embedder
 from dtviz.outside import digests, seal
 from dtviz.prompts import CASES
@@ -408,6 +409,26 @@ def test_controls_that_tell_odd_things(tmp_path, text, where):
     save_file(FACTORS, tmp_path / name, None if where == "beside" else {where: text})
     with said(tmp_path):
         repr(control.load(tmp_path))
+
+
+def resumed(path: Path) -> list[float]:
+    """The losses of a small training that keeps its state here, or goes on with what is."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+
+    def loss(iteration, generator):
+        return (parameter**2).sum()
+
+    options = {"iterations": 4, "lr": 0.1, "seed": 0, "settings": {"rank": 4}, "every": 2, "progress": False}
+    return optimise({"x": parameter}, loss, state=path, **options)
+
+
+@fuzzed
+@given(st.data())
+def test_training_states_of_broken_bytes(tmp_path, data):
+    expected = resumed(tmp_path / "whole")
+    (tmp_path / "state").write_bytes(data.draw(mutations((tmp_path / "whole").read_bytes())))
+    with said(tmp_path):
+        assert resumed(tmp_path / "state") == expected
 
 
 @settings(fuzzed, max_examples=20)

@@ -77,7 +77,7 @@ def python(tmp_path_factory):
         (few / name).parent.mkdir(parents=True, exist_ok=True)
         (few / f"{name}.safetensors").symlink_to(FOLDER.parent / "data" / "controls" / f"{name}.safetensors")
     environment = figures._environment(1) | {"OMP_NUM_THREADS": "1", "DTVIZ_CONTROLS": str(few)}
-    with serving(["pytest", *figures.IMPORTS], environment=environment) as command:
+    with serving(["pytest", *figures.IMPORTS], environment=environment | {"JPY_PARENT_PID": "1"}) as command:
         yield command, environment | {"JUPYTER_PATH": figures._kernel(folder, command)}
 
 

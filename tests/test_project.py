@@ -115,7 +115,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "example": set(),
     "attach": {"attached", "controls", "example", "networks", "pairs"},
     "control.conditions": {"networks", "pairs", "sampling.plan", "sampling.steps"},
-    "control.optimise": {"store"},
+    "control.optimise": {"outside", "store"},
     "control.tuned": {"attached", "controls", "networks", "pairs"},
     "control.sliders": {
         "control.conditions",
@@ -161,6 +161,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {
     "plot.control": {"plot.look"},
     "profiles": set(),
     "study": {
+        "timing",
         "adaptive",
         "decode",
         "diversity",

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dtviz.diversity import mean_pairwise
 from dtviz.thresholds import against_shuffled, cross_fit, decide, fit, looked_up
 
 RNG = np.random.default_rng(1)
@@ -57,17 +58,31 @@ def test_what_is_looked_up_is_the_chosen_ks_run(a_sample):
         assert (made[prompt, sample] == runs[k - 1, prompt, sample]).all()
 
 
+def test_chance_is_what_was_looked_up_for_the_same_ks_in_other_places():
+    runs, chosen = RNG.normal(size=(3, 4, 5, 7)), RNG.integers(1, 4, size=(4, 5))
+    expected, p = against_shuffled(chosen, runs, draws=50)
+    rng = np.random.default_rng(0)
+    deals = [chosen, *(rng.permutation(chosen.ravel()).reshape(4, 5) for _ in range(50))]
+    ours, *chance = [np.mean([mean_pairwise(one).value for one in looked_up(runs, ks)]) for ks in deals]
+    assert expected == pytest.approx(np.mean(chance), rel=1e-12)
+    assert p == (np.sum(np.array(chance) >= ours) + 1) / 51
+
+
 def test_chance_does_as_well_where_the_signal_says_nothing():
     """p of a random assignment is uniform, and of the best assignment the least there can be."""
-    runs = RNG.normal(size=(2, 20, 1))
+    angles = RNG.uniform(0.1, 1.5, size=(2, 20))  # between the two samples of each prompt
+    still = np.stack([np.ones_like(angles), np.zeros_like(angles)], axis=-1)
+    turned = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    runs = np.stack([still, turned], axis=2)  # (k, prompt, sample, 2)
     deal = [1] * 10 + [2] * 10
-    ps = [against_shuffled(RNG.permutation(deal), runs, np.mean, draws=100)[1] for _ in range(200)]
+    ps = [against_shuffled(RNG.permutation(deal), runs, draws=100)[1] for _ in range(200)]
     assert np.mean(ps) == pytest.approx(0.5, abs=0.08)
     assert np.mean(np.array(ps) <= 0.05) < 0.11
-    gain = runs[1, :, 0] - runs[0, :, 0]
+    variety = 1 - np.cos(angles)
+    gain = variety[1] - variety[0]
     best = np.where(gain >= np.sort(gain)[10], 2, 1)
-    expected, p = against_shuffled(best, runs, np.mean, draws=1000)
-    assert expected == pytest.approx(runs.mean(), abs=0.02)
+    expected, p = against_shuffled(best, runs, draws=1000)
+    assert expected == pytest.approx(variety.mean(), abs=0.02)
     assert p == pytest.approx(1 / 1001)
 
 

@@ -22,7 +22,7 @@ from ..decode import encode
 from ..generate import generate
 from ..pairs import Pair
 from .conditions import Conditions, conditions, predict, schedule
-from .optimise import check_numbers, optimise
+from .optimise import check_numbers, optimise, settled
 from .tuned import ATTENTION, CROSS, Tuned, lora, origin, trained_network, weights
 
 
@@ -214,10 +214,8 @@ def _trained(task: _Task, put, name: str, kind: str, licence: str, how: dict[str
 
         losses = optimise(tuned.parameters, loss, **run, settings=settings, title=name)
         numbers = {key: run[key] for key in ("iterations", "lr", "seed")}
-        tail = losses[-max(1, len(losses) // 10) :]
-        return Control(
-            name, kind, tuned.tensors(), settings | numbers | {"licence": licence, "loss": sum(tail) / len(tail)}
-        )
+        facts = settings | numbers | {"licence": licence, "loss": settled(losses)}
+        return Control(name, kind, tuned.tensors(), facts)
 
 
 def _timesteps(pair: Pair, on: str, noising: DDPMScheduler) -> torch.Tensor:

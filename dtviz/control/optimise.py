@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
-from ..store import write_whole
+from ..outside import reading
+from ..store import digest, write_whole
 
-HEADER = "dtviz"  # of the state file's metadata: settings and iteration, as JSON
+HEADER, SUM = "dtviz", "sha256"  # of the state file's metadata: the settings as JSON, and what its bytes have to give
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, as torch names them
 
 
@@ -82,6 +83,16 @@ def optimise(
     return losses
 
 
+def settled(losses: list[float]) -> float:
+    """Where a training's loss ended: the mean of its last tenth.
+
+    >>> settled([9.0] * 18 + [1.0, 3.0])
+    2.0
+    """
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / len(tail)
+
+
 def check_numbers(**values: float) -> None:
     """ValueError: one of them is not a finite number above 0; an iteration or a batch not a whole one of at least 1.
 
@@ -107,13 +118,18 @@ def _keep(
     losses: list[float],
 ) -> None:
     """The whole state in one file, whole or not at all."""
-    tensors = {"losses": torch.tensor(losses, dtype=torch.float64)}
+    told, tensors = json.dumps(facts, sort_keys=True), {"losses": torch.tensor(losses, dtype=torch.float64)}
     for name, parameter in parameters.items():
         tensors[f"value.{name}"] = parameter.detach().cpu().contiguous()
         for moment in MOMENTS:
             tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment].cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, save(tensors, metadata={HEADER: json.dumps(facts, sort_keys=True)}))
+    write_whole(path, save(tensors, metadata={HEADER: told, SUM: _sum(told, tensors)}))
+
+
+def _sum(told: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 of all that is resumed: one flipped bit would train another control, silently."""
+    return digest(told, {name: tensor.flatten().view(torch.uint8).numpy() for name, tensor in tensors.items()})
 
 
 @torch.no_grad()
@@ -124,14 +140,12 @@ def _resume(
     optimiser: torch.optim.Optimizer,
 ) -> list[float]:
     """Read the state into parameters and optimiser; the losses so far."""
-    try:
+    with reading(f"state={str(path)!r}"):
         with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {})[HEADER])
-            saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"state={str(path)!r} is not a training's state ({error}); remove it, or name another"
-        ) from None
+            head, saved = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        if head[SUM] != _sum(head[HEADER], saved):
+            raise ValueError("it does not fit its sum")
+        told = json.loads(head[HEADER])
     if told != facts:
         other = sorted(key for key in facts["settings"] if told["settings"].get(key) != facts["settings"][key])
         other += [key for key in ("seed", "lr", "weight_decay") if told[key] != facts[key]]

@@ -21,7 +21,7 @@ from ..networks import embeds_guidance
 from ..pairs import Pair
 from ..sampling.plan import Call
 from .conditions import Conditions, conditions, predict, schedule
-from .optimise import check_numbers, optimise
+from .optimise import check_numbers, optimise, settled
 from .tuned import ATTENTION, Tuned, lora, origin, trained_network
 
 GUIDANCE = 3.0  # of the base's rollouts, as published
@@ -137,8 +137,7 @@ def train_slider(
             tuned.parameters, loss, **numbers, settings=settings, state=state, progress=progress, title=name
         )
         facts = settings | numbers | {"prompts": list(targets), "towards": texts["positive"][0], "licence": licence}
-        tail = losses[-max(1, iterations // 10) :]
-        return Control(name, "slider", tuned.tensors(), facts | {"loss": sum(tail) / len(tail)})
+        return Control(name, "slider", tuned.tensors(), facts | {"loss": settled(losses)})
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ def base_pipeline(spec: Spec, where: Place, *, move: bool = True) -> Any:
     from . import weights
 
     if spec.embedded:
-        weights.fingerprint(spec, revisions=where.revisions)  # a damaged file is named before anything reads it
+        weights.fingerprints(spec, revisions=where.revisions)  # a damaged file is named before anything reads it
     root = str(models() / spec.base) if spec.embedded else spec.base
     options = {"dtype": where.dtype, "use_safetensors": True, "revision": where.revisions[0]}
     if where.dtype == torch.float16:
@@ -109,11 +109,12 @@ def settings_of(spec: Spec, pipeline: Any, where: Place, *, published: bool = Fa
     shared = {
         key: value for key, value in pipeline.scheduler.config.items() if key in inspect.signature(kind).parameters
     }
+    fingerprint, base_fingerprint = weights.fingerprints(spec, revisions=where.revisions)
     return {
         "distilled_scheduler": kind.from_config(shared | spec.scheduler_settings),
         "published": published,
-        "fingerprint": weights.fingerprint(spec, revisions=where.revisions),
-        "base_fingerprint": weights.fingerprint(spec, revisions=where.revisions, student=False),
+        "fingerprint": fingerprint,
+        "base_fingerprint": base_fingerprint,
         **spec.settings,
         **(spec.published if published else {}),
     }

@@ -109,18 +109,21 @@ def commit(repo: str, file: str, *, revision: str | None = None) -> str | None:
     return path.parts[path.parts.index("snapshots") + 1]
 
 
-def fingerprint(spec: Spec, *, revisions: tuple[str | None, ...], student: bool = True) -> str:
-    """Of the embedded models' files, or of the hub files' names and commits, and of how they are run; of the base alone if asked.
+def fingerprints(spec: Spec, *, revisions: tuple[str | None, ...]) -> tuple[str, str]:
+    """Of a pair and of its base alone: of the embedded models' files, or of the hub files' names and commits, and of how they are run.
 
     Raises:
         ValueError: an embedded model's file is damaged.
     """
-    parts = [spec.base]
-    if student:
-        parts.append(json.dumps([spec.student, spec.file, spec.scheduler, spec.scheduler_settings], sort_keys=True))
+    how = json.dumps([spec.student, spec.file, spec.scheduler, spec.scheduler_settings], sort_keys=True)
     if spec.embedded:
-        parts += digests(models(), [spec.base, *([f"{spec.student}/{spec.file}"] if student else [])]).values()
+        found = digests(models(), [spec.base, f"{spec.student}/{spec.file}"])
+        base = [digest for name, digest in found.items() if name.startswith(f"{spec.base}/")]
+        both = list(found.values())
     else:
-        files = [(spec.base, "model_index.json"), (spec.student, _config(spec))][: 1 + student]
-        parts += [str(commit(repo, file, revision=r)) for (repo, file), r in zip(files, revisions, strict=False)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        files = [(spec.base, "model_index.json"), (spec.student, _config(spec))]
+        both = [str(commit(repo, file, revision=r)) for (repo, file), r in zip(files, revisions, strict=True)]
+        base = both[:1]
+    parts = [spec.base, how, *both], [spec.base, *base]
+    pair, alone = (hashlib.sha256("\n".join(part).encode()).hexdigest()[:16] for part in parts)
+    return pair, alone

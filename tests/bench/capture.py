@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import sys
 import time
@@ -47,15 +48,16 @@ def embedded(repeats: int = 9) -> dict:
     timed(plain)
     pairs = [(timed(plain), timed(captured)) for _ in range(repeats)]
     return {
-        "what": "emoji-base, 20 steps, guidance 5, 8 samples: whole run",
-        "denoiser_s": statistics.median(off for off, _ in pairs),
-        "with_capture_s": statistics.median(on for _, on in pairs),
+        "what": "emoji-base, 20 steps, guidance 5, 8 samples, whole run",
+        "unit": "s",
+        "without": statistics.median(off for off, _ in pairs),
+        "with_capture": statistics.median(on for _, on in pairs),
         "added": statistics.median(on / off for off, on in pairs) - 1,
     }
 
 
-def sdxl(device: str, repeats: int = 3, records: int = 200) -> dict:
-    """One denoiser step against what the recorder adds to it, x̂0, its copy and its noise level."""
+def sdxl(device: str, repeats: int = 3, records: int = 200) -> list[dict]:
+    """One denoiser step against what the recorder adds to it, x̂0, its copy and its noise level; and the memory of fifty."""
     dtype = torch.float16 if device == "cuda" else torch.bfloat16
     torch.set_default_dtype(dtype)
     try:
@@ -89,12 +91,24 @@ def sdxl(device: str, repeats: int = 3, records: int = 200) -> dict:
     recorder.after((x,))
     x0 = recorder.fields()["x0"]
     assert x0.untyped_storage().nbytes() == records * 4 * 128 * 128 * 4
-    return {
-        "what": f"SDXL's UNet at 1024 px, {str(dtype).removeprefix('torch.')} on {device}, batch 1: one step",
-        "denoiser_s": step,
-        "with_capture_s": step + each,
-        "added": each / step,
-    }
+    where = f"SDXL's UNet at 1024 px, {str(dtype).removeprefix('torch.')} on {device}, one sample"
+    before, kept = peak(), 50 * x0.untyped_storage().nbytes() / records / 2**30
+    return [
+        _row(f"{where}, one step", "s", step, each),
+        _row(f"{where}, memory at the end of 50 steps", "GiB", before, kept),
+    ]
+
+
+def _row(what: str, unit: str, without: float, added: float) -> dict:
+    return {"what": what, "unit": unit, "without": without, "with_capture": without + added, "added": added / without}
+
+
+def peak() -> float:
+    """The most memory that this process, or on an accelerator its tensors, took so far, in GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status").read_text()  # getrusage's peak would begin with the parent's
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
 
 
 def publish(rows: list[dict], name: str) -> None:
@@ -109,7 +123,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = [embedded()]
     if "--quick" not in sys.argv:
-        rows.append(sdxl(device))
+        rows += sdxl(device)
     publish(rows, "capture")
 
 

@@ -16,8 +16,7 @@ from diffusers.schedulers import DDIMScheduler
 
 from dtviz.decode import Preview, decode_latents
 
-from .capture import publish, timed
-from .memory import peak
+from .capture import peak, publish, timed
 
 SIDE, LATENTS = 64, 8  # 512 px images
 

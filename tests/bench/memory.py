@@ -7,10 +7,8 @@ hybrid after it, so that peak memory and seconds are compared within one run: th
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import diffusers
 import torch
@@ -19,7 +17,7 @@ from peft import LoraConfig
 import dtviz
 from tests.published import SDXL_UNET
 
-from .capture import publish, timed
+from .capture import peak, publish, timed
 
 # LCM-LoRA's: rank 64 on every attention, feed-forward and convolution.
 LORA = (
@@ -57,14 +55,6 @@ def call(pipe: diffusers.StableDiffusionXLPipeline) -> None:
     pooled = torch.zeros(1, 1280, device=DEVICE, dtype=DTYPE)
     told = {"prompt_embeds": text, "pooled_prompt_embeds": pooled, "num_inference_steps": 4, "guidance_scale": 0.0}
     pipe(**told, height=SIDE, width=SIDE, generator=torch.Generator().manual_seed(0), output_type="latent")
-
-
-def peak() -> float:
-    """The most memory that this process, or on an accelerator its tensors, took so far, in GiB."""
-    if DEVICE == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    status = Path("/proc/self/status").read_text()  # getrusage's peak would begin with the parent's
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
 
 
 def measure(networks: str) -> dict:

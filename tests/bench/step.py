@@ -16,8 +16,8 @@ from dtviz import memory
 from dtviz.models.families import FAMILIES
 from dtviz.models.specs import SPECS
 
-from .capture import publish, timed
-from .memory import DEVICE, DTYPE, LORA, peak, unet
+from .capture import peak, publish, timed
+from .memory import DEVICE, DTYPE, LORA, unet
 
 SIDE = 1024
 # evaluations a sample of whole runs: two for each guided step of the base

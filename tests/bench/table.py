@@ -1,50 +1,78 @@
-"""The benchmarks' ratios in one table: `make bench` ends by writing figures/bench/README.md from the CSV of each.
+"""The benchmarks' ratios in one table: `make bench` ends by writing it, from the CSV of each, into figures/bench/README.md and README.md.
 
 Every row is dtviz against what a user would do instead, measured in one process or one run.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
 
 FOLDER = Path("figures/bench")
-# file: (its columns for dtviz, for what it stands beside, and for the ratio as the table has it)
-ROWS = {
-    "capture": ("with_capture_s", "denoiser_s"),
-    "grid": ("dtviz", "instead"),
-    "dreamsim": ("dtviz", "pair by pair"),
-    "hybrid": ("hybrid", "student"),
-    "decode": ("dtviz", "instead"),
-    "dataset": ("two processes", "one process"),
-    "figures": ("dtviz", "instead"),
-}
+MARKS = "<!-- written by make bench -->\n", "<!-- until here -->\n"
+# file, its columns for dtviz and for what it stands beside, and how its rows are told
+ROWS = (
+    ("capture", "with_capture", "without", "with capture, against without: {what}"),
+    ("grid", "dtviz", "instead", "{what}"),
+    ("dreamsim", "dtviz", "pair by pair", "one by one, against pair by pair: {what}"),
+    ("hybrid", "hybrid", "student", "{what}"),
+    ("memory", "hybrid_gib", "student_gib", "peak memory of a hybrid with {networks}, against the student: SDXL's size, {where}"),
+    ("decode", "dtviz", "instead", "{what}"),
+    ("dataset", "two processes", "one process", "two processes, against one: {what}"),
+    ("figures", "dtviz", "instead", "{what}"),
+)  # fmt: skip
+
+
+def ratios() -> list[str]:
+    """The lines of the table, of whatever was measured. What is counted a second is better when it is more."""
+    lines = ["| | dtviz | instead | ratio |", "|---|---|---|---|"]
+    for name, ours, instead, told in ROWS:
+        for row in pd.read_csv(FOLDER / f"{name}.csv").to_dict("records"):
+            unit = row.get("unit", "GiB")
+            more = unit.endswith("a second")
+            ratio = row[ours] / row[instead] if more else row[instead] / row[ours]
+            told_values = [f"{_number(row[column])} {unit}" for column in (ours, instead)]
+            lines.append(f"| {told.format_map(row)} | {' | '.join(told_values)} | {_number(ratio)} |")
+    return lines
+
+
+def growth() -> list[str]:
+    """The lines of the table of exponents."""
+    lines = ["| | from | to | time from | to | exponent |", "|---|---|---|---|---|---|"]
+    for row in pd.read_csv(FOLDER / "growth.csv").to_dict("records"):
+        times = " | ".join(f"{_number(row[column])} s" for column in ("s_from", "s_to"))
+        lines.append(f"| {row['what']} | {row['from']} | {row['to']} | {times} | {row['exponent']:.2f} |")
+    return lines
+
+
+def _number(value: float) -> str:
+    """Three digits, and all of a whole number.
+
+    >>> [_number(value) for value in (0.0123456, 1.00001, 12345.6, 99)]
+    ['0.0123', '1.00', '12346', '99']
+    """
+    if value >= 100 or value == int(value):
+        return f"{value:.0f}"
+    return f"{value:#.3g}"
 
 
 def main() -> None:
-    lines = [
+    table = "\n".join(ratios())
+    page = Path("README.md")
+    start, end = MARKS
+    inside = re.compile(f"(?<={re.escape(start)}).*(?={re.escape(end)})", flags=re.DOTALL)
+    page.write_text(inside.sub(lambda _: f"{table}\n", page.read_text()))
+    parts = [
         "# Benchmarks",
-        "",
-        "`make bench` wrote this. Settings are in the first column; each row is a ratio within one run.",
-        "",
+        "`make bench` wrote this. Each row is a ratio within one run: above 1, dtviz takes less.",
+        table,
+        "How cost grows: the exponent of a power law, fitted to all sizes; 1 is proportional.",
+        "\n".join(growth()),
     ]
-    lines += ["| what | unit | dtviz | instead | instead / dtviz |", "|---|---|---|---|---|"]
-    for name, (ours, instead) in ROWS.items():
-        path = FOLDER / f"{name}.csv"
-        if not path.exists():
-            continue
-        for row in pd.read_csv(path).to_dict("records"):
-            a, b = row[ours], row[instead]
-            lines.append(f"| {row['what']} | {row.get('unit', 's')} | {a:.4g} | {b:.4g} | {b / a:.3g} |")
-    lines += ["", "How cost grows (exponent of a power law, fitted):", ""]
-    lines += ["| what | from | to | s | s | exponent |", "|---|---|---|---|---|---|"]
-    for row in pd.read_csv(FOLDER / "growth.csv").to_dict("records"):
-        lines.append(
-            f"| {row['what']} | {row['from']} | {row['to']} | {row['s_from']:.3g} | {row['s_to']:.3g} | {row['exponent']:.2f} |"
-        )
-    (FOLDER / "README.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    (FOLDER / "README.md").write_text("\n\n".join(parts) + "\n")
+    print("\n\n".join(parts))
 
 
 if __name__ == "__main__":
