@@ -1,7 +1,8 @@
 """All notebooks at the quick profile, cold and warm: `make bench` writes figures/bench/figures.csv.
 
 Cold makes everything, warm reads from the store what the first made and draws again; for a ratio of the two only, both run
-with as many notebooks at once as there are cores. A third run has them one after the other, on a store of its own.
+with as many notebooks at once as there are cores. `--alone`: a third run has them one after the other, on a store of its own.
+`--keep FOLDER`: the figures, their store and the executed notebooks stay there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def run(folder: Path, store: str, *options: str) -> float:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = Path(sys.argv[sys.argv.index("--keep") + 1]) if "--keep" in sys.argv else Path(name)
         cold, warm = run(folder, "store"), run(folder, "store")
         rows = [
             {
