@@ -415,6 +415,7 @@ def test_figures_killed_at_random_moments_and_run_to_the_end_are_the_same(tmp_pa
     script = (
         "import sys; from dtviz import __main__, figures\n"
         f"paths = figures.paths; figures.paths = lambda folder: paths({str(tmp_path / 'notebooks')!r})\n"
+        "figures.IMPORTS = ('papermill.cli', 'ipykernel.kernelapp')\n"
         "sys.exit(__main__.main(['figures', '--out', sys.argv[1]]))"
     )
 
@@ -431,7 +432,7 @@ def test_figures_killed_at_random_moments_and_run_to_the_end_are_the_same(tmp_pa
     for group in (True, False):
         process = start("killed")
         time.sleep(rng.uniform(0.3, 0.9) * took)
-        # the whole group, as a power cut; or `figures` alone, whose notebook then runs on beside the next
+        # the whole group, as a power cut; or `figures` alone, which takes its notebooks along
         (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
         process.wait()
     assert start("killed").wait(120) == 0

@@ -20,8 +20,9 @@ PARAMETERS = 'pair: str = "emoji-dmd"\nprofile: str = "quick"\nn_seeds: int = 0 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder for notebooks, with every pair taken for available."""
+    """A folder for notebooks that need no models, with every pair taken for available."""
     monkeypatch.setattr(figures, "check", lambda name: None)
+    monkeypatch.setattr(figures, "IMPORTS", ("papermill.cli", "ipykernel.kernelapp"))
     (tmp_path / "notebooks").mkdir()
     return tmp_path / "notebooks"
 
@@ -122,6 +123,20 @@ def test_jobs_run_together_and_share_the_cores(folder, tmp_path, monkeypatch):
     assert [printed(path).split() for path in paths] == [["2", "4"]] * 2
 
 
+def test_the_longest_of_last_time_goes_first(folder, tmp_path, capsys):
+    for name in ("fig1_short", "fig4_new", "fig5_long"):
+        write(
+            folder, name, "import time; time.sleep('long' in mine)", parameters=PARAMETERS + f"\nmine: str = {name!r}"
+        )
+    out = tmp_path / "out"
+    figures.run(["fig1", "fig5"], out=out, folder=folder, jobs=1)
+    (out / "fig1_short.ipynb").write_text("cut off")  # a copy that tells nothing is no hindrance
+    capsys.readouterr()
+    figures.run(out=out, folder=folder, jobs=1)
+    done = [line.split()[0] for line in capsys.readouterr().out.splitlines() if " done in " in line]
+    assert done == ["fig5_long", "fig1_short", "fig4_new"]
+
+
 @pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (4, 4), (64, 4)])
 def test_jobs_follow_the_cores_and_never_exceed_the_notebooks(monkeypatch, cores, workers):
     monkeypatch.setattr(figures, "_cores", lambda: cores)
@@ -140,7 +155,7 @@ def alive(pid: int) -> bool:
     return not status.strip().startswith("Z") and status.strip() != ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupt_ends_the_notebooks_and_leaves_nothing_behind(folder, tmp_path, number):
     write(folder, "fig5_curve", "import os, pathlib, time\n"
           "(pathlib.Path(out) / 'pid').write_text(str(os.getpid()))\ntime.sleep(120)")  # fmt: skip
@@ -149,6 +164,7 @@ def test_interrupt_ends_the_notebooks_and_leaves_nothing_behind(folder, tmp_path
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "importlib.import_module('dtviz.pairs').check = lambda name: None\n"
         f"paths = figures.paths; figures.paths = lambda folder: paths({str(folder)!r})\n"
+        f"figures.IMPORTS = {figures.IMPORTS!r}\n"
         f"sys.exit(__main__.main(['figures', '--out', {str(tmp_path / 'out')!r}]))"
     )
     runner = subprocess.Popen([sys.executable, "-c", script], cwd=figures.ROOT, stderr=subprocess.PIPE, text=True)
@@ -158,12 +174,13 @@ def test_interrupt_ends_the_notebooks_and_leaves_nothing_behind(folder, tmp_path
         time.sleep(0.1)
     kernel = int(pid.read_text())
     runner.send_signal(number)
-    assert runner.wait(timeout=30) == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert runner.wait(timeout=30) == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
     runner.communicate()
     while alive(kernel) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not alive(kernel)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["pid"]
+    left = [path.name for path in (tmp_path / "out").iterdir() if number != signal.SIGKILL or path.name[0] != "."]
+    assert left == ["pid"]
 
 
 # Refusing, before any work

@@ -66,6 +66,35 @@ def test_nothing_is_made_twice(tiny, monkeypatch):
     assert tiny.embed.calls == calls
 
 
+def test_images_are_decoded_once(tiny, monkeypatch):
+    first = tiny.images("a dog", "distilled")
+    np.testing.assert_array_equal(first, dtviz.decode(tiny.trace("a dog", "distilled"), tiny.pair, final=True).numpy())
+    monkeypatch.setattr(study, "decode", None)
+    np.testing.assert_array_equal(tiny.images("a dog", "distilled"), first)
+    np.testing.assert_array_equal(replace(tiny, seeds=(2, 0)).images("a dog", "distilled"), first[[2, 0]])
+
+
+def test_images_from_elsewhere_are_embedded_once(tiny):
+    images = np.random.default_rng(0).random((3, 3, 16, 16), dtype=np.float32)
+    first, calls = tiny.features_of(images), tiny.embed.calls
+    np.testing.assert_array_equal(first, Pixels()(images))
+    np.testing.assert_array_equal(tiny.features_of(images.copy()), first)
+    assert tiny.embed.calls == calls
+    assert tiny.features_of(images[:2]).shape[0] == 2
+    assert tiny.features_of(images.reshape(3, 3, 32, 8)).shape == first.shape  # the same bytes, other images
+    assert tiny.embed.calls == calls + 2
+
+
+def test_seconds_are_measured_once_on_a_machine(tiny, monkeypatch):
+    methods = {"student": ("distilled", {}), "hybrid": ("hybrid", {"k": 1})}
+    first = tiny.seconds(methods, prompt="a dog", turns=1)
+    assert list(first) == ["student", "hybrid"]
+    assert min(first.values()) > 0
+    assert tiny.seconds(methods, prompt="a dog", turns=1) == first
+    monkeypatch.setattr(study.platform, "node", lambda: "another")
+    assert tiny.seconds(methods, prompt="a dog", turns=1) != first
+
+
 def test_other_weights_or_settings_are_another_result(tiny):
     plain = tiny.trace("a dog", "base")
     assert not torch.equal(plain.final, tiny.trace("a dog", "base", base_guidance=5.0).final)

@@ -4,8 +4,7 @@ python -m tests.bench.kills generate 50 30      # until 50 kills or 30 minutes; 
 python -m tests.bench.kills figures 50 30
 
 A run that reaches its end is compared with the undisturbed one, bit by bit, and the next begins in new folders, so that kills
-strike every stage. Every second kill takes the whole process group, as a power cut would; the others the command alone, whose
-notebook then runs on beside the next run, in the same store and folder.
+strike every stage. Every second kill takes the whole process group, as a power cut would; the others the command alone.
 """
 
 import os
