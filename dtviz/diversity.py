@@ -143,7 +143,7 @@ def drawings_reached(features, drawn) -> np.ndarray:
     do not pass for variety; drawings that are all but twins are hard to reach. It rises with n: compare at equal n only.
     ValueError: widths differ, fewer than two drawings, bad features.
 
-    >>> drawings_reached([[1.0, 0.1]], [[1.0, 0.0], [0.0, 1.0]])
+    >>> drawings_reached([[1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]])
     array([ True, False])
     """
     rows, drawings = _unit(features, name="features", least=1), _unit(drawn, name="drawn", least=2)

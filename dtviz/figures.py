@@ -129,7 +129,9 @@ def _run_all(chosen: list[Notebook], *, values: Mapping[str, object], target: Pa
     waiting, running, done, failures = sorted(chosen, key=lambda notebook: -_took(notebook, target)), [], [], []
     with (
         tempfile.TemporaryDirectory(prefix="dtviz-jupyter-") as jupyter,
-        serving(IMPORTS, environment=_environment(workers) | {"JPY_PARENT_PID": "1"}) as python,  # no kernel from a terminal
+        serving(
+            IMPORTS, environment=_environment(workers) | {"JPY_PARENT_PID": "1"}
+        ) as python,  # no kernel from a terminal
         tqdm(total=len(chosen), unit="notebook", disable=None, leave=False) as bar,  # None: only on a terminal
     ):
         environment = _environment(workers) | {"JUPYTER_PATH": _kernel(Path(jupyter), python)}

@@ -13,8 +13,8 @@ import pandas as pd
 def long(printed: pd.DataFrame, *, rows: str, name: str = "method") -> pd.DataFrame:
     """A printed table, one row a `rows`, in long form: `rows`, `name` (its column there) and `value`; empty cells left out.
 
-    >>> long(pd.DataFrame({"prompt": ["Person"], "base": [0.484]}), rows="prompt").iloc[0].tolist()
-    ['Person', 'base', 0.484]
+    >>> long(pd.DataFrame({"prompt": ["Person"], "base": [0.484]}), rows="prompt").values.tolist()
+    [['Person', 'base', 0.484]]
     """
     return printed.melt(id_vars=rows, var_name=name, value_name="value").dropna(subset="value").reset_index(drop=True)
 

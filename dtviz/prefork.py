@@ -26,6 +26,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 
 PASSED = (signal.SIGINT, signal.SIGTERM)
+MOST = 107  # bytes of a socket's address
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -37,11 +38,15 @@ def serving(modules: Sequence[str], *, environment: Mapping[str, str] | None = N
         modules: what is imported beforehand, by absolute names; none of them may start threads or an accelerator at import.
         environment: what they are imported in; None: this process's. Commands may have another.
     """
+    plain = [sys.executable, "-m"]
     if sys.platform != "linux":
-        yield [sys.executable, "-m"]
+        yield plain
         return
-    with tempfile.TemporaryDirectory(prefix="dtviz-") as folder:
+    with tempfile.TemporaryDirectory(prefix="dtviz-") as folder:  # which nobody else may enter
         address = os.path.join(folder, "socket")
+        if len(os.fsencode(address)) > MOST:
+            yield plain
+            return
         # torch asks the driver's library how many accelerators there are: asked the usual way, a fork could use none
         environment = dict(os.environ if environment is None else environment) | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         serve = f"from {__name__} import serve; import sys; serve(int(sys.argv[1]), *sys.argv[2:])"
@@ -119,6 +124,11 @@ def _die_with(command: socket.socket, over: threading.Event) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _pass_on(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended just now
+        os.kill(pid, number)
+
+
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
@@ -139,7 +149,7 @@ def _command(address: str, *arguments: str) -> int:
         if not pid:
             os.execv(sys.executable, [sys.executable, "-m", *arguments])
         for number in PASSED:
-            signal.signal(number, lambda number, _: os.kill(pid, number))
+            signal.signal(number, lambda number, _: _pass_on(pid, number))
         code = server.recv(1)
     return code[0] if code else 128 + signal.SIGKILL
 

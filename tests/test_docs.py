@@ -1,5 +1,7 @@
 """The documentation: every public name explained with an example, an API reference that builds, links that lead somewhere."""
 
+import doctest
+import importlib
 import inspect
 import re
 import subprocess
@@ -14,6 +16,11 @@ from .bench import table as bench
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = [name for name in dir(dtviz) if name in vars(type(dtviz)) and not name.startswith("_")]
+EXAMPLES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted(ROOT.glob("dtviz/**/*.py"))
+    if ">>> " in path.read_text()
+]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -37,6 +44,13 @@ def test_the_api_reference_builds_without_a_warning(tmp_path):
     for module in ROOT.glob("dtviz/**/[a-z]*.py"):
         page = tmp_path / module.relative_to(ROOT).with_suffix(".html")
         assert page.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_examples_in_docstrings_give_what_they_say(module):
+    found = doctest.testmod(importlib.import_module(module))
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

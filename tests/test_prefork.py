@@ -114,6 +114,13 @@ def test_a_killed_parent_takes_all_along(modules, tmp_path):
     until(lambda: not alive(int(file.read_text())))
 
 
+def test_where_the_socket_finds_no_place_it_is_the_plain_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 30)))
+    (tmp_path / ("long" * 30)).mkdir()
+    with serving([]) as python:
+        assert python == [sys.executable, "-m"]
+
+
 def test_without_a_server_it_is_the_plain_command(modules, tmp_path):
     given = {"env": modules, "cwd": tmp_path, "input": "", "capture_output": True, "text": True}
     with serving([], environment=modules) as python:
