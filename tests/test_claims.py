@@ -1,6 +1,5 @@
 """dtviz.claims against scipy's tests and correction, the paper's own Table 3, and scenarios with known truth."""
 
-
 import numpy as np
 import pytest
 from scipy import stats

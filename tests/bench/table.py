@@ -18,7 +18,7 @@ ROWS = (
     ("grid", "dtviz", "instead", "{what}"),
     ("dreamsim", "dtviz", "pair by pair", "one by one, against pair by pair: {what}"),
     ("hybrid", "hybrid", "student", "{what}"),
-    ("memory", "hybrid_gib", "student_gib", "peak memory of a hybrid with {networks}, against the student: SDXL's size, {where}"),
+    ("memory", "hybrid_gib", "student_gib", "peak memory of a hybrid with {networks} network(s) of SDXL's size, against its student: {where}"),
     ("decode", "dtviz", "instead", "{what}"),
     ("dataset", "two processes", "one process", "two processes, against one: {what}"),
     ("figures", "dtviz", "instead", "{what}"),
