@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..outside import numbers_of
+from ..quiet import silent
 
 
 class Model(NamedTuple):
@@ -151,7 +152,8 @@ def dinov2(folder: Path, device: torch.device) -> Model:
 
     how = _preprocessing(folder, "dinov2")
     mean, std = (torch.tensor(how[key], device=device)[:, None, None] for key in ("image_mean", "image_std"))
-    model = Dinov2Model.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    with silent():
+        model = Dinov2Model.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     model = model.eval().requires_grad_(False).to(device)
 
     def encode(images: torch.Tensor) -> torch.Tensor:
@@ -176,7 +178,8 @@ def clip(folder: Path, device: torch.device) -> Model:
     how = _preprocessing(folder, "clip")
     mean, std = (torch.tensor(how[key], device=device)[:, None, None] for key in ("image_mean", "image_std"))
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    with silent():
+        model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     model = model.eval().requires_grad_(False).to(device)
     size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
 

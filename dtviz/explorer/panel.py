@@ -108,7 +108,7 @@ class Panel(widgets.VBox):
         self._frame = self.axes.add_patch(Rectangle((0, 0), 0, 0, fill=False, edgecolor=PALETTE[1], linewidth=2))
         look = {"facecolor": PALETTE[1], "alpha": 0.25}
         self.selector = RectangleSelector(self.axes, self._select, useblit=False, props=look, button=[1])
-        noisy = widgets.VBox([widgets.HTML("x<sub>t</sub>, decoded"), self.noisy])
+        noisy = widgets.VBox([widgets.HTML("x<sub style='line-height:0'>t</sub>, decoded"), self.noisy])
         self.step = widgets.HTML()
         place = widgets.Layout(grid_template_areas='"plan"', width=f"{SIZE}px")
         plan = widgets.GridBox([self.plan, self.canvas], layout=place)

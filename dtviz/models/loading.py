@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import Unavailable
 from ..outside import reading
+from ..quiet import silent
 from .available import check, models
 from .families import FAMILIES
 from .spec import Spec
@@ -137,20 +138,4 @@ def _reading(name: str, repo: str) -> Iterator[None]:
 
 
 def _quiet(spec: Spec) -> contextlib.AbstractContextManager:
-    return _silent() if spec.embedded else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without diffusers' and transformers' progress bars, which a load of a second does not need."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
-    for log in shown:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in shown:
-            log.enable_progress_bar()
+    return silent() if spec.embedded else contextlib.nullcontext()

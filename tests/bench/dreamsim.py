@@ -69,15 +69,16 @@ def main() -> None:
     assert gap < 1e-5, gap
     per_pair, table = seen["package"] / timed, []
     for size, (seconds, ran, found) in ours.items():
-        what, all_pairs = f"mean pairwise DreamSim (clip_vitb32) of {size} images on CPU", math.comb(size, 2)
-        table.append(_row(what, "images through the network", ran, per_pair * all_pairs))
-        told = f"{what}, {timed} pairs timed; value {found:.6f}, largest difference {gap:.1g}"
-        table.append(_row(told, "processor s", seconds, each * all_pairs))
+        for unit, mine, one in (("images embedded", ran, per_pair), ("processor s", seconds, each)):
+            theirs = one * math.comb(size, 2)
+            row = {
+                "what": f"mean pairwise DreamSim (clip_vitb32) of {size:,} images on CPU",
+                "unit": unit,
+                "dtviz": mine,
+            }
+            row |= {"pair by pair": theirs, "ratio": theirs / mine}
+            table.append(row | {"pairs timed": timed, "value": found, "largest difference of a pair": gap})
     publish(table, "dreamsim")
-
-
-def _row(what: str, unit: str, ours: float, theirs: float) -> dict:
-    return {"what": what, "unit": unit, "dtviz": ours, "pair by pair": theirs, "ratio": theirs / ours}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ ROWS = (
     ("grid", "dtviz", "instead", "{what}"),
     ("dreamsim", "dtviz", "pair by pair", "one by one, against pair by pair: {what}"),
     ("hybrid", "hybrid", "student", "{what}"),
-    ("memory", "hybrid_gib", "student_gib", "peak memory of a hybrid with {networks} network(s) of SDXL's size, against its student: {where}"),
+    ("memory", "hybrid_gib", "student_gib", "peak memory of a hybrid with {networks} of SDXL's networks in memory, against its student: {where}"),
     ("decode", "dtviz", "instead", "{what}"),
     ("dataset", "two processes", "one process", "two processes, against one: {what}"),
     ("figures", "dtviz", "instead", "{what}"),
@@ -51,10 +51,10 @@ def _number(value: float) -> str:
     """Three digits, and all of a whole number.
 
     >>> [_number(value) for value in (0.0123456, 1.00001, 12345.6, 99)]
-    ['0.0123', '1.00', '12346', '99']
+    ['0.0123', '1.00', '12,346', '99']
     """
     if value >= 100 or value == int(value):
-        return f"{value:.0f}"
+        return f"{value:,.0f}"
     return f"{value:#.3g}"
 
 
