@@ -4,6 +4,7 @@ import re
 import threading
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from matplotlib import pyplot as plt
 
 import dtviz
 from dtviz.explorer.chart import HEIGHT, Line, chart
+from dtviz.explorer.panel import SIZE, Panel
 from dtviz.explorer.seen import LATENT, Seen, colours_of, with_preview
 from dtviz.explorer.session import Session
 from dtviz.explorer.state import Side, State, frame_at, read_box, read_seeds, write_seeds
@@ -296,6 +298,20 @@ def test_stop_leaves_all_as_it_was(explorer):
     explorer.run_button.click()
     wait(explorer)
     assert explorer.status.value == ""
+
+
+def test_a_box_on_a_picture_that_is_not_square_is_where_it_was_drawn():
+    """The picture keeps its shape in the middle of its place, and so do the axes on which boxes are drawn."""
+    drawn = []
+    panel = Panel(drawn.append)
+    panel._mark((64, 32), None)
+    panel.canvas.figure.canvas.draw()
+    place, back = panel.axes.get_window_extent(), panel.axes.transData.inverted()
+    assert (place.x0, place.x1, place.y0, place.y1) == pytest.approx((SIZE / 4, 3 * SIZE / 4, 0, SIZE))
+    for corners in (((SIZE / 4, SIZE), (SIZE / 2, SIZE / 2)), ((0, SIZE), (SIZE, 0)), ((60, 60), (61, 61))):
+        events = [SimpleNamespace(xdata=x, ydata=y) for x, y in map(back.transform, corners)]
+        panel._select(*events)
+    assert drawn == [(0, 0, 32, 16), (0, 0, 64, 32), None]
 
 
 def test_other_figures_keep_their_backend(explorer):

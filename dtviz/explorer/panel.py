@@ -91,20 +91,22 @@ class Panel(widgets.VBox):
         self._drawn = drawn
         self._marked: tuple[tuple[int, int], tuple[int, int, int, int] | None] = ((1, 1), None)
         self.title, self.numbers = widgets.HTML(), widgets.HTML()
-        self.noisy = widgets.Image(format="png", width=SIZE, height=SIZE)
+        whole = {"object_fit": "contain"}  # pictures that are not square too
+        self.noisy = widgets.Image(format="png", width=SIZE, height=SIZE, layout=widgets.Layout(**whole))
         self.samples = widgets.Image(format="png")
         self.curve, self.timeline = widgets.HTML(), widgets.HTML()
         # The plan is an image, and the canvas on top of it is clear: a canvas takes two ways to and fro to be drawn
-        here = widgets.Layout(grid_area="plan")
+        here = widgets.Layout(grid_area="plan", **whole)
         self.plan = widgets.Image(format="png", width=SIZE, height=SIZE, layout=here)
         figure = Figure(figsize=(SIZE / 100, SIZE / 100), dpi=100)
         figure.patch.set_alpha(0)
         self.canvas = _canvas(figure)
-        self.canvas.layout = here
+        self.canvas.layout = widgets.Layout(grid_area="plan")
         for part in ("toolbar_visible", "header_visible", "footer_visible", "resizable", "capture_scroll"):
             setattr(self.canvas, part, False)
         self.axes = figure.add_axes((0, 0, 1, 1))
         self.axes.axis("off")
+        self.axes.set_aspect("equal")
         self._frame = self.axes.add_patch(Rectangle((0, 0), 0, 0, fill=False, edgecolor=PALETTE[1], linewidth=2))
         look = {"facecolor": PALETTE[1], "alpha": 0.25}
         self.selector = RectangleSelector(self.axes, self._select, useblit=False, props=look, button=[1])
