@@ -2,6 +2,7 @@
 
 python -m tests.bench.kills generate 50 30      # until 50 kills or 30 minutes; writes its row of figures/bench/kills.csv
 python -m tests.bench.kills figures 50 30
+python -m tests.bench.kills figures 15 10 --add     # other moments, counted with those in the file
 
 A run that reaches its end is compared with the undisturbed one, bit by bit, and the next begins in new folders, so that kills
 strike every stage. Every second kill takes the whole process group, as a power cut would; the others the command alone.
@@ -26,6 +27,13 @@ from dtviz.store import Store
 ROOT = Path(__file__).parents[2]
 FIGURES = ["figures", "--only", "fig5", "-p", "n_seeds", "2", "-p", "n_prompts", "2"]  # Figure 5 of two prompts
 FILE = ROOT / "figures" / "bench" / "kills.csv"
+COUNTED = (
+    "kills",
+    "kills with some but not all done",
+    "results lost or damaged",
+    "runs to the end",
+    "equal to the undisturbed",
+)
 GENERATE = ["generate", "--prompts", str(ROOT / "data" / "prompts" / "emoji.csv"), "--first", "24", "--batch-size", "4"]
 
 
@@ -53,9 +61,9 @@ def kept(folder: Path) -> set[str]:
     return {entry.name for entry in entries} | {path.name for path in pictures}
 
 
-def killed(name: str, command: list[str], kills: int, minutes: float, home: Path) -> dict[str, object]:
-    """One row of the table."""
-    rng, moments, until = random.Random(0), [], time.monotonic() + 60 * minutes
+def killed(name: str, command: list[str], kills: int, minutes: float, home: Path, seed: int) -> dict[str, object]:
+    """One row of the table; `seed` is of the moments."""
+    rng, moments, until = random.Random(seed), [], time.monotonic() + 60 * minutes
     began = time.monotonic()
     assert start(command, home / "undisturbed").wait() == 0
     took = time.monotonic() - began
@@ -99,13 +107,18 @@ def killed(name: str, command: list[str], kills: int, minutes: float, home: Path
     }  # fmt: skip
 
 
-if __name__ == "__main__":
+def main() -> None:
     name, kills, minutes = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    rows = table.load(FILE) if FILE.exists() else pd.DataFrame(columns=["job"])
+    before = rows[rows["job"] == name] if "--add" in sys.argv else rows[:0]
     with tempfile.TemporaryDirectory() as home:
-        rows = pd.DataFrame(
-            [killed(name, {"generate": GENERATE, "figures": FIGURES}[name], kills, minutes, Path(home))]
-        )
-    if FILE.exists():
-        others = table.load(FILE)
-        rows = pd.concat([others[others["job"] != name], rows], ignore_index=True)
+        command = {"generate": GENERATE, "figures": FIGURES}[name]
+        row = killed(name, command, kills, minutes, Path(home), seed=int(before["kills"].sum()))
+    for counted in COUNTED:
+        row[counted] += int(before[counted].sum())
+    rows = pd.concat([rows[rows["job"] != name], pd.DataFrame([row])], ignore_index=True)
     print(table.save(rows, FILE, units={"undisturbed": "s"}))
+
+
+if __name__ == "__main__":
+    main()
