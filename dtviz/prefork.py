@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import ctypes
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -72,7 +73,7 @@ def serve(listener: int, *modules: str) -> None:
     _die_with_parent()
     with socket.socket(fileno=listener) as listening:
         for module in modules:
-            __import__(module)
+            importlib.import_module(module)
         gc.freeze()  # what is never looked at again is never copied
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
         while True:
