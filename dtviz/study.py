@@ -285,28 +285,41 @@ class Study:
     def _block_features(
         self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any], of: str
     ) -> np.ndarray:
-        def make() -> dict[str, Any]:
-            trace = self._block(prompt, method, seeds, settings)
+        def features(trace: Trace) -> np.ndarray:
             latents = getattr(trace, of)
             flat = latents.flatten(0, -4)
             size = max(1, 16384 // (flat.shape[-2] * flat.shape[-1]))  # 256 at 8x8, one at SDXL's 128x128
             parts = [self.embed(decode_latents(part, self.pair)) for part in flat.split(size)]
-            features = np.concatenate(parts).reshape(*latents.shape[:-3], -1)
-            return {"features": features, "facts": _pack(trace.facts())}
+            return np.concatenate(parts).reshape(*latents.shape[:-3], -1)
 
-        facts = self._facts(prompt, method, seeds, settings) | {"embedder": self.embed.fingerprint, "of": of}
-        arrays = self._keep("features", facts, make)
-        self._note(method, settings, arrays["facts"])
-        return arrays["features"]
+        facts = {"embedder": self.embed.fingerprint, "of": of}
+        return self._of_block("features", features, facts, prompt, method, seeds, settings)
 
     def _block_images(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> np.ndarray:
+        def images(trace: Trace) -> np.ndarray:
+            return decode(trace, self.pair, final=True).numpy()
+
+        return self._of_block("images", images, {}, prompt, method, seeds, settings)
+
+    def _of_block(
+        self,
+        kind: str,
+        work: Callable[[Trace], np.ndarray],
+        facts: dict[str, Any],
+        prompt: str,
+        method: str,
+        seeds: tuple[int, ...],
+        settings: dict[str, Any],
+    ) -> np.ndarray:
+        """What `work` makes of a block, kept with how the block was made; `facts` are those of the work."""
+
         def make() -> dict[str, Any]:
             trace = self._block(prompt, method, seeds, settings)
-            return {"images": decode(trace, self.pair, final=True).numpy(), "facts": _pack(trace.facts())}
+            return {kind: work(trace), "facts": _pack(trace.facts())}
 
-        arrays = self._keep("images", self._facts(prompt, method, seeds, settings), make)
+        arrays = self._keep(kind, self._facts(prompt, method, seeds, settings) | facts, make)
         self._note(method, settings, arrays["facts"])
-        return arrays["images"]
+        return arrays[kind]
 
     def _keep(self, kind: str, facts: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """From the store, but for a pair made by hand: nothing says when its weights change."""
