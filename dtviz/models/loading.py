@@ -35,12 +35,14 @@ class Place:
         name: of the pair.
         device, dtype: of its networks.
         revisions: commits of the base's and the student's repository; None is whatever "main" is.
+        fingerprints: of an embedded pair and of its base, whose files were hashed before anything reads them; None for the hub's.
     """
 
     name: str
     device: str
     dtype: torch.dtype
     revisions: tuple[str | None, str | None]
+    fingerprints: tuple[str, str] | None = None
 
 
 def place(
@@ -54,11 +56,13 @@ def place(
     """The pair of this name, and what `pairs.load`'s arguments mean for it on this machine.
 
     Raises:
-        ValueError: no pair has this name.
+        ValueError: no pair has this name, or an embedded model's file is damaged.
         Unavailable: its weights are not on this machine and the hub is out of reach.
     """
     check(name, revisions=(revision, student_revision))
     import torch
+
+    from . import weights
 
     spec = spec_of(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -66,7 +70,9 @@ def place(
         half = device.startswith("cuda") and not spec.embedded
         dtype = getattr(torch, FAMILIES[spec.family].dtype) if half else torch.float32
     known = repo_of(spec.base).revision, repo_of(spec.student).revision
-    return spec, Place(name, device, dtype, (revision or known[0], student_revision or known[1]))
+    revisions = revision or known[0], student_revision or known[1]
+    prints = weights.fingerprints(spec, revisions=revisions) if spec.embedded else None
+    return spec, Place(name, device, dtype, revisions, prints)
 
 
 def base_pipeline(spec: Spec, where: Place, *, move: bool = True) -> Any:
@@ -74,10 +80,6 @@ def base_pipeline(spec: Spec, where: Place, *, move: bool = True) -> Any:
     import diffusers
     import torch
 
-    from . import weights
-
-    if spec.embedded:
-        weights.fingerprints(spec, revisions=where.revisions)  # a damaged file is named before anything reads it
     root = str(models() / spec.base) if spec.embedded else spec.base
     options = {"dtype": where.dtype, "use_safetensors": True, "revision": where.revisions[0]}
     if where.dtype == torch.float16:
@@ -110,7 +112,7 @@ def settings_of(spec: Spec, pipeline: Any, where: Place, *, published: bool = Fa
     shared = {
         key: value for key, value in pipeline.scheduler.config.items() if key in inspect.signature(kind).parameters
     }
-    fingerprint, base_fingerprint = weights.fingerprints(spec, revisions=where.revisions)
+    fingerprint, base_fingerprint = where.fingerprints or weights.fingerprints(spec, revisions=where.revisions)
     return {
         "distilled_scheduler": kind.from_config(shared | spec.scheduler_settings),
         "published": published,
