@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -128,13 +128,9 @@ def _run_all(chosen: list[Notebook], *, values: Mapping[str, object], target: Pa
     parameters = yaml.safe_dump(dict(values))  # not JSON: papermill reads YAML, for which JSON's 1e-05 is a string
     waiting, running, done, failures = sorted(chosen, key=lambda notebook: -_took(notebook, target)), [], [], []
     with (
-        tempfile.TemporaryDirectory(prefix="dtviz-jupyter-") as jupyter,
-        serving(
-            IMPORTS, environment=_environment(workers) | {"JPY_PARENT_PID": "1"}
-        ) as python,  # no kernel from a terminal
+        forks(IMPORTS, environment=_environment(workers)) as (python, environment),
         tqdm(total=len(chosen), unit="notebook", disable=None, leave=False) as bar,  # None: only on a terminal
     ):
-        environment = _environment(workers) | {"JUPYTER_PATH": _kernel(Path(jupyter), python)}
         bar.write(
             f"{len(chosen)} notebook(s), {values['pair']}, {values['profile']} profile, {workers} at a time "
             f"-> {_short(target)}/"
@@ -174,9 +170,20 @@ def _took(notebook: Notebook, target: Path) -> float:
     return 0.0
 
 
+@contextmanager
+def forks(modules: Sequence[str], *, environment: Mapping[str, str]) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """For as long as the block lasts: `python -m` with these imports made, and an environment in which kernels are that too."""
+    environment = dict(environment) | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    with (
+        tempfile.TemporaryDirectory(prefix="dtviz-jupyter-") as jupyter,
+        serving(modules, environment=environment | {"JPY_PARENT_PID": "1"}) as python,  # no kernel from a terminal
+    ):
+        yield python, environment | {"JUPYTER_PATH": _kernel(Path(jupyter), python)}
+
+
 def _environment(workers: int) -> dict[str, str]:
-    """Environment of the child processes: no more threads than there are cores, and figures for notebooks."""
-    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    """Environment of the child processes: no more threads than there are cores."""
+    environment = dict(os.environ)
     if workers > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
     return environment

@@ -12,7 +12,6 @@ from papermill.parameterize import parameterize_notebook
 
 import dtviz
 from dtviz import figures
-from dtviz.prefork import serving
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 INDEX = FOLDER / "index.ipynb"  # leads through the others, and runs nothing
@@ -72,14 +71,13 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="session")
 def python(tmp_path_factory):
     """`python -m` with what notebooks begin with imported already, and the environment in which their kernels are that too."""
-    folder = tmp_path_factory.mktemp("jupyter")
-    few = folder / "controls"  # of each kind, of those that are shipped
+    few = tmp_path_factory.mktemp("controls")  # of each kind, of those that are shipped
     for name in CONTROLS:
         (few / name).parent.mkdir(parents=True, exist_ok=True)
         (few / f"{name}.safetensors").symlink_to(FOLDER.parent / "data" / "controls" / f"{name}.safetensors")
-    environment = figures._environment(1) | {"OMP_NUM_THREADS": "1", "DTVIZ_CONTROLS": str(few)}
-    with serving(["pytest", *figures.IMPORTS], environment=environment | {"JPY_PARENT_PID": "1"}) as command:
-        yield command, environment | {"JUPYTER_PATH": figures._kernel(folder, command)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DTVIZ_CONTROLS": str(few)}
+    with figures.forks(["pytest", *figures.IMPORTS], environment=environment) as found:
+        yield found
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

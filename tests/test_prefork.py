@@ -10,6 +10,8 @@ import pytest
 
 from dtviz.prefork import serving
 
+from .test_figures import alive
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forking is not safe elsewhere: the plain command runs")
 
 # Tells all that a process is given, and ends as it is told to
@@ -59,14 +61,6 @@ def begin(command, tmp_path, environment):
     process = subprocess.Popen([*command, "wait", str(file)], env=environment)
     until(lambda: file.exists() and file.read_text().endswith("\n"))
     return process, int(file.read_text())
-
-
-def alive(number):
-    try:
-        with open(f"/proc/{number}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("ending", ["", "0", "3", "raise", "text"])
