@@ -17,7 +17,7 @@ import torch
 from dtviz import diversity, quality
 from dtviz.embedders import inception
 
-from .capture import publish
+from .measure import publish
 
 TOLERANCE = 1e-5
 

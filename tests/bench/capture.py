@@ -6,29 +6,17 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 import sys
-import time
-from pathlib import Path
 
 import diffusers
-import pandas as pd
 import torch
 
 import dtviz
 from dtviz.recorder import Recorder
 from tests.published import SDXL_UNET
 
-
-def timed(call) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+from .measure import beside, peak, publish, timed
 
 
 def embedded(repeats: int = 9) -> dict:
@@ -46,14 +34,9 @@ def embedded(repeats: int = 9) -> dict:
             plain()
 
     timed(plain)
-    pairs = [(timed(plain), timed(captured)) for _ in range(repeats)]
-    return {
-        "what": "emoji-base, 20 steps, guidance 5, 8 samples, whole run",
-        "unit": "s",
-        "without": statistics.median(off for off, _ in pairs),
-        "with_capture": statistics.median(on for _, on in pairs),
-        "added": statistics.median(on / off for off, on in pairs) - 1,
-    }
+    without, captured_s, ratio = beside(plain, captured, repeats)
+    told = {"what": "emoji-base, 20 steps, guidance 5, 8 samples, whole run", "unit": "s"}
+    return told | {"without": without, "with_capture": captured_s, "added": ratio - 1}
 
 
 def sdxl(device: str, repeats: int = 3, records: int = 200) -> list[dict]:
@@ -101,22 +84,6 @@ def sdxl(device: str, repeats: int = 3, records: int = 200) -> list[dict]:
 
 def _row(what: str, unit: str, without: float, added: float) -> dict:
     return {"what": what, "unit": unit, "without": without, "with_capture": without + added, "added": added / without}
-
-
-def peak() -> float:
-    """The most memory that this process, or on an accelerator its tensors, took so far, in GiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    status = Path("/proc/self/status").read_text()  # getrusage's peak would begin with the parent's
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
-
-
-def publish(rows: list[dict], name: str) -> None:
-    """Write figures/bench/<name>.csv, and print it."""
-    table, folder = pd.DataFrame(rows), Path("figures/bench")
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-    print(table.to_string(index=False))
 
 
 def main() -> None:

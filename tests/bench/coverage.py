@@ -14,7 +14,7 @@ from scipy import special
 import dtviz
 from dtviz.study import Study
 
-from .capture import publish
+from .measure import publish
 
 RUNS, SIZES = 1000, (10, 30, 100)
 Draw = Callable[[int], np.ndarray]

@@ -17,7 +17,7 @@ import torch
 import dtviz
 from dtviz import dataset, prompts
 
-from .capture import publish
+from .measure import publish
 
 FILE = Path(__file__).parents[2] / "data" / "prompts" / "emoji.csv"
 

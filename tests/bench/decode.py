@@ -7,7 +7,7 @@ Memory is what the process grows by, of 8 latents decoded together and one by on
 from __future__ import annotations
 
 import multiprocessing
-import statistics
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -16,7 +16,7 @@ from diffusers.schedulers import DDIMScheduler
 
 from dtviz.decode import Preview, decode_latents
 
-from .capture import peak, publish, timed
+from .measure import beside, peak, publish
 
 SIDE, LATENTS = 64, 8  # 512 px images
 
@@ -43,12 +43,8 @@ def speed(repeats: int = 3) -> list[dict]:
     }
     rows = []
     for name, vae in ways.items():
-        pairs = [
-            (timed(lambda: decode_latents(latents, host, vae=vae)), timed(lambda: decode_latents(latents, host)))  # noqa: B023
-            for _ in range(repeats)
-        ]
-        ours, instead = (statistics.median(column) for column in zip(*pairs, strict=True))
-        ratio = statistics.median(b / a for a, b in pairs)
+        quick = partial(decode_latents, latents, host, vae=vae)
+        ours, instead, ratio = beside(quick, lambda: decode_latents(latents, host), repeats)
         what = f"one 512 px plan by {name}, against SDXL's autoencoder"
         rows.append({"what": what, "unit": "s", "dtviz": ours, "instead": instead, "ratio": ratio})
     return rows

@@ -21,7 +21,7 @@ from dtviz import diversity
 from dtviz.embed import embedder
 
 from ..test_embed import save_adapter
-from .capture import publish
+from .measure import publish
 
 SIZES = (100, 1000)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests import browser
 
-from .capture import publish
+from .measure import publish
 
 PROMPTS = ("cat face", "rabbit face", "bear", "frog", "tiger face")
 

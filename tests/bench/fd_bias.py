@@ -10,7 +10,7 @@ import numpy as np
 
 from dtviz import quality
 
-from .capture import publish
+from .measure import publish
 
 D, SIZES, RUNS = 512, (100, 300, 1000, 3000, 10_000), 4
 TRUTH = {"equal": 0.0, "shifted": 4.0}

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .capture import publish, timed
+from .measure import publish, timed
 
 
 def run(folder: Path, store: str, *options: str) -> float:

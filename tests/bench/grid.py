@@ -15,7 +15,7 @@ import dtviz
 from dtviz.store import Store
 from dtviz.study import Study
 
-from .capture import publish, timed
+from .measure import beside, publish, timed
 
 STEPS = (4, 10, 20, 50)
 
@@ -46,8 +46,9 @@ def rerun(steps: int, repeats: int = 3) -> dict:
         return torch.stack(images)
 
     torch.testing.assert_close(plans(), one_by_one(), rtol=0, atol=1e-5)  # decoded in other batches
-    pairs = [(timed(plans), timed(one_by_one)) for _ in range(repeats)]
-    return row(f"emoji-base, grid of {steps} steps: one run, against one a step", pairs)
+    ours, instead, ratio = beside(plans, one_by_one, repeats)
+    what = f"emoji-base, grid of {steps} steps: one run, against one a step"
+    return {"what": what, "unit": "s", "dtviz": ours, "instead": instead, "ratio": ratio}
 
 
 def kept(what: str, call, repeats: int = 3) -> dict:
@@ -58,13 +59,9 @@ def kept(what: str, call, repeats: int = 3) -> dict:
             study = Study.open("emoji-dmd", seeds=range(10), store=Store(folder))
             made = timed(lambda: call(study))  # noqa: B023 - called at once
             pairs.append((timed(lambda: call(study)), made))  # noqa: B023
-    return row(f"emoji-dmd, 10 seeds, {what}: read from the store, against made again", pairs)
-
-
-def row(what: str, pairs: list[tuple[float, float]]) -> dict:
     ours, instead = (statistics.median(column) for column in zip(*pairs, strict=True))
     return {
-        "what": what,
+        "what": f"emoji-dmd, 10 seeds, {what}: read from the store, against made again",
         "unit": "s",
         "dtviz": ours,
         "instead": instead,

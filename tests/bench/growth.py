@@ -14,7 +14,7 @@ import torch
 import dtviz
 from dtviz import diversity, quality
 
-from .capture import publish, timed
+from .measure import publish, timed
 
 WIDTH = 1792  # of DreamSim's ensemble
 COUNTS, STEPS, BATCHES = (100, 300, 1000, 3000, 10_000, 30_000), (4, 10, 20, 50, 100), (1, 2, 4, 8, 16, 32, 64)

@@ -6,13 +6,11 @@ parts, and what it needs more than the student alone is switching the adapter of
 
 from __future__ import annotations
 
-import statistics
-
 import torch
 
 import dtviz
 
-from .capture import publish, timed
+from .measure import beside, publish
 
 
 def seconds(name: str, repeats: int = 15) -> dict:
@@ -22,14 +20,9 @@ def seconds(name: str, repeats: int = 15) -> dict:
     methods = [lambda m=m: dtviz.generate(pair, "dog face", method=m, **options) for m in ("distilled", "hybrid")]
     for method in methods:
         assert sum(method().provenance["nfe"].values()) == 4
-    pairs = [[timed(method) for method in methods] for _ in range(repeats)]
-    return {
-        "what": f"{name}: hybrid beside student, 4 evaluations, 10 samples",
-        "unit": "s",
-        "student": statistics.median(first for first, _ in pairs),
-        "hybrid": statistics.median(second for _, second in pairs),
-        "ratio": statistics.median(second / first for first, second in pairs),
-    }
+    student, hybrid, ratio = beside(*methods, repeats)
+    told = {"what": f"{name}: hybrid beside student, 4 evaluations, 10 samples", "unit": "s"}
+    return told | {"student": student, "hybrid": hybrid, "ratio": ratio}
 
 
 def weights(name: str) -> dict:

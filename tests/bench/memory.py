@@ -17,7 +17,7 @@ from peft import LoraConfig
 import dtviz
 from tests.published import SDXL_UNET
 
-from .capture import peak, publish, timed
+from .measure import peak, publish, timed
 
 # LCM-LoRA's: rank 64 on every attention, feed-forward and convolution.
 LORA = (

@@ -6,7 +6,6 @@ that decides. What was gained here is taken; what was not is left out, and this 
 
 from __future__ import annotations
 
-import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,24 +14,17 @@ import torch
 import dtviz
 from dtviz.decode import decode_latents
 
-from .capture import publish, timed
+from .measure import beside, publish, timed
 from .memory import DEVICE, DTYPE, unet
 
 SAMPLES, RUNS = 10, 4
 
 
 def turns(what: str, usual, other, repeats: int = 7, start: float = 0.0) -> dict:
-    """One row: medians, and the median of the pairs' ratios. `start` is what the other way takes once, before it can begin."""
+    """One row: medians, and the median of the turns' ratios. `start` is what the other way takes once, before it can begin."""
     usual(), other()
-    pairs = [(timed(usual), timed(other)) for _ in range(repeats)]
-    return {
-        "what": what,
-        "unit": "s",
-        "usual": statistics.median(a for a, _ in pairs),
-        "other": statistics.median(b for _, b in pairs),
-        "gain": statistics.median(a / b for a, b in pairs),
-        "start": start,
-    }
+    was, instead, ratio = beside(usual, other, repeats)
+    return {"what": what, "unit": "s", "usual": was, "other": instead, "gain": 1 / ratio, "start": start}
 
 
 def embedded() -> list[dict]:

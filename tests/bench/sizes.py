@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from dtviz.models.families import FAMILIES
 from tests.published import NETWORKS
 
-from .capture import publish
+from .measure import publish
 
 
 class Live(TorchDispatchMode):

@@ -16,7 +16,7 @@ from dtviz import memory
 from dtviz.models.families import FAMILIES
 from dtviz.models.specs import SPECS
 
-from .capture import peak, publish, timed
+from .measure import peak, publish, timed
 from .memory import DEVICE, DTYPE, LORA, unet
 
 SIDE = 1024

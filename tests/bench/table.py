@@ -27,34 +27,46 @@ ROWS = (
 
 def ratios() -> list[str]:
     """The lines of the table. What is counted a second is better when it is more, and its ratio turned round."""
-    lines = ["| measured | dtviz | instead | instead / dtviz |", "|---|---|---|---|"]
+    rows = []
     for name, ours, instead, told in ROWS:
-        for row in pd.read_csv(FOLDER / f"{name}.csv").to_dict("records"):
+        for row in _read(name):
             unit = row.get("unit", "GiB")
             more = unit.endswith("a second")
             ratio = row[ours] / row[instead] if more else row[instead] / row[ours]
-            told_values = [f"{_number(row[column])} {unit}" for column in (ours, instead)]
-            lines.append(f"| {told.format_map(row)} | {' | '.join(told_values)} | {_number(ratio)} |")
-    return lines
+            values = [f"{_number(row[column])} {unit}" for column in (ours, instead)]
+            rows.append([told.format_map(row), *values, _number(ratio)])
+    return _lines(["measured", "dtviz", "instead", "instead / dtviz"], rows)
 
 
 def growth() -> list[str]:
     """The lines of the table of exponents."""
-    lines = ["| | from | to | time from | to | exponent |", "|---|---|---|---|---|---|"]
-    for row in pd.read_csv(FOLDER / "growth.csv").to_dict("records"):
-        times = " | ".join(f"{_number(row[column])} s" for column in ("s_from", "s_to"))
-        lines.append(f"| {row['what']} | {row['from']} | {row['to']} | {times} | {row['exponent']:.2f} |")
-    return lines
+    rows = [
+        [row["what"], row["from"], row["to"], _seconds(row["s_from"]), _seconds(row["s_to"]), f"{row['exponent']:.2f}"]
+        for row in _read("growth")
+    ]
+    return _lines(["", "from", "to", "time from", "to", "exponent"], rows)
 
 
 def tried() -> list[str]:
     """The lines of the table of what would not be quicker."""
-    lines = ["| | as it is | the other way | gain | to begin with |", "|---|---|---|---|---|"]
-    for row in pd.read_csv(FOLDER / "options.csv").to_dict("records"):
-        times = " | ".join(f"{_number(row[column])} s" for column in ("usual", "other"))
-        start = f"{_number(row['start'])} s" if row["start"] else ""
-        lines.append(f"| {row['what']} | {times} | {row['gain']:.2f} | {start} |")
-    return lines
+    rows = [
+        [row["what"], _seconds(row["usual"]), _seconds(row["other"]), f"{row['gain']:.2f}", _seconds(row["start"])]
+        for row in _read("options")
+    ]
+    return _lines(["", "as it is", "the other way", "gain", "to begin with"], rows)
+
+
+def _read(name: str) -> list[dict]:
+    return pd.read_csv(FOLDER / f"{name}.csv").to_dict("records")
+
+
+def _lines(heads: list[str], rows: list[list]) -> list[str]:
+    """A table in Markdown."""
+    return [f"| {' | '.join(map(str, cells))} |" for cells in (heads, ["---"] * len(heads), *rows)]
+
+
+def _seconds(value: float) -> str:
+    return f"{_number(value)} s" if value else ""
 
 
 def _number(value: float) -> str:
