@@ -1,13 +1,13 @@
 # `make figures` and `make test` are all that a newcomer needs: each sets up .venv by itself, and reuses it for as long
 # as the pins in requirements.txt stay the same.
 #
-#   make figures ARGS="--only fig5,table3 --pair sdxl-dmd"     make test ARGS="tests/test_trace.py"
+#   make figures ARGS="--only fig5,table3 --pair sdxl-dmd"     make test ARGS="tests/test_core_trace.py"
 
 PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --quiet --disable-pip-version-check
 STAMP := .venv/.pins-$(shell cksum < requirements.txt | tr ' ' '-')
-STAGES := drawings vae clip judges base commitment dmd lcm turbo lightning plans styles controls effects evaluate cards
+STAGES := drawings vae clip classifiers base commitment dmd lcm turbo lightning noisy_x0_classifier styles controls effects evaluate cards
 
 .PHONY: setup figures full test browser docs bench models lint clean
 
@@ -56,12 +56,8 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(PY) -m tests.bench.capture
 	$(PY) -m tests.bench.hybrid
-	$(PY) -m tests.bench.memory
-	$(PY) -m tests.bench.sizes
-	$(PY) -m tests.bench.step
 	$(PY) -m tests.bench.grid
 	$(PY) -m tests.bench.decode
-	$(PY) -m tests.bench.options
 	$(PY) -m tests.bench.growth
 	$(PY) -m tests.bench.dreamsim
 	$(PY) -m tests.bench.dataset
@@ -77,6 +73,7 @@ models: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	.venv/bin/lint-imports
 
 # Leaves .venv, the result store and the figures.
 clean:

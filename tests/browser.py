@@ -1,6 +1,6 @@
-"""A real JupyterLab in a real browser: Debian's Chromium, headless, driven by Playwright.
+"""A JupyterLab in Debian's headless Chromium, driven by Playwright.
 
-with lab(folder) as server, browse(server, "explorer.ipynb") as page: ...
+with lab(folder) as server, browse(server, "explorer.ipynb") as tab: ...
 """
 
 from __future__ import annotations
@@ -25,18 +25,8 @@ from papermill.parameterize import parameterize_notebook
 ROOT = Path(__file__).resolve().parents[1]
 EXPLORER = ROOT / "notebooks" / "explorer.ipynb"
 CHROMIUM = shutil.which("chromium")
-MISSING = (
-    "no chromium on this machine: as root, `apt-get install chromium`, which `make test` does by itself where it can"
-)
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+MISSING = "no chromium on this machine: `apt-get install chromium`, which `make test` does where it can"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 # No questions about news, and all cells in the page, not only those in view
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -52,11 +42,23 @@ RAN = """() => {
     const failed = document.querySelector("[data-mime-type='application/vnd.jupyter.error']")
     return failed || prompts.every(prompt => /\\[\\d+\\]/.test(prompt.innerText))
 }"""
+# Resolves with the milliseconds from the next event of a kind to when all these images show something else
+CHANGED = """([kind, ...images]) => {
+    const before = images.map(image => image.src)
+    let start
+    document.addEventListener(kind, () => { start ??= performance.now() }, { once: true, capture: true })
+    window.changed = new Promise(resolve => {
+        const check = () => start !== undefined && images.every((image, i) => image.src !== before[i] && image.complete)
+            ? resolve(performance.now() - start) : requestAnimationFrame(check)
+        check()
+    })
+}"""
 LAPTOP = {"width": 1366, "height": 768}
+IMAGES = ("x_t", "x0", "samples", "curves")  # of a side, in the order of the page, after the preview of a run
 
 
 def put(folder: Path, **values) -> str:
-    """The explorer's notebook in this folder, with these parameters, writing its figures there; its name."""
+    """Copy the explorer's notebook with these parameters; return its name."""
     notebook = parameterize_notebook(load_notebook_node(str(EXPLORER)), values | {"out": str(folder / "figures")})
     nbformat.write(notebook, folder / EXPLORER.name)
     return EXPLORER.name
@@ -64,20 +66,21 @@ def put(folder: Path, **values) -> str:
 
 @dataclass
 class Server:
-    """A running JupyterLab: its address and the file that it and its kernels write to."""
+    """A running JupyterLab: its address and the log of it and its kernels."""
 
     url: str
     log: Path
 
-    def complaints(self) -> list[str]:
-        """Lines of the log that tell of an error in the server or a kernel."""
-        bad = ("Traceback", "[E ", "[C ", "Error:", "CRITICAL")
-        return [line for line in self.log.read_text(errors="replace").splitlines() if any(mark in line for mark in bad)]
+    def errors(self) -> list[str]:
+        marks = ("Traceback", "[E ", "[C ", "Error:", "CRITICAL")
+        return [
+            line for line in self.log.read_text(errors="replace").splitlines() if any(mark in line for mark in marks)
+        ]
 
 
 @contextlib.contextmanager
 def lab(folder: Path) -> Iterator[Server]:
-    """JupyterLab on the notebooks of a folder, with settings of its own, for as long as the block lasts."""
+    """Run JupyterLab on the notebooks of a folder, with settings of its own, inside the block."""
     home = folder / ".jupyter"
     for name, settings in SETTINGS.items():
         file = home / "lab" / "@jupyterlab" / f"{name}.jupyterlab-settings"
@@ -86,97 +89,50 @@ def lab(folder: Path) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "JUPYTERLAB_SETTINGS_DIR": str(home / "lab"),
-        **{f"JUPYTER_{name}_DIR": str(home / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")},
-    }
+    environment = os.environ | {f"JUPYTER_{name}_DIR": str(home / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    environment |= {"PYTHONPATH": str(ROOT), "JUPYTERLAB_SETTINGS_DIR": str(home / "lab")}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
     command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
     server = Server(f"http://127.0.0.1:{port}", folder / "server.log")
     with server.log.open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         try:
-            _wait_for(server, process)
+            end = time.monotonic() + 180
+            while True:
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"{server.url}/api/status", timeout=5).close()
+                    break
+                if time.monotonic() > end or process.poll() is not None:
+                    raise RuntimeError(f"JupyterLab did not start: {server.log.read_text(errors='replace')[-2000:]}")
+                time.sleep(0.2)
             yield server
         finally:
             process.terminate()
             process.wait()
 
 
-def _wait_for(server: Server, process: subprocess.Popen, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{server.url}/api/status", timeout=5).close()
-            return
-        time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab did not start: {server.log.read_text(errors='replace')[-2000:]}")
-
-
 @dataclass
 class Tab:
-    """A page with a notebook open, and what its console said."""
+    """A page with a notebook, the errors of its console, and what a hand does to its first explorer."""
 
     page: object
     errors: list[str] = field(default_factory=list)
 
-    def run_all(self) -> None:
-        """Run all cells from the menu, and wait until each has its number, or one an error."""
-        self.menu("Run", "Run All Cells")
-        self.page.wait_for_function(RAN, timeout=400_000)
-        failed = self.page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
-        assert failed == []
-
-    def menu(self, name: str, item: str) -> None:
-        """Choose an item of a menu."""
-        self.page.locator(".lm-MenuBar-itemLabel").get_by_text(name, exact=True).click()
-        self.page.locator(".lm-Menu-itemLabel").get_by_text(item, exact=True).click()
-
-    def command(self, name: str, **arguments) -> None:
-        """One of JupyterLab's commands."""
-        self.page.evaluate("([name, args]) => void window.jupyterapp.commands.execute(name, args)", [name, arguments])
-
-
-# Resolves with the milliseconds from the next press of a key or button to when all these images show something else
-CHANGED = """([kind, ...elements]) => {
-    const limit = performance.now() + 120000
-    const before = elements.map(element => element.src)
-    let start
-    document.addEventListener(kind, () => { start ??= performance.now() }, { once: true, capture: true })
-    window.changed = new Promise((resolve, reject) => {
-        const check = () => {
-            if (start !== undefined && elements.every((element, i) => element.src !== before[i] && element.complete)) {
-                resolve(performance.now() - start)
-            } else if (performance.now() > limit) {
-                reject(new Error(`unchanged: ${elements.filter((element, i) => element.src === before[i]).length}`))
-            } else {
-                requestAnimationFrame(check)
-            }
-        }
-        check()
-    })
-}"""
-
-
-@dataclass
-class Hand:
-    """What a hand does to the first explorer of a page."""
-
-    tab: Tab
-
     @property
     def root(self):
-        return self.tab.page.locator(".dtviz-explorer").first
+        return self.page.locator(".dtviz-explorer").first
 
-    @property
-    def status(self):
-        return self.root.locator("[role=status], [role=alert]")
+    def run_all(self) -> None:
+        for menu, item in ((".lm-MenuBar-itemLabel", "Run"), (".lm-Menu-itemLabel", "Run All Cells")):
+            self.page.locator(menu).get_by_text(item, exact=True).click()
+        self.page.wait_for_function(RAN, timeout=600_000)
+        assert self.page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts() == []
 
-    def pictures(self, side: int = 0) -> dict:
-        """The elements that show a side's x_t, plan and samples."""
-        images = self.root.locator("img")
-        return {name: images.nth(3 * side + i) for i, name in enumerate(("noisy", "plan", "samples"))}
+    def command(self, name: str, **arguments) -> None:
+        self.page.evaluate("([name, args]) => void window.jupyterapp.commands.execute(name, args)", [name, arguments])
+
+    def image(self, name: str):
+        return self.root.locator("img").nth(1 + IMAGES.index(name))
 
     def field(self, label: str):
         return self.root.get_by_label(label, exact=True).first
@@ -188,53 +144,37 @@ class Hand:
         self.field(label).fill(text)
         self.field(label).press("Enter")
 
-    def sees(self, text: str) -> None:
-        """Wait for a text."""
+    def wait_for(self, text: str) -> None:
         self.root.get_by_text(text).first.wait_for()
 
-    def until(self, done, seconds: float = 120) -> None:
-        """Wait until something is so."""
-        end = time.monotonic() + seconds
-        while not done():
-            if time.monotonic() > end:
-                raise TimeoutError(f"not so after {seconds} s")
-            self.tab.page.wait_for_timeout(50)
-
     def seconds(self, act, event: str, *names: str) -> float:
-        """How long after an act's event ("keydown", "click") these pictures of the first side have all changed."""
-        pictures = self.pictures()
-        elements = [pictures[name].element_handle() for name in names]
-        self.tab.page.evaluate(CHANGED, [event, *elements])
+        """Return how long after an act's event ("keydown", "click") these images of the first side have all changed."""
+        self.page.evaluate(CHANGED, [event, *(self.image(name).element_handle() for name in names)])
         act()
-        return self.tab.page.evaluate("() => window.changed") / 1000
+        return self.page.evaluate("() => window.changed") / 1000
 
     def move(self, key: str, *names: str) -> float:
-        """Move the step slider by a key; the seconds until these pictures have changed."""
+        """Move the step slider by a key."""
         self.root.locator(".noUi-handle").first.focus()
-        return self.seconds(lambda: self.tab.page.keyboard.press(key), "keydown", *names)
+        return self.seconds(lambda: self.page.keyboard.press(key), "keydown", *names)
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """Draw a box on the first plan, from one corner to the other, as shares of its width and height."""
-        self.pictures()["plan"].scroll_into_view_if_needed()
-        place = self.pictures()["plan"].bounding_box()
-        mouse = self.tab.page.mouse
-
-        def go(to: tuple[float, float], steps: int = 1) -> None:
-            ends = zip("xy", ("width", "height"), to, strict=True)
-            mouse.move(*(place[side] + share * place[size] for side, size, share in ends), steps=steps)
-
-        go(start)
+        """Draw a box on the first x0, between two corners as shares of its width and height."""
+        self.image("x0").scroll_into_view_if_needed()
+        place, mouse = self.image("x0").bounding_box(), self.page.mouse
+        ends = [(place["x"] + x * place["width"], place["y"] + y * place["height"]) for x, y in (start, end)]
+        mouse.move(*ends[0])
         mouse.down()
-        go(end, steps=5)
+        mouse.move(*ends[1], steps=5)
         for _ in range(2):  # the canvas drops moves that come faster than it draws; a hand rests before it lets go
-            self.tab.page.wait_for_timeout(300)
-            go(end)
+            self.page.wait_for_timeout(500)
+            mouse.move(*ends[1])
         mouse.up()
 
 
 @contextlib.contextmanager
 def browse(server: Server, notebook: str) -> Iterator[Tab]:
-    """A notebook in Chromium, at a laptop's width."""
+    """Open a notebook in Chromium, at a laptop's width."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
@@ -242,10 +182,10 @@ def browse(server: Server, notebook: str) -> Iterator[Tab]:
         try:
             page = browser.new_page(viewport=LAPTOP)
             tab = Tab(page)
-            page.on("console", lambda said: tab.errors.append(said.text) if said.type == "error" else None)
+            page.on("console", lambda message: tab.errors.append(message.text) if message.type == "error" else None)
             page.on("pageerror", lambda error: tab.errors.append(str(error)))
             page.goto(f"{server.url}/lab/tree/{notebook}")
-            page.wait_for_function(READY, timeout=90_000)
+            page.wait_for_function(READY, timeout=180_000)
             yield tab
         finally:
             browser.close()

@@ -2,28 +2,15 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import dtviz
-from dtviz.controls import DOWN, UP
+from dtviz.controls.control import DOWN, UP
+
+from .tiny import SD, tiny_unet
 
 torch.set_num_threads(1)
-
-
-def tiny_unet(seed: int) -> UNet2DConditionModel:
-    """A random two-level denoiser on 4-channel 8x8 latents."""
-    torch.manual_seed(seed)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    ).eval()
 
 
 def random_factors(unet, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -39,6 +26,31 @@ def random_factors(unet, seed: int = 0) -> dict[str, torch.Tensor]:
         tensors[name + DOWN] = torch.randn((rank, *weight.shape[1:]), generator=generator) / 4
         tensors[name + UP] = torch.randn((len(weight), rank, *tail), generator=generator) / 4
     return tensors
+
+
+def change(control, module: str) -> torch.Tensor:
+    """Change of a module's weight at scale 1."""
+    if f"{module}.weight" in control.tensors:
+        return control.tensors[f"{module}.weight"]
+    return torch.einsum("or,ri...->oi...", control.tensors[module + UP].flatten(1), control.tensors[module + DOWN])
+
+
+def answer(unet) -> torch.Tensor:
+    """Output of a UNet for one small random input, always the same."""
+    generator, config, added = torch.Generator().manual_seed(0), unet.config, {}
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - config.addition_time_embed_dim
+        added = {
+            "added_cond_kwargs": {
+                "text_embeds": torch.randn(1, pooled, generator=generator),
+                "time_ids": torch.ones(1, 1),
+            }
+        }
+    side = 2 ** len(config.block_out_channels)
+    sample = torch.randn(1, config.in_channels, side, side, generator=generator)
+    text = torch.randn(1, 4, config.cross_attention_dim, generator=generator)
+    with torch.no_grad():
+        return unet(sample, 500, text, **added)[0]
 
 
 def tiny_tokenizer() -> CLIPTokenizer:
@@ -58,25 +70,15 @@ def pipe() -> StableDiffusionPipeline:
         max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
     vae = AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        sample_size=16,
-    )
+        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4, sample_size=16,
+    )  # fmt: skip
     pipeline = StableDiffusionPipeline(
         vae=vae.eval(),
         text_encoder=CLIPTextModel(text).eval(),
         tokenizer=tokenizer,
         unet=tiny_unet(1),
-        scheduler=DDIMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            clip_sample=False,
-            timestep_spacing="trailing",
-            steps_offset=1,
-        ),
+        scheduler=DDIMScheduler(**SD, clip_sample=False, timestep_spacing="trailing"),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -87,12 +89,11 @@ def pipe() -> StableDiffusionPipeline:
 
 @pytest.fixture
 def pair(pipe: StableDiffusionPipeline) -> dtviz.Pair:
-    """A base and a student with other random weights, DMD2's scheduler and timesteps."""
-    student = LCMScheduler.from_config(pipe.scheduler.config)
+    """A base and a distilled model with other random weights, DMD2's scheduler and timesteps."""
     return dtviz.Pair(
         pipe,
         tiny_unet(2),
-        distilled_scheduler=student,
+        distilled_scheduler=LCMScheduler.from_config(pipe.scheduler.config),
         timesteps=(999, 749, 499, 249),
         base_steps=8,
         base_guidance=3.0,

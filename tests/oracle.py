@@ -9,35 +9,30 @@ from __future__ import annotations
 
 import inspect
 import sys
-from dataclasses import dataclass, field
 
 import torch
 
 import dtviz
-from dtviz import rules
-from dtviz.schedule import coefficients, noise_level
+from dtviz.core.schedulers import find, index_of, prediction
+from dtviz.core.x0 import noise_level, signal_and_noise
 
 SHAPE = (1, 4, 8, 8)
 
 
-@dataclass
 class Truth:
     """A clean sample in [-1, 1], and a supply of orthogonal unit noise."""
 
-    shape: tuple[int, ...] = SHAPE
-    basis: list[torch.Tensor] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(0)
-        self.x0 = torch.rand(self.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
-        self.basis.append(self.x0 / self.x0.norm())
+    def __init__(self, shape: tuple[int, ...] = SHAPE) -> None:
+        self.shape, self.generator = shape, torch.Generator().manual_seed(0)
+        self.x0 = torch.rand(shape, generator=self.generator, dtype=torch.float64) * 2 - 1
+        self.basis = [self.x0 / self.x0.norm()]
 
     def noise(self, *_, **__) -> torch.Tensor:
         """Stands in for every random draw of a scheduler."""
         draw = torch.randn(self.shape, generator=self.generator, dtype=torch.float64)
         for _ in range(2):  # twice: orthogonal to rounding
-            for known in self.basis:
-                draw = draw - (draw * known).sum() * known
+            for earlier in self.basis:
+                draw = draw - (draw * earlier).sum() * earlier
         draw = draw / draw.norm()
         self.basis.append(draw)
         return (draw * self.x0.numel() ** 0.5).float()
@@ -50,41 +45,43 @@ class Truth:
         b = float(rest.norm() / rest.numel() ** 0.5)
         return a, b, rest / b
 
-    def output(self, prediction: str, x_t: torch.Tensor, scheduler, timestep) -> torch.Tensor:
+    def sample(self, a: float, b: float) -> torch.Tensor:
+        """a x0 + b n with new noise."""
+        return (a * self.x0 + b * self.noise().double()).float()
+
+    def output(self, kind: str, x_t: torch.Tensor, scheduler, timestep) -> torch.Tensor:
         """What an exact denoiser returns, from the definitions."""
         a, b, n = self.parts(x_t)
-        size = (a**2 + b**2) ** 0.5
-        x_t = x_t.double()
-        match prediction:
+        x_t, x0, config = x_t.double(), self.x0, scheduler.config
+        match kind:
             case "epsilon":
                 value = n
             case "negative epsilon":
                 value = -n
             case "sample":
-                value = self.x0
+                value = x0
             case "v_prediction" | "trigflow":
-                value = (a * n - b * self.x0) / size
+                value = (a * n - b * x0) / (a**2 + b**2) ** 0.5
             case "flow_prediction":
-                value = n - self.x0
+                value = n - x0
             case "velocity to the data":
-                value = self.x0 - n
+                value = x0 - n
             case "score":
                 value = -n / b
             case "edm":  # the network F whose preconditioned output is the clean sample
-                data = scheduler.config.sigma_data
-                sign = -1 if scheduler.config.prediction_type == "v_prediction" else 1
+                data, sign = config.sigma_data, -1 if config.prediction_type == "v_prediction" else 1
                 skip, out = data**2 / (b**2 + data**2), sign * b * data / (b**2 + data**2) ** 0.5
-                value = (self.x0 - skip * x_t) / out
+                value = (x0 - skip * x_t) / out
             case "consistency":
-                level = scheduler.sigmas[rules.index_of(scheduler, timestep)]
+                level = scheduler.sigmas[index_of(scheduler, timestep)]
                 skip, out = (float(c) for c in scheduler.get_scalings_for_boundary_condition(level))
-                value = (self.x0 - skip * x_t) / out
+                value = (x0 - skip * x_t) / out
             case "consistency decoder":
-                value = (self.x0 - float(scheduler.c_skip[timestep]) * x_t) / float(scheduler.c_out[timestep])
+                value = (x0 - float(scheduler.c_skip[timestep]) * x_t) / float(scheduler.c_out[timestep])
         return value.float()
 
 
-def told(scheduler, call: int, _) -> tuple[float, float]:
+def scheduler_level(scheduler, call: int, _) -> tuple[float, float]:
     """a and b of a sample at the noise level that the scheduler keeps for this call: variance-preserving, or flow."""
     sigma = float(scheduler.sigmas[call])
     if scheduler.config.use_flow_sigmas:
@@ -92,12 +89,12 @@ def told(scheduler, call: int, _) -> tuple[float, float]:
     return (1 + sigma**2) ** -0.5, sigma * (1 + sigma**2) ** -0.5
 
 
-def run(scheduler, monkeypatch, *, steps: int, check, nominal=None, **how):
+def run(scheduler, monkeypatch, *, steps: int, check, nominal=None, shape=SHAPE, **how) -> None:
     """Step through a whole run on exact outputs; `check(x0, truth, x_t)` at every call.
 
     The samples are the scheduler's own, or, with `nominal(scheduler, call, timestep) -> (a, b)`, a x0 + b n anew at each.
     """
-    truth = Truth(how.pop("shape", SHAPE))
+    truth, name = Truth(shape), type(scheduler).__name__
     module = sys.modules[type(scheduler).__module__]
     if hasattr(module, "randn_tensor"):
         monkeypatch.setattr(module, "randn_tensor", truth.noise)
@@ -107,41 +104,39 @@ def run(scheduler, monkeypatch, *, steps: int, check, nominal=None, **how):
     if hasattr(scheduler, "set_begin_index"):  # spacings may repeat a timestep, which no longer says where the run is
         scheduler.set_begin_index(0)
     timesteps = scheduler.timesteps
-    if type(scheduler).__name__ in ("SCMScheduler", "DDPMWuerstchenScheduler"):
+    if name in ("SCMScheduler", "DDPMWuerstchenScheduler"):
         timesteps = timesteps[:-1]  # the last one is where the run ends
-    rule, kind = rules.find(scheduler), rules.prediction(scheduler)
-    x_t, old = None, None
+    rule, x_t, earlier_x0 = find(scheduler), None, None
     for i, t in enumerate(timesteps):
-        timestep, extra = _arguments(scheduler, timesteps, i, t, truth, old)
+        timestep, extra = _arguments(scheduler, timesteps, i, t, truth, earlier_x0)
         if nominal is not None:
-            a, b = nominal(scheduler, i, t)
-            x_t = (a * truth.x0 + b * truth.noise().double()).float()
+            x_t = truth.sample(*nominal(scheduler, i, t))
         elif x_t is None:
-            a, b = (float(c) for c in coefficients(scheduler, noise_level(scheduler, timestep, extra).max()))
-            x_t = (a * truth.x0 + b * truth.noise().double()).float()
+            level = noise_level(scheduler, timestep, extra).max()
+            x_t = truth.sample(*(float(c) for c in signal_and_noise(scheduler, level)))
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(x_t, t)
-        output = truth.output(kind, x_t, scheduler, timestep)
-        x0 = dtviz.predict_x0(scheduler, output, timestep, x_t, arguments=extra)
-        check(x0, truth, x_t)
-        given = dict(zip(rule.names, (output, timestep, x_t), strict=True)) | extra
+        output = truth.output(prediction(scheduler), x_t, scheduler, timestep)
+        check(dtviz.predict_x0(scheduler, output, timestep, x_t, arguments=extra), truth, x_t)
         step = getattr(scheduler, rule.step)
-        takes = inspect.signature(step).parameters
-        stepped = step(**{name: value for name, value in given.items() if name in takes})
+        arguments = dict(zip(rule.names, (output, timestep, x_t), strict=True)) | extra
+        accepted = inspect.signature(step).parameters
+        stepped = step(**{key: value for key, value in arguments.items() if key in accepted})
         x_t = stepped[0] if isinstance(stepped, tuple) else stepped.prev_sample
-        if type(scheduler).__name__ == "CogVideoXDPMScheduler":
-            old = stepped[1]
+        if name == "CogVideoXDPMScheduler":
+            earlier_x0 = stepped[1]
 
 
-def _arguments(scheduler, timesteps, i: int, t, truth: Truth, old) -> tuple:
+def _arguments(scheduler, timesteps, i: int, t, truth: Truth, earlier_x0) -> tuple:
     """The timestep as this class takes it, and the other arguments of its `step`."""
+    following = timesteps[i + 1] if i + 1 < len(timesteps) else None
     match type(scheduler).__name__:
         case "CogVideoXDPMScheduler":
-            return t, {"old_pred_original_sample": old, "timestep_back": timesteps[i - 1] if i else None}
+            return t, {"old_pred_original_sample": earlier_x0, "timestep_back": timesteps[i - 1] if i else None}
         case "RePaintScheduler":
             return t, {"original_image": truth.x0.float(), "mask": torch.zeros(truth.shape)}
         case "UnCLIPScheduler":
-            return t, {"prev_timestep": timesteps[i + 1] if i + 1 < len(timesteps) else None}
+            return t, {"prev_timestep": following}
         case "HeliosDMDScheduler":
             return t, {
                 "cur_sampling_step": i, "dmd_noisy_tensor": truth.noise(), "dmd_sigmas": scheduler.sigmas,
@@ -150,8 +145,8 @@ def _arguments(scheduler, timesteps, i: int, t, truth: Truth, old) -> tuple:
         case "DDPMWuerstchenScheduler":
             return t.expand(truth.shape[0]), {}
         case "KarrasVeScheduler":
-            levels = scheduler.schedule[timesteps]
-            return levels[i], {"sigma_prev": levels[i + 1] if i + 1 < len(levels) else torch.tensor(0.0)}
+            level, lower = (0.0 if s is None else scheduler.schedule[s] for s in (t, following))
+            return level, {"sigma_prev": torch.as_tensor(lower)}
         case "RFD4ProteinaScheduler":
             return t, {"emit_mask": torch.ones(truth.shape[:2])}
         case "DDIMScheduler" | "DDIMParallelScheduler" | "DDIMInverseScheduler":

@@ -1,6 +1,6 @@
 """Tiny random models in the published repositories' layouts: the same pipeline classes, folders and file names.
 
-unet = BASES["sdxl"](tmp_path / "base")      # saves the whole pipeline there, and returns its denoiser
+unet = BASES[SDXL](tmp_path / "base")      # saves the whole pipeline there, and returns its denoiser
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
+
+from dtviz.models.registry import FLUX, PIXART, SANA, SD15, SD35, SDXL
 
 from .conftest import tiny_tokenizer
 
@@ -184,5 +186,5 @@ def sana(folder: Path) -> torch.nn.Module:
 
 
 BASES: dict[str, Callable[[Path], torch.nn.Module]] = {
-    "sdxl": sdxl, "sd15": sd15, "sd35": sd35, "flux": flux, "pixart": pixart, "sana": sana,
+    SDXL: sdxl, SD15: sd15, SD35: sd35, FLUX: flux, PIXART: pixart, SANA: sana,
 }  # fmt: skip

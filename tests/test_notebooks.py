@@ -1,40 +1,48 @@
-"""Every notebook, by nbval, at small settings and on the shipped models; and what a notebook has to look like."""
+"""The form of every notebook, and its run by nbval at small settings on the shipped models."""
 
+import ast
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from ipykernel.kernelspec import write_kernel_spec
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 import dtviz
-from dtviz import figures
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 INDEX = FOLDER / "index.ipynb"  # leads through the others, and runs nothing
 NOTEBOOKS = sorted(set(FOLDER.glob("*.ipynb")) - {INDEX})
 SMALL = {"n_seeds": 3, "n_prompts": 2}
 ONE = ("control_beyond", "control_sweep")  # their intervals are over seeds, and one prompt will do
-CONTROLS = ("age", "smile", "openmoji", *(f"emoji-{student}/age" for student in ("dmd", "lcm", "turbo", "lightning")))
+CONTROLS = ("age", "smile", "openmoji", *(f"emoji-{name}/age" for name in ("dmd", "lcm", "turbo", "lightning")))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_form(path):
-    """Title and claim first, typed parameters with help, no function or class, no output kept."""
+    """Title, question, method and claim first; typed parameters with help; no functions and little code; no outputs."""
     notebook = nbformat.read(path, as_version=4)
-    assert notebook.cells[0].cell_type == "markdown"
-    assert notebook.cells[0].source.startswith("# ")
-    assert "paper's claim" in notebook.cells[0].source
-    parameters = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    assert len(parameters) == 1
+    first, *rest = notebook.cells
+    assert re.fullmatch(
+        r"# .+\n\n\*\*Question\.\*\* .*\*\*Method\.\*\* .*\*\*The paper's claim\.\*\* .+", first.source, re.S
+    )
+    parameters = [cell for cell in rest if "parameters" in cell.metadata.get("tags", [])]
+    assert parameters == [rest[0]]
     for line in parameters[0].source.splitlines():
-        assert ": " in line.split("=")[0], line
-        assert "  # " in line, line
+        assert re.fullmatch(r"\w+: \w+ = .*  # .+", line), line
+    texts = [cell.source for cell in rest if cell.cell_type == "markdown"]
+    assert any(text.startswith("## What to conclude") for text in texts)
+    assert "**Try:**" in texts[-1]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(line.startswith(("def ", "class ")) for cell in code for line in cell.source.splitlines())
+    tree = ast.parse("\n".join(cell.source for cell in code))
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    assert [node.lineno for node in ast.walk(tree) if isinstance(node, functions)] == []
+    assert sum(bool(line.strip()) for cell in code for line in cell.source.splitlines()) <= 90
     assert not any(cell.outputs for cell in code)
 
 
@@ -48,7 +56,7 @@ def test_the_index_leads_to_every_notebook():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_an_unavailable_pair_stops_a_notebook_at_once(path, monkeypatch, tmp_path):
-    """In the first cell that does anything, naming what is missing; the same cells that users run, in this process."""
+    """The first cell after the parameters raises an error that names the missing files."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
@@ -63,21 +71,22 @@ def test_an_unavailable_pair_stops_a_notebook_at_once(path, monkeypatch, tmp_pat
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
-    """One store for all notebooks, also of several test processes: what one made the others read."""
+    """Return one cache folder for all notebooks, shared by the test processes."""
     folder = tmp_path_factory.getbasetemp()
     return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "store"
 
 
 @pytest.fixture(scope="session")
 def python(tmp_path_factory):
-    """`python -m` with what notebooks begin with imported already, and the environment in which their kernels are that too."""
+    """Return `python -m` and an environment in which the kernel of notebooks is this interpreter."""
     few = tmp_path_factory.mktemp("controls")  # of each kind, of those that are shipped
     for name in CONTROLS:
         (few / name).parent.mkdir(parents=True, exist_ok=True)
         (few / f"{name}.safetensors").symlink_to(FOLDER.parent / "data" / "controls" / f"{name}.safetensors")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DTVIZ_CONTROLS": str(few)}
-    with figures.forks(["pytest", *figures.IMPORTS], environment=environment) as found:
-        yield found
+    jupyter = tmp_path_factory.mktemp("jupyter")
+    write_kernel_spec(jupyter / "kernels" / "python3")
+    environment = {"OMP_NUM_THREADS": "1", "DTVIZ_CONTROLS": str(few), "JUPYTER_PATH": str(jupyter)}
+    return [sys.executable, "-m"], os.environ | environment
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

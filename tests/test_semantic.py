@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from dtviz import embedder, study, table
-from dtviz.pairs import SPECS, Spec
+from dtviz import embedder
+from dtviz.experiments import study, tables
+from dtviz.models.registry import SPECS, Spec
 
 from .conftest import tiny_tokenizer
 from .repos import sdxl
@@ -27,7 +28,7 @@ def tiny_pair(tmp_path, monkeypatch):
     student.mkdir()
     save_file(unet.state_dict(), student / spec.file)
     settings = spec.settings | {"base_steps": 8, "size": (16, 16)}
-    local = Spec(**vars(spec) | {"base": str(base), "student": str(student), "settings": settings})
+    local = Spec(**vars(spec) | {"base": str(base), "distilled": str(student), "settings": settings})
     monkeypatch.setitem(SPECS, "sdxl-dmd", local)
     monkeypatch.setattr(study, "embedder", lambda name: embedder("efficientnet-lite0", device="cpu"))
     monkeypatch.setenv("DTVIZ_STORE", str(tmp_path / "store"))
@@ -64,14 +65,14 @@ def test_clip_reads_a_hub_pairs_attributes(tiny_pair, tiny_clip, tmp_path, capsy
             exec(compile(cell.source, NOTEBOOK.name, "exec"), names)
         if "parameters" in cell.metadata.get("tags", []):
             names |= given
-    read = table.load(out / "semantic_diversity_attributes.csv")
-    listed = table.load(NOTEBOOK.parents[1] / "data" / "prompts" / "attributes.csv")
+    read = tables.load(out / "semantic_diversity_attributes.csv")
+    listed = tables.load(NOTEBOOK.parents[1] / "data" / "prompts" / "attributes.csv")
     for prompt, rows in read.groupby("prompt"):
         expected = listed[listed["prompt"] == prompt].groupby("attribute")["value"].nunique()
         assert rows.groupby("attribute")["values"].first().to_dict() == expected.to_dict()
     assert (read["told"] >= 1).all()
     assert (read["spread"] <= read["values"] * (1 + 1e-9)).all()
-    measured = table.load(out / "semantic_diversity.csv")
+    measured = tables.load(out / "semantic_diversity.csv")
     assert set(measured.columns) == {"prompt", "method", "distance", "vendi", "told"}
     means = read.groupby(["prompt", "method"])["told"].mean()
     np.testing.assert_allclose(measured.set_index(["prompt", "method"])["told"].loc[means.index], means)

@@ -35,8 +35,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import dtviz
-from dtviz.diversity import nearest
-from dtviz.embed import Embedder
+from dtviz.metrics.diversity import nearest
+from dtviz.metrics.embedders import Embedder
 
 
 def build() -> UNet2DConditionModel:

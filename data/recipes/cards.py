@@ -8,7 +8,7 @@ import json
 from common import DATA, DRAWINGS, MODELS, SHIFT, WORK, concepts, stage
 from dmd import TIMESTEPS
 
-from dtviz.table import load
+from dtviz.experiments.tables import load
 
 SOURCES = """| set | artist | licence |
 |---|---|---|
@@ -39,7 +39,7 @@ ROWS = {
     "mean_pairwise": "mean pairwise distance",
     "artists": "artists",
     "effective_artists": "effective artists",
-    "judged_artists": "effective artists, judged",
+    "judged_artists": "effective artists, by the classifier",
     "nearest_drawing": "distance to the nearest drawing",
     "seconds": "seconds an image",
 }
@@ -60,13 +60,13 @@ def quality(model: dict) -> str:
 
 
 def student_cards() -> dict[str, tuple[str, str]]:
-    """Of every student: its method, and how it was trained and is run."""
+    """Of every distilled model: its method, and how it was trained and is run."""
     dmd, lcm, turbo, lightning = (measured(name) for name in ("dmd", "lcm", "turbo", "lightning"))
     steps = ", ".join(map(str, TIMESTEPS))
     return {
         "emoji-dmd": (
             "distribution matching distillation (DMD2, Yin et al. 2024, without the adversarial head)",
-            f"{dmd['steps']} iterations of 64, {dmd['student_updates']} of them student updates (the fake score learns at each); "
+            f"{dmd['steps']} iterations of 64, {dmd['student_updates']} of them updates of the distilled model (the fake score learns at each); "
             f"backward simulation; teacher guidance {dmd['guidance']:g}; weights averaged (0.98). Runs on the LCM scheduler at "
             f"its trained timesteps {steps}, without guidance.",
         ),
@@ -103,9 +103,9 @@ def zoo(scores: dict) -> str:
 
 
 def compared(scores: dict) -> str:
-    """Whether each student draws less varied images than the base, and whether it is right as often."""
+    """Whether each distilled model draws less varied images than the base, and whether it is right as often."""
     base = scores["models"]["emoji-base"]["concept_accuracy"][0]
-    head = "| student | mean pairwise distance less the base's | p, sign-flip, Holm | less varied? | share of the base's accuracy |"
+    head = "| distilled model | mean pairwise distance less the base's | p, sign-flip, Holm | less varied? | share of the base's accuracy |"
     lines = [head, "|---|---|---|---|---|"]
     for model, (value, low, high, p) in scores["student_less_base"].items():
         verdict = "not shown" if p >= 0.05 else "yes" if value < 0 else "no, more"
@@ -121,26 +121,26 @@ def scaling() -> str:
     return "\n".join(lines + [f"| {s['step']} | {s['loss']:.4f} | {s['accuracy']:.2f} |" for s in seen])
 
 
-def plan_judge(plans: dict) -> str:
-    """How the judge of plans was made, and its measures at every noise level."""
+def noisy_x0_card(plans: dict) -> str:
+    """Describe how the classifier of x0 was made, with its measures at every noise level."""
     names = ("sigmas", "accuracy", "confidence", "error", "clean_judge")
     lines = ["| sigma | right | mean posterior | calibration error | `concept` right |", "|---|---|---|---|---|"]
     for sigma, accuracy, confidence, error, other in zip(*(plans[name] for name in names), strict=True):
         level = f"{sigma:.2f}" if sigma else "final image"
         lines.append(f"| {level} | {accuracy:.2f} | {confidence:.2f} | {error:.3f} | {other:.2f} |")
     table = "\n".join(lines)
-    return f"""## The judge of plans
+    return f"""## The classifier of x0 at every noise level
 
-`plan` says how likely a plan of the base, its predicted clean image at some noise level, shows each of {plans["concepts"]} concepts.
-Unfinished plans are no drawings, and `concept` misnames them. One linear classifier of EfficientNet-Lite0 features for all noise
-levels and a temperature for each, trained on plans of {plans["samples"]} samples ({plans["concepts"]} prompts x {plans["seeds"]} seeds), each labelled by
+`plan` gives the posterior that x0 of the base, its predicted clean image at some noise level, shows each of {plans["concepts"]} concepts.
+Early x0 are blurred mixtures, and `concept` is wrong on them. One linear classifier of EfficientNet-Lite0 features for all noise
+levels and a temperature for each, trained on x0 of {plans["samples"]} samples ({plans["concepts"]} prompts x {plans["seeds"]} seeds), each labelled by
 what `concept` sees in the final image; that is what was asked for in {plans["as_asked"]:.1%}. Measured on seeds left out, in fifths (`concept` is right at the end by definition):
 
 {table}
 
-The temperatures were fitted on the same left-out scores. A plan can be said to show a concept from a posterior of {plans["shown"]:.2f} on: no more
-than {plans["false_alarms"]:.0%} of these samples ever show so much of a concept that is gone at the end. The shipped judge has seen all {plans["seeds"]}
-seeds; Figure 3 measures it on others, and on a student's plans."""
+The temperatures were fitted on the same left-out scores. An x0 counts as showing a concept from a posterior of {plans["shown"]:.2f} on: no more
+than {plans["false_alarms"]:.0%} of these samples ever show so much of a concept that is gone at the end. The shipped classifier was trained on all {plans["seeds"]}
+seeds; Figure 3 measures it on others, and on a distilled model's x0."""
 
 
 def settled() -> str:
@@ -154,7 +154,7 @@ def settled() -> str:
     within = table[(table["model"] == "base") & (table["distance"] <= level)]["fraction"].min()
     curve = ", ".join(f"{distance:.2f}" for distance in student["distance"])
     return (
-        f"The paper's own measure beside it (Figure 5): the distance of `emoji-dmd`'s plan to its final image is {curve} after "
+        f"The paper's own measure beside it (Figure 5): the distance of `emoji-dmd`'s x0 to its final image is {curve} after "
         f"its four steps, and the base first comes as near as the first of these after {within:.0%} of its steps; the paper "
         "finds about 30% for SDXL.\n"
     )
@@ -164,11 +164,11 @@ def main() -> None:
     vae, clip, base = (measured(name) for name in ("vae", "clip", "base"))
     check, scores = measured("commitment"), measured("evaluate")
     how = f"""{scores["prompts"]} prompts, those of the figures, x {scores["seeds"]} seeds (LoRAs: {scores["lora_seeds"]}); 95% intervals over
-prompts. Concept accuracy: the concept judge names the prompt. The emoji-clip score is 100 x the cosine of `emoji-clip`'s
+prompts. Concept accuracy: the concept classifier names the prompt. The emoji-clip score is 100 x the cosine of `emoji-clip`'s
 features of image and prompt; it is not OpenAI's CLIP. FD: the Fréchet distance of EfficientNet-Lite0 features to the
 drawings' (not an FID); it falls with the number of images. Mean pairwise distance: 1 - cosine of those features. Artists: how
 many of a prompt's artists the samples come nearest to, of their drawings as the autoencoder gives them back; effective
-artists: exp of those labels' entropy (Miller-Madow), and the same by the artist judge. Distance to the nearest drawing, as the
+artists: exp of those labels' entropy (Miller-Madow), and the same by the artist classifier. Distance to the nearest drawing, as the
 autoencoder gives it back: 0 is a copy; the rows of the drawings tell how far another artist's drawing is. Seconds: prompt to image in batches of ten, {scores["threads"]} CPU thread(s)."""
     kept = "\n".join(
         f"| {sigma} | {float(sigma) * SHIFT:.2f} | {share:.2f} |" for sigma, share in check["kept"].items()
@@ -224,16 +224,16 @@ Training longer (averaged weights, 35 prompts x 4 seeds, EfficientNet-Lite0 feat
 {SOURCES}""")
 
     for name, (method, training) in student_cards().items():
-        told, lora = history.get(f"{name.removeprefix('emoji-')}.history", ""), measured(f"{name}-lora")
+        notes, lora = history.get(f"{name.removeprefix('emoji-')}.history", ""), measured(f"{name}-lora")
         (MODELS / name / "README.md").write_text(f"""# {name}
 
-A four-step student of `emoji-base`, by {method}.
+A four-step distilled model of `emoji-base`, by {method}.
 
 ![samples, two prompts a row, eight seeds each](samples.jpg)
 
 ## Training
 
-{training} It began as the base. Two CPU cores; matrices in eight or sixteen bits. {told}
+{training} It began as the base. Two CPU cores; matrices in eight or sixteen bits. {notes}
 
 ## Measured
 
@@ -243,7 +243,7 @@ A four-step student of `emoji-base`, by {method}.
 
 ## As a LoRA on the base
 
-`lora/` is the same student as an adapter of rank {lora["rank"]} on `emoji-base` (`dtviz.load("{name}-lora")`): the singular value
+`lora/` is the same distilled model as an adapter of rank {lora["rank"]} on `emoji-base` (`dtviz.load("{name}-lora")`): the singular value
 decomposition of what distillation changed in every matrix, extracted, not trained. It keeps {lora["kept"]:.0%} of the change's
 squared norm; biases and norms stay the base's. What that loses:
 
@@ -255,7 +255,7 @@ squared norm; biases and norms stay the base's. What that loses:
 
     (MODELS / "README.md").write_text(f"""# The embedded models
 
-One base, four students of it by four methods of distillation, whole and as LoRAs, a small CLIP (`emoji-clip`) and three judges (`emoji-judges`); each folder has
+One base, four distilled models of it by four methods of distillation, whole and as LoRAs, a small CLIP (`emoji-clip`) and four classifiers (`emoji-judges`); each folder has
 its card with training, data, licences and attributions. All share the base's autoencoder, text encoder and noise schedule (SDXL's with every sigma
 divided by {SHIFT}, see the base's card). UNets of {base["parameters"] / 1e6:.1f} M parameters.
 
@@ -282,22 +282,22 @@ A tiny CLIP (`transformers.CLIPModel`, 128-wide features, 64x64 images) with its
     j, y = measured("judges"), measured("styles")
     (MODELS / "emoji-judges" / "README.md").write_text(f"""# emoji-judges
 
-Linear judges on frozen ImageNet features (EfficientNet-Lite0). Two were trained on {j["drawings"]} real drawings only, each as it is and
-as the base's autoencoder gives it back: without the second, the artist judge would take the autoencoder's blur for a style.
+Linear classifiers on frozen ImageNet features (EfficientNet-Lite0). Two were trained on {j["drawings"]} real drawings only, each as it is and
+as the base's autoencoder gives it back: without the second, the artist classifier would take the autoencoder's blur for a style.
 
-| judge | names | reads | right on held-out drawings | and through the autoencoder | chance |
+| classifier | names | reads | right on held-out drawings | and through the autoencoder | chance |
 |---|---|---|---|---|---|
 | `artist` | one of {j["artists"]} artists | means and deviations of early channels | {j["artist_accuracy"]:.2f} | {j["artist_accuracy_copies"]:.2f} | {1 / j["artists"]:.2f} |
 | `concept` | one of {len(concepts())} concepts | the last channels | {j["concept_accuracy"]:.2f} | {j["concept_accuracy_copies"]:.2f} | {1 / len(concepts()):.3f} |
 | `style` | one of {y["styles"]} artists, three of whom no model has seen | as `artist` | {y["accuracy"]:.2f} | {y["accuracy_copies"]:.2f} | {1 / y["styles"]:.2f} |
 
 Held out: 150 whole concepts (artist); one artist after the other (concept); the 36 concepts that the pairs are studied on (style: of
-the three new artists' drawings of them, through the autoencoder, {y["new_styles_copies"]:.2f}). The style judge is for controls that were
-trained on OpenMoji, Fluent Emoji High Contrast or EmojiOne v1, and has seen {y["drawings"]} drawings. The other shipped judges have seen every drawing of the
+the three new artists' drawings of them, through the autoencoder, {y["new_styles_copies"]:.2f}). The style classifier is for controls that were
+trained on OpenMoji, Fluent Emoji High Contrast or EmojiOne v1, and has seen {y["drawings"]} drawings. The other shipped classifiers have seen every drawing of the
 training sets. Within one prompt, whose drawings are known, the nearest drawing tells the artist better: see
-`dtviz.decode.reconstruct`.
+`dtviz.core.decode.reconstruct`.
 
-{plan_judge(measured("plans"))}
+{noisy_x0_card(measured("plans"))}
 
 ## Data, licences, attributions
 

@@ -3,8 +3,8 @@
     python data/recipes/commitment.py
 
 Noise real latents to a level, let the base finish without guidance, and ask whether the result is still nearest to
-the same artist's drawing of its concept. SDXL's students take their second step at sigma 4.1, where SDXL's layout is
-mostly fixed (Figure 5 of the paper: the base is as near to its final image after 30% of its steps as the student
+the same artist's drawing of its concept. SDXL's distilled models take their second step at sigma 4.1, where SDXL's layout is
+mostly fixed (Figure 5 of the paper: the base is as near to its final image after 30% of its steps as the distilled model
 after one). SHIFT is right when the embedded base keeps most drawings at its own second timestep.
 """
 
@@ -16,8 +16,8 @@ from base import Conditioning
 from common import DEVICE, SHIFT, arguments, record, stage
 from distil import Denoiser, copies
 
-from dtviz.diversity import nearest
-from dtviz.embed import embedder
+from dtviz.metrics.diversity import nearest
+from dtviz.metrics.embedders import embedder
 
 LEVELS = (999, 899, 799, 749, 699, 599, 499, 399, 249)
 
@@ -49,8 +49,8 @@ def main() -> None:
         ends = embed(data.decode(made).add(1).div(2).cpu())
         same = []
         for row, drawing in enumerate(chosen):
-            rivals = (data.label == label[row]).nonzero()[:, 0].tolist()
-            same.append(rivals[int(nearest(ends[row : row + 1], features[rivals])[0])] == drawing)
+            others = (data.label == label[row]).nonzero()[:, 0].tolist()
+            same.append(others[int(nearest(ends[row : row + 1], features[others])[0])] == drawing)
         sigma = float(((1 - base.alpha[level]) / base.alpha[level]).sqrt())
         kept[f"{sigma:.2f}"] = float(np.mean(same))
         print(

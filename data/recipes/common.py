@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dtviz.outside import seal
+from dtviz.files import write_hashes
 
 DATA = Path(__file__).resolve().parents[1]
 DRAWINGS = DATA / "drawings"
@@ -61,7 +61,7 @@ def stage(name: str, seed: int = 0):
     start = time.time()
     print(f"== {name} on {DEVICE}", flush=True)
     yield
-    seal(MODELS)  # what was trained anew is what `dtviz.load` expects from now on
+    write_hashes(MODELS)  # what was trained anew is what `dtviz.load` expects from now on
     print(f"== {name} done in {time.time() - start:.0f} s", flush=True)
 
 
@@ -105,7 +105,7 @@ def record(name: str, **measures: float | str | list) -> None:
 def eight_bits(path: Path) -> None:
     """Keep the matrices of a safetensors file in eight bits (e4m3, relative error .03), the rest in sixteen.
 
-    So four students and their base stay small enough for a repository. `from_pretrained(..., dtype=torch.float32)`
+    So four distilled models and their base stay small enough for a repository. `from_pretrained(..., dtype=torch.float32)`
     reads them as any others.
     """
     small = {k: v.to(torch.float8_e4m3fn if v.ndim > 1 else torch.float16) for k, v in load_file(path).items()}

@@ -1,4 +1,4 @@
-"""Stage 13: sliders and styles on the base, and one of each on every student: the embedded pairs' controls.
+"""Stage 13: sliders and styles on the base, and one of each on every distilled model: the embedded pairs' controls.
 
     python data/recipes/controls.py                          # resumes what was killed, leaves what is done
     python data/recipes/controls.py --only age --on base     # several at once, each in a process of its own
@@ -18,12 +18,12 @@ from diffusers.models.attention_processor import AttnProcessor
 from styles import collect, studied
 
 import dtviz
-from dtviz.control import Control, train_customisation, train_slider
+from dtviz.controls import Control, train_customisation, train_slider
 
 CONTROLS = DATA / "controls"
 BASE = "emoji-dmd"  # a pair that has the base
 STUDENTS = ("emoji-dmd", "emoji-lcm", "emoji-turbo", "emoji-lightning")
-REVERSED = ("age", "high-contrast")  # trained on every student too
+REVERSED = ("age", "high-contrast")  # trained on every distilled model too
 
 # Both ends are concepts of the base, which knows hardly any other words; they are among the targets, so that a slider is
 # trained to leave either end.

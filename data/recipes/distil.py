@@ -1,6 +1,6 @@
-"""What the four students' recipes share: the schedule on a denoiser, the base's copies, the adversary, publishing.
+"""What the four distilled models' recipes share: the schedule on a denoiser, the base's copies, the adversary, publishing.
 
-Every student starts as the base and is trained on the base's own noise schedule; only the method differs.
+Every distilled model starts as the base and is trained on the base's own noise schedule; only the method differs.
 """
 
 import copy
@@ -85,7 +85,7 @@ def copies(number: int, *, frozen: tuple[int, ...] = ()) -> list[Denoiser]:
 
 
 def optimizer(parameters, lr: float) -> torch.optim.AdamW:
-    """AdamW as all students use it."""
+    """AdamW as all distilled models use it."""
     return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
 
 
@@ -100,7 +100,7 @@ def descend(value: torch.Tensor, moves: torch.optim.Optimizer, rate: float, step
 
 
 def follow(average: Denoiser, student: Denoiser, decay: float) -> None:
-    """Move the average of the student's weights a little towards them."""
+    """Move the average of the distilled model's weights a little towards them."""
     torch._foreach_lerp_(list(average.unet.parameters()), list(student.unet.parameters()), 1 - decay)
 
 
@@ -139,7 +139,7 @@ class Heads(nn.Module):
 def publish(
     name: str, unet: UNet2DConditionModel, draw: Callable[[torch.Tensor], torch.Tensor], data: Conditioning
 ) -> None:
-    """Save a student, whole and as a LoRA on the base, and a contact sheet of every sixth concept, eight samples each."""
+    """Save a distilled model, whole and as a LoRA on the base, and a contact sheet of every sixth concept, eight samples each."""
     unet = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
     base = UNet2DConditionModel.from_pretrained(MODELS / "emoji-base" / "unet", dtype=torch.float32).to(DEVICE)
     state, kept = extract(base, unet, RANK)  # from the weights as trained: eight bits would bury the change in noise

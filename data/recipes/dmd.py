@@ -1,9 +1,9 @@
-"""Stage 7: the four-step student, by distribution matching distillation (DMD2, Yin et al. 2024).
+"""Stage 7: the four-step distilled model, by distribution matching distillation (DMD2, Yin et al. 2024).
 
     python data/recipes/dmd.py --steps 2500
 
-The student starts as the base. Each iteration rolls it without gradient to one of its four timesteps (backward
-simulation), then the fake score learns to denoise what the student makes; every fifth iteration the student moves
+The distilled model starts as the base. Each iteration rolls it without gradient to one of its four timesteps (backward
+simulation), then the fake score learns to denoise what the distilled model makes; every fifth iteration the distilled model moves
 along the difference between the fake score and the guided base. No adversarial head.
 
 With another `--shift` than the base's, its four noise levels are those of a schedule shifted so: an ablation, which
@@ -20,7 +20,7 @@ from distil import TIMESTEPS, Denoiser, copies, descend, follow, optimizer, publ
 def student_input(
     student: Denoiser, text: torch.Tensor, steps: int, timesteps: tuple[int, ...] = TIMESTEPS
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_t and t after `steps` steps of the student's own sampler, without gradient."""
+    """x_t and t after `steps` steps of the distilled model's own sampler, without gradient."""
     x_t = torch.randn(len(text), 16, 8, 8, device=DEVICE)
     times = [torch.full((len(text),), t, device=DEVICE) for t in timesteps]
     with torch.no_grad():
@@ -44,7 +44,7 @@ def matching_loss(
 
 
 def draw(student: Denoiser, text: torch.Tensor) -> torch.Tensor:
-    """Four steps as the student was trained: x0, noised anew to the next level."""
+    """Four steps as the distilled model was trained: x0, noised anew to the next level."""
     x_t, t = student_input(student, text, len(TIMESTEPS) - 1)
     return student.x0(x_t, t, student.noise(x_t, t, text))
 

@@ -1,8 +1,8 @@
-"""Stage 14: what the sliders do, on the base and on every student; writes the card of `data/controls`.
+"""Stage 14: what the sliders do, on the base and on every distilled model; writes the card of `data/controls`.
 
     python data/recipes/effects.py --seeds 10 --base-steps 20
 
-Every slider at five scales on its own prompts. Samples are kept in the store, so that a stage which was killed goes on.
+Every slider at five scales on its own prompts. Samples are kept in the cache, so that a stage which was killed goes on.
 """
 
 from dataclasses import replace
@@ -13,9 +13,9 @@ from common import DATA, arguments, stage
 from tqdm.auto import tqdm
 
 import dtviz
-from dtviz.control import cases, effect, sweep
-from dtviz.control.files import shipped
-from dtviz.study import Study
+from dtviz.controls import effect, shipped, sweep
+from dtviz.experiments import slider_cases as cases
+from dtviz.experiments.study import Study
 
 SCALES = (-2.0, -1.0, 0.0, 1.0, 2.0)
 PARTS = ((0.0, 1.0), (-2.0, 2.0))  # what is compared: switched on, and end to end
@@ -38,7 +38,7 @@ def scores(study: Study, case: cases.Case, method: str) -> dict[str, np.ndarray]
 
 def main() -> None:
     args = arguments(seeds=10, base_steps=20)
-    models = {"base": (BASE, "base")} | {name: (name, "distilled") for name in cases.students(BASE).values()}
+    models = {"base": (BASE, "base")} | {name: (name, "distilled") for name in cases.distilled_pairs(BASE).values()}
     sliders = [case for case in cases.load(BASE) if case.control.kind == "slider"]
     sweeps, effects = [], []
     found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
@@ -61,29 +61,29 @@ def main() -> None:
 
 CARD = """# The embedded pairs' controls
 
-Small changes of `emoji-base`, trained on it and put on its students, or the other way round (`emoji-*/`, trained on that student).
-One safetensors file each, float16, which `dtviz.control.load` and diffusers' own `load_lora_weights` read; its header tells
-prompts, settings, licence and the network it was trained on. `dtviz.control.shipped()` lists them.
+Small changes of `emoji-base`, trained on it and attached to its distilled models, or the other way round (`emoji-*/`).
+One safetensors file each, float16, which `dtviz.controls.load` and diffusers' own `load_lora_weights` read; its header holds
+prompts, settings, licence and the network it was trained on. `dtviz.controls.shipped()` lists them.
 
 ```python
 pair = dtviz.load("emoji-dmd")
-[smile] = [control for control in dtviz.control.shipped() if control.name == "smile"]
-dtviz.generate(pair, "man", method="distilled", controls=[smile.at(1.5)])
+with dtviz.controls.attach(pair, dtviz.controls.load("smile"), scale=1.5):
+    dtviz.generate(pair, "man", method="distilled")
 ```
 
 | control | kind | trained on | trained with | layers, rank | iterations x batch, lr | loss at the end | numbers | licence |
 |---|---|---|---|---|---|---|---|---|
 {files}
 
-**Sliders** (Concept Sliders, eta 1; rollouts of 8 steps with guidance 3 on the base, the student's own 4 steps on a student) are trained
+**Sliders** (Concept Sliders, eta 1; rollouts of 8 steps with guidance 3 on the base, 4 steps on a distilled model) are trained
 from texts alone, from one concept of the base towards another: one takes 2.5 minutes of processor time, one thread. Useful scales: -2 to 2.
 
 **Styles** (LoRA, the denoiser's own loss at uniform timesteps, one caption in ten left out) are trained on one artist's drawings whom no model
 has seen, of the concepts of `concepts.txt` that the pairs are *not* studied on. The scale in the header, {scale:g}, was chosen by
 eye: at 1 many drawings fall apart. In trials of 300 iterations at rank 8, neither keys and values of the cross-attention alone (Custom
 Diffusion's layers) nor all attention drew outlines on this base, which has learnt its drawings by heart; convolutions had to be in. At 0.75 on the base (8 studied
-prompts x 10 seeds, 10 steps) the style judge's mean posterior for the style rises from 0 to 16% (`openmoji`), 0 to 12% (`high-contrast`) and 8 to
-32% (`emojione-v1`), while concept accuracy falls from 1.00 to .49, .66 and .71: strong styles cost content. On the students:
+prompts x 10 seeds, 10 steps) the style classifier's mean posterior for the style rises from 0 to 16% (`openmoji`), 0 to 12% (`high-contrast`) and 8 to
+32% (`emojione-v1`), while concept accuracy falls from 1.00 to .49, .66 and .71: strong styles cost content. On the distilled models:
 `notebooks/table1_control_transfer.ipynb`.
 
 ## What the sliders do
@@ -91,16 +91,16 @@ prompts x 10 seeds, 10 steps) the style judge's mean posterior for the style ris
 Scale 2 against scale -2, {seeds} seeds of each of the slider's prompts, the base in {base_steps} steps; 95% intervals over prompts, which are few
 (4 to 7), sign-flip p Holm-corrected for the five models of a slider: with so few prompts .05 is out of reach. Scale 1 against 0 is in
 `effects.csv`; half of the prompts stand at an end of the scale already, and no difference from 0 to 1 is shown for any model. *Contrast*: 100 x (cosine with the text of the positive end less that with the negative end) in
-`emoji-clip`. Transfer: the student's difference over the base's, by Fieller.
+`emoji-clip`. Transfer: the distilled model's difference over the base's, by Fieller.
 
 | slider | model | difference in contrast | p | transfer |
 |---|---|---|---|---|
 {effects}
 
-Over the scales -2, -1, 0, 1, 2, the means of contrast, and of the concept judge's posterior for the positive end (in %, among both
+Over the scales -2, -1, 0, 1, 2, the means of contrast, and of the concept classifier's posterior for the positive end (in %, among both
 ends); *monotone*: the mean rises at every step; rank correlation of score and scale within a seed, 95% over prompts.
 
-| slider | model | contrast | monotone | rank correlation | judge | monotone |
+| slider | model | contrast | monotone | rank correlation | classifier | monotone |
 |---|---|---|---|---|---|---|
 {sweeps}
 

@@ -1,9 +1,9 @@
-"""Stage 15: measure the base and every student, the real drawings beside them; write the contact sheets.
+"""Stage 15: measure the base and every distilled model, the real drawings beside them; write the contact sheets.
 
     python data/recipes/evaluate.py --seeds 100
 
-The prompts are those of the figures, and so is the store: `make figures` finds the samples made. Intervals are 95% over
-prompts; a student's diversity is tested against the base's on the same prompts and seeds.
+The prompts are those of the figures, and so is the cache: `make figures` finds the samples made. Intervals are 95% over
+prompts; a distilled model's diversity is tested against the base's on the same prompts and seeds.
 """
 
 import time
@@ -16,15 +16,16 @@ from common import MODELS, arguments, contact_sheet, record, stage
 from tqdm.auto import tqdm
 
 import dtviz
-from dtviz import drawings, judges
-from dtviz.claims import compare
-from dtviz.decode import reconstruct
-from dtviz.diversity import entropy, mean_interval, mean_pairwise, modes_covered
-from dtviz.embed import embedder
-from dtviz.pairs import SPECS
-from dtviz.quality import frechet_distance
-from dtviz.store import Store
-from dtviz.study import EMOJI_PROMPTS, Study
+from dtviz.core.decode import reconstruct
+from dtviz.experiments.cache import Cache
+from dtviz.experiments.paper import EMOJI_PROMPTS
+from dtviz.experiments.study import Study
+from dtviz.metrics.diversity import entropy, mean_pairwise, modes_covered
+from dtviz.metrics.embedders import embedder
+from dtviz.metrics.quality import frechet_distance
+from dtviz.metrics.statistics import compare, mean_interval
+from dtviz.models import classifiers, drawings
+from dtviz.models.registry import SPECS
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,14 @@ class Seen:
 
 
 class Bench:
-    """The real drawings, as they are and through the autoencoder, the judges, and what images are measured by."""
+    """The real drawings, as they are and through the autoencoder, the classifiers, and what images are measured by."""
 
     def __init__(self, pair: dtviz.Pair) -> None:
-        self.real, self.artist, self.concept = drawings.load(), judges.load("artist"), judges.load("concept")
+        self.real, self.artist, self.concept = (
+            drawings.load(),
+            classifiers.load_classifier("artist"),
+            classifiers.load_classifier("concept"),
+        )
         self.embedders = [embedder(name) for name in (self.concept.embedder, self.artist.embedder, "emoji-clip")]
         self.text = dict(zip(EMOJI_PROMPTS, self.embedders[2].text(EMOJI_PROMPTS), strict=True))
         images = {prompt: self.real.of(prompt).images for prompt in EMOJI_PROMPTS}
@@ -102,7 +107,7 @@ def main() -> None:
     jobs = [("emoji-base", first, "base")] + [(name, pair, "distilled") for name, pair in pairs.items()]
     for model, pair, method in jobs:
         count = args.lora_seeds if isinstance(pair.distilled, str) else args.seeds
-        study = Study(pair, None, tuple(range(count)), Store())
+        study = Study(pair, None, tuple(range(count)), Cache())
         found = [bench.samples(study, prompt, method) for prompt in tqdm(EMOJI_PROMPTS, desc=model, mininterval=10)]
         rows = [bench.measure(prompt, seen) for prompt, seen in zip(EMOJI_PROMPTS, found, strict=True)]
         models[model] = bench.summary(rows, found) | {"seconds": seconds(pair, method), "seeds": count}

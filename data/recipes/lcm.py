@@ -1,8 +1,8 @@
-"""Stage 8: the four-step student by latent consistency distillation (Luo et al. 2023).
+"""Stage 8: the four-step distilled model by latent consistency distillation (Luo et al. 2023).
 
     python data/recipes/lcm.py --steps 1500
 
-On a grid of 50 timesteps, the student's x0 at one of them must agree with its moving average's x0 one grid step further
+On a grid of 50 timesteps, the distilled model's x0 at one of them must agree with its moving average's x0 one grid step further
 down, where the guided base leads in one DDIM step. The guidance is baked in.
 """
 

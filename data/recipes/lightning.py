@@ -1,10 +1,10 @@
-"""Stage 10: the four-step student by progressive adversarial distillation (SDXL-Lightning, Lin et al. 2024).
+"""Stage 10: the four-step distilled model by progressive adversarial distillation (SDXL-Lightning, Lin et al. 2024).
 
     python data/recipes/lightning.py --first 600 --second 800
 
-First the student learns to make four guided steps of the base in one (32 steps to 8), by squared error. Then a copy of it
+First the distilled model learns to make four guided steps of the base in one (32 steps to 8), by squared error. Then a copy of it
 learns to make two of those in one (8 to 4), against an adversary that sees where a step began and where it ended, on the
-features of its own copy of the base. The student stays an ODE solver: its sample keeps the noise that it began with.
+features of its own copy of the base. The distilled model stays an ODE solver: its sample keeps the noise that it began with.
 """
 
 import copy
@@ -55,7 +55,7 @@ def ahead(model: Denoiser, x: torch.Tensor, number: torch.Tensor, text, *, each:
 
 
 def one(model: Denoiser, x: torch.Tensor, number: torch.Tensor, text, *, of: int) -> torch.Tensor:
-    """The student's own step."""
+    """The distilled model's own step."""
     grid = torch.tensor(trailing(of), device=DEVICE)
     return model.ddim(x, grid[number], grid[number + 1], model.noise(x, grid[number], text))
 

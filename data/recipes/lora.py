@@ -1,6 +1,6 @@
-"""A student as a distillation LoRA on the base, so that one network plays both parts.
+"""A distilled model as a distillation LoRA on the base, so that one network is both base and distilled model.
 
-Extracted, not trained: the singular value decomposition of (student - base) of every linear and convolution matrix, its
+Extracted, not trained: the singular value decomposition of (distilled model - base) of every linear and convolution matrix, its
 first terms. Biases and norms stay the base's.
 """
 

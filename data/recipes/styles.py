@@ -1,9 +1,9 @@
-"""Stage 12: the drawings of three artists whom no model has seen, and a judge that knows their styles too.
+"""Stage 12: the drawings of three artists whom no model has seen, and a classifier that knows their styles too.
 
     python data/recipes/styles.py
 
 Share-alike and monochrome sets: OpenMoji's line art, Fluent Emoji High Contrast, EmojiOne v1. Renders those of the concepts
-in `concepts.txt` into `data/recipes/work/styles.npz`, and trains the style judge as `judges.py` trains the artists', on the
+in `concepts.txt` into `data/recipes/work/styles.npz`, and trains the style classifier as `classifiers.py` trains the artists', on the
 concepts that the pairs are not studied on. Writes `data/models/emoji-judges/style.safetensors`.
 """
 
@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
+from classifiers import fit, publish
 from common import DATA, DEVICE, MODELS, WORK, arguments, as_images, caption, concepts, drawings, record, stage
 from diffusers import AutoencoderKL
 from drawings import load_set, render
-from judges import fit, publish
 from tqdm.auto import tqdm
 
 import dtviz
-from dtviz.decode import reconstruct
+from dtviz.core.decode import reconstruct
 
 STYLES = ("openmoji", "fluent-emoji-high-contrast", "emojione-v1")
 

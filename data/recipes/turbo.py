@@ -1,8 +1,8 @@
-"""Stage 9: the four-step student by adversarial diffusion distillation (ADD, LADD: Sauer et al. 2023, 2024).
+"""Stage 9: the four-step distilled model by adversarial diffusion distillation (ADD, LADD: Sauer et al. 2023, 2024).
 
     python data/recipes/turbo.py --steps 1500
 
-The student denoises real latents at its four timesteps in one step. What it makes is noised again and shown to the frozen
+The distilled model denoises real latents at its four timesteps in one step. What it makes is noised again and shown to the frozen
 base: heads on the base's features tell it from real latents, noised alike, and the guided base's own x0 pulls it
 (score distillation).
 """

@@ -1,16 +1,19 @@
-"""What an explorer does, without any widget: make the sides' traces, measure what is looked at, draw it, save it.
+"""Do what an explorer does, without widgets: generate the sides, measure them, plot them, save them.
 
 session = Session(dtviz.load("emoji-dmd"))
-session.run("dog face", seeds=range(8), sides=[Side(method="hybrid"), Side(method="base")])
+session.run("dog face", seeds=range(8), sides=[{"method": "hybrid", "k": 1}, {"method": "base"}])
 session.look(step=2, box=(0, 0, 32, 64), words=["dog face", "cat face"])
 session.picture()
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,359 +21,250 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from matplotlib.figure import Figure
 
-from ..decode import decode_latents
-from ..embed import Embedder, embedder
-from ..errors import Unavailable
-from ..generate import Progress, generate
-from ..pairs import SPECS, Pair
-from ..trace import Trace
-from .chart import PALETTE, Line
-from .picture import Shown, plot_explorer
-from .seen import Seen, with_preview
-from .state import Side, State, check_box, frame_at
+from ..core.generate import generate
+from ..core.pair import Pair
+from ..core.trace import Trace
+from ..files import Unavailable
+from ..metrics.diversity import mean_pairwise, vendi
+from ..metrics.embedders import embedder
+from ..models.registry import SPECS
+from .figure import GREY, REGION, SEED, WORDS, Line, Panel, plot_explorer
+from .view import View, with_preview
+
+# Arguments of `generate` that each method uses
+SETTINGS = {
+    "base": ("base_steps", "base_guidance"),
+    "distilled": ("steps", "guidance"),
+    "hybrid": ("k", "handover", "steps", "guidance", "base_steps", "base_guidance"),
+    "skip": ("k", "steps", "guidance"),
+}
+_python = partial(json.dumps, ensure_ascii=False)  # of texts, numbers and lists JSON is Python, with double quotes
+Side = Mapping[str, Any]  # arguments of `generate` that make a side: "method" and its settings
+Progress = Callable[[str, float, Any], None]  # takes the current work, its share done, and x0 of the batch or None
 
 
-class Stopped(Exception):
-    """Raised within a run that was asked to stop."""
+def check_side(side: Side) -> dict[str, Any]:
+    """Return the arguments of `generate` that the side's method uses."""
+    allowed = ("method", *SETTINGS["hybrid"])
+    if not set(side) <= set(allowed):
+        raise ValueError(f"side={dict(side)} has an unknown setting, allowed are {', '.join(allowed)}")
+    method = side.get("method", "distilled")
+    if method not in SETTINGS:
+        raise ValueError(f"method={method!r} is not one of {', '.join(SETTINGS)}")
+    return {"method": method} | {name: side[name] for name in SETTINGS[method] if side.get(name) is not None}
 
 
 class Session:
-    """One or two sides, each a trace that is looked at, and where one looks.
+    """One or two sides, each a trace, and the step, sample, region and words to look at.
 
     Args:
-        pair: the models; or a diffusers pipeline, which only decodes the traces that are opened; None: no model is used.
-        embed: an embedder, or its name, for all distances. None: EfficientNet-Lite0 for embedded pairs, DreamSim for others,
-            and where that is not on this machine the latents themselves; charts say which.
-        text: an embedder with a text half, or its name, for timelines of words. None: emoji-clip for embedded pairs.
-        vae: decodes in place of the pair's autoencoder, see `decode`; a tiny one makes large images quick.
-
-    Attributes:
-        state: what is looked at; `look` changes it.
-        seen: the sides' traces, decoded and measured.
+        pair: the models; or a pipeline that only decodes opened traces; or None, without any model.
+        embed: embedder of all distances, or its name. None: EfficientNet-Lite0 for embedded pairs, DreamSim for others, and
+            the latents themselves where that is not on this machine.
+        text: embedder that reads words, or its name. None: emoji-clip for embedded pairs.
     """
 
-    def __init__(
-        self,
-        pair: Any = None,
-        *,
-        embed: Embedder | str | None = None,
-        text: Embedder | str | None = None,
-        vae: Any = None,
-    ) -> None:
+    def __init__(self, pair: Any = None, *, embed: Any = None, text: Any = None) -> None:
         if pair is not None and not isinstance(pair, Pair | DiffusionPipeline):
-            raise ValueError(
-                f"pair is a {type(pair).__name__}: give a dtviz.Pair, what dtviz.load(name) returns, or a pipeline"
-            )
-        self.decoder, self.vae = pair, vae
-        self.pair = pair if isinstance(pair, Pair) else None  # who can generate
-        self._embed, self._text = embed, text
-        self.state = State()
-        self.seen: tuple[Seen, ...] = ()
-        self.files: tuple[str, ...] = ()  # where the traces were saved, for code that reads them
-        self._again = False  # whether the state's sides are all that it takes to make the traces again
-        self._known: dict[tuple, np.ndarray] = {}
-
-    # Traces
+            raise ValueError(f"pair is a {type(pair).__name__}: give what dtviz.load(name) returns, or a pipeline")
+        self.decoder, self.pair = pair, pair if isinstance(pair, Pair) else None
+        self.known = self.pair is not None and self.pair.name in SPECS
+        embedded = self.known and SPECS[self.pair.name].embedded
+        self.embed = embedder(embed) if isinstance(embed, str) else embed  # None: latents are compared
+        if pair is not None and embed is None:
+            with suppress(Unavailable):
+                self.embed = embedder("efficientnet-lite0" if embedded else "dreamsim")
+        self.text = text or ("emoji-clip" if embedded else None)  # loaded on first use
+        self.views: tuple[View, ...] = ()  # the sides' traces, decoded and measured
+        self.prompt, self.seeds = "", ()
+        self.sides: tuple[dict[str, Any], ...] = ()  # settings that are not the pair's own
+        self.step, self.seed, self.box, self.words = 0, None, None, ()  # see `look`
+        self._files: list[str] | None = None  # of opened traces; None: `run` made them
+        self._curves: dict[tuple, np.ndarray] = {}
 
     def run(
-        self,
-        prompt: str,
-        *,
-        seeds: Iterable[int],
-        sides: Sequence[Side],
-        watch: Callable[[int, Progress], None] = lambda side, progress: None,
-        tick: Callable[[int, int, int], None] = lambda side, done, total: None,
+        self, prompt: str, *, seeds: Iterable[int], sides: Sequence[Side], progress: Progress = lambda *_: None
     ) -> None:
-        """Generate each side and measure it.
-
-        Args:
-            prompt, seeds: as for `generate`.
-            sides: one or two.
-            watch: called after each denoiser call with the side's number and `generate`'s `Progress`.
-            tick: called while decoding with the side's number, how many frames are done, of how many. What one of the two
-                raises ends the run, and everything stays as it was before.
-
-        Raises:
-            ValueError: an argument is out of range, or there is no pair.
-        """
+        """Generate and measure each side. An exception, also of `progress`, leaves the session as it was."""
         if self.pair is None:
-            raise ValueError("there is no pair to run: these are traces alone; give explore a dtviz.Pair or its name")
-        seeds = tuple(seeds)
-        traces = []
-        for number, side in enumerate(sides):
-            told = None if watch is None else lambda progress, number=number: watch(number, progress)
-            traces.append(generate(self.pair, prompt, seeds=seeds, x_t=True, watch=told, **side.settings()))
-        self._hold(traces, tuple(map(self._short, sides)), tick=tick)
-        self._again = True
+            raise ValueError("there is no pair to run, only traces: give explore a dtviz.Pair or its name")
+        seeds, traces = tuple(seeds), []
+        for side in map(check_side, sides):
 
-    def open(
-        self, traces: Sequence[Trace | str | os.PathLike], *, tick: Callable[[int, int, int], None] = lambda *_: None
-    ) -> None:
-        """Look at traces: one or two, or files that `Trace.save` wrote. ValueError: none, more than two, or different prompts' seeds."""
-        loaded = [trace if isinstance(trace, Trace) else Trace.load(trace) for trace in traces]
-        made = [Side.of(trace.provenance) for trace in loaded]
-        self._hold(loaded, tuple(self._short(side or Side()) for side in made), tick=tick)
-        files = [str(trace) for trace in traces if not isinstance(trace, Trace)]
-        self.files = tuple(files) if len(files) == len(loaded) else ()
-        named = self.pair is not None and all(t.provenance.get("pair") == self.pair.name for t in loaded)
-        self._again = named and None not in made and all(isinstance(t.prompt, str) and t.seeds for t in loaded)
+            def on_call(call, x0, method=side["method"]) -> None:
+                done = seeds.index(call.seeds[0]) + len(call.seeds) * call.index / call.total
+                progress(method, done / len(seeds), x0)
 
-    def _hold(self, traces: list[Trace], sides: tuple[Side, ...], *, tick: Callable[[int, int, int], None]) -> None:
-        if len(traces) not in (1, 2):
-            raise ValueError(f"{len(traces)} traces: an explorer shows one, or two side by side")
-        numbered = [trace.seeds or tuple(range(len(trace.final))) for trace in traces]
-        if len(set(numbered)) > 1:
-            raise ValueError(f"seeds differ, {numbered[0]} and {numbered[1]}: two sides show the same seeds")
-        seen = []
-        for number, trace in enumerate(traces):
-            told = lambda done, total, number=number: tick(number, done, total)  # noqa: E731
-            seen.append(Seen.look(trace, pair=self.decoder, embed=self.embed(), vae=self.vae, tick=told))
-        self.seen, self._known, self.files = tuple(seen), {}, ()
-        prompt = traces[0].prompt
-        seeds = numbered[0]
-        self.state = replace(
-            self.state,
-            prompt=prompt if isinstance(prompt, str) else "several prompts" if prompt else "",
-            seeds=seeds,
-            sides=sides,
-            step=self.longest,
-            seed=self.state.seed if self.state.seed in seeds else seeds[0],
-            box=self.state.box if self.state.box and self._fits(seen, self.state.box) else None,
-        )
+            traces.append(generate(self.pair, prompt, seeds=seeds, x_t=True, on_call=on_call, **side))
+        self._show(traces, progress)
+        self._files = None
 
-    def _short(self, side: Side) -> Side:
-        """The side without what the pair does anyway."""
-        if self.pair is None:
-            return side
-        usual = {name: getattr(self.pair, name) for name in ("steps", "guidance", "base_steps", "handover")}
-        usual["base_guidance"] = 0.0 if side.method == "hybrid" else self.pair.base_guidance
-        return replace(side, **{name: None for name, value in usual.items() if getattr(side, name) == value})
+    def open(self, traces: Sequence[Trace | str | os.PathLike]) -> None:
+        """Look at one or two traces of the same seeds, or files that `Trace.save` wrote."""
+        self._show([trace if isinstance(trace, Trace) else Trace.load(trace) for trace in traces])
+        self._files, self.box = [str(trace) for trace in traces if not isinstance(trace, Trace)], None
 
-    @staticmethod
-    def _fits(seen: Sequence[Seen], box: tuple[int, int, int, int]) -> bool:
-        return all(box[2] <= one.size[0] and box[3] <= one.size[1] for one in seen)
+    def _show(self, traces: Sequence[Trace], progress: Progress = lambda *_: None) -> None:
+        seeds = {trace.seeds or tuple(range(len(trace.final))) for trace in traces}
+        if len(traces) not in (1, 2) or len(seeds) > 1:
+            raise ValueError(f"{len(traces)} traces of seeds {seeds}: give one, or two of the same seeds")
+        options = {"pair": self.decoder, "embed": self.embed}
+        options["on_frame"] = lambda share: progress("decoding and measuring", share, None)
+        self.views = tuple([View.of(trace, **options) for trace in traces])
+        self.prompt = traces[0].prompt if isinstance(traces[0].prompt, str) else ""
+        self.seeds, self.sides, self.step = seeds.pop(), tuple(map(self._side, traces)), self.longest
+        self.seed = self.seed if self.seed in self.seeds else self.seeds[0]
+        self._curves = {}
 
-    # Models
-
-    def embed(self) -> Embedder | None:
-        """The embedder of all distances, loaded when first asked for; None: the latents themselves."""
-        if self._embed is None and self.decoder is not None:
-            try:
-                self._embed = embedder("efficientnet-lite0" if self._ours() else "dreamsim")
-            except Unavailable:
-                return None
-        if isinstance(self._embed, str):
-            self._embed = embedder(self._embed)
-        return self._embed
-
-    def text(self) -> Embedder:
-        """The embedder that reads words, loaded when first asked for. ValueError: none is known for this pair."""
-        if self._text is None:
-            if not self._ours():
-                raise ValueError(
-                    'words need a model that reads: give explore(text="clip:<hub id or folder>") and a pair'
-                )
-            self._text = "emoji-clip"
-        if isinstance(self._text, str):
-            self._text = embedder(self._text)
-        return self._text
-
-    def _ours(self) -> bool:
-        return self.pair is not None and self.pair.name in SPECS and SPECS[self.pair.name].embedded
-
-    # Looking
+    def _side(self, trace: Trace) -> dict[str, Any]:
+        """Return the settings of a trace that are not the pair's own."""
+        settings = {name: trace.provenance.get(name) for name in ("method", *SETTINGS["hybrid"])}
+        own = {name: getattr(self.pair, name, None) for name in settings}
+        if settings["method"] == "hybrid" and settings["base_guidance"] in (0, 1):  # a hybrid's base runs without
+            own["base_guidance"] = settings["base_guidance"]
+        listed = [name for name, value in settings.items() if isinstance(value, list | tuple) or value == own[name]]
+        return check_side(settings | dict.fromkeys(listed)) if settings["method"] in SETTINGS else {}
 
     @property
     def longest(self) -> int:
-        """The steps of the longer side: the position of the final images."""
-        return max((seen.steps for seen in self.seen), default=0)
+        """Number of steps of the longer side: the position of the final images."""
+        return max((view.steps for view in self.views), default=0)
 
-    def look(
-        self,
-        *,
-        step: int | None = None,
-        seed: int | None = None,
-        box: Sequence[int] | str | None = "same",
-        words: Iterable[str] | str = "same",
-        measure: bool = True,
-    ) -> None:
-        """Look at another step, sample, region or words; what is not given stays. With `measure`, curves are computed at once.
+    def look(self, *, step: Any = ..., seed: Any = ..., box: Any = ..., words: Any = ...) -> None:
+        """Look elsewhere. What is not given stays.
 
-        ValueError: a step, seed or box that there is not.
+        step: position of the slider from 0; `longest` is the final image. seed: of the large sample. words: to follow.
+        box: (top, left, bottom, right) of a region in pixels, bottom and right excluded, or None.
         """
-        new: dict[str, Any] = {}
-        if step is not None:
-            frame_at(step, 1, self.longest)
-            new["step"] = step
-        if seed is not None:
-            if seed not in self.state.seeds:
-                raise ValueError(f"seed={seed} is not one of the seeds {self.state.seeds}")
-            new["seed"] = seed
-        if box != "same":
-            new["box"] = None if box is None else tuple(box)
-            for seen in self.seen if box is not None else ():
-                check_box(box, *seen.size)
-        if words != "same":
-            chosen = tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
-            if len(chosen) > len(PALETTE):
-                raise ValueError(f"words has {len(chosen)} entries, and at most {len(PALETTE)} lines can be told apart")
-            new["words"] = chosen
-        self.state = replace(self.state, **new)
-        if measure:
-            self.measure()
+        step, seed = self.step if step is ... else step, self.seed if seed is ... else seed
+        box = self.box if box is ... else box and tuple(box)
+        words = self.words if words is ... else tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
+        frame_at(step, 1, self.longest)
+        if self.seeds and seed not in self.seeds:
+            raise ValueError(f"seed={seed} is not one of the seeds {self.seeds}")
+        for height, width in (view.images.shape[2:4] for view in self.views if box):
+            if not (0 <= box[0] < box[2] <= height and 0 <= box[1] < box[3] <= width):
+                raise ValueError(f"box={box} must be 0 <= top < bottom <= {height}, 0 <= left < right <= {width}")
+        if len(words) > len(WORDS):
+            raise ValueError(f"words has {len(words)} entries, at most {len(WORDS)} are allowed")
+        if words and self.text is None:
+            raise ValueError('words need a model that reads: give explore(text="clip:<hub id or folder>") and a pair')
+        self.step, self.seed, self.box, self.words = step, seed, box, words
 
-    def measure(self) -> None:
-        """Compute the curves of the region and the words that are looked at, if they are not known yet."""
-        for kind, number, sample, what in self.lacks():
-            seen = self.seen[number]
-            curve = seen.region(what, sample) if kind == "region" else seen.timeline(self.text(), what, sample)
-            self._known[kind, number, sample, what] = curve
+    def _curve(self, number: int, compute: Callable[..., np.ndarray], *arguments: Any) -> np.ndarray:
+        """Compute a curve of a side once."""
+        key = number, *arguments
+        if key not in self._curves:
+            self._curves[key] = compute(*arguments)
+        return self._curves[key]
 
-    def lacks(self) -> list[tuple]:
-        """The curves that are looked at and not known yet."""
-        asked = [(kind, what) for kind, what in (("region", self.state.box), ("words", self.state.words)) if what]
-        keys = [(kind, number, self.sample, what) for kind, what in asked for number in range(len(self.seen))]
-        return [key for key in keys if key not in self._known]
+    def panels(self) -> list[Panel]:
+        """Return the content of each side."""
+        return [self._panel(number, view) for number, view in enumerate(self.views)]
 
-    @property
-    def sample(self) -> int:
-        """The number of the sample that is shown large."""
-        return self.state.seeds.index(self.state.seed) if self.state.seed is not None else 0
+    def _panel(self, number: int, view: View) -> Panel:
+        sample, frame = self.seeds.index(self.seed), frame_at(self.step, view.steps, self.longest)
+        last = frame == view.steps
+        shares = tuple((i + 1) / view.steps for i in range(view.steps))
 
-    def shown(self) -> list[Shown]:
-        """Everything that is on screen, side by side."""
-        return [self._shown(number, seen) for number, seen in enumerate(self.seen)]
+        def line(name: str, values: np.ndarray, colour: str, dashed: bool = False) -> Line:
+            return Line(name, shares, tuple(values.tolist()), colour, dashed)
 
-    def _shown(self, number: int, seen: Seen) -> Shown:
-        state, sample = self.state, self.sample
-        frame = frame_at(state.step, seen.steps, self.longest)
-        last = frame == seen.steps
-        shares = [(i + 1) / seen.steps for i in range(seen.steps)]
-        curves = [Line(f"seed {state.seed}", shares, seen.distances[:, sample])]
-        if len(state.seeds) > 1:
-            curves.append(Line(f"mean of {len(state.seeds)}", shares, seen.distances.mean(axis=1), "#888888"))
-        region = self._known.get(("region", number, sample, state.box))
-        if region is not None:
-            curves.append(Line("region alone", shares, region, PALETTE[1], dashed=True))
-        cosines = self._known.get(("words", number, sample, state.words))
-        timeline = []
-        if cosines is not None:  # the final image is not a step: the last plan stands at the end
-            timeline = [Line(word, shares, cosines[:-1, i], PALETTE[i]) for i, word in enumerate(state.words)]
-        level = "" if last else f", σ {float(seen.trace.sigmas[frame]):.3g}"
-        return Shown(
-            title=self.title(number),
-            step="final image" if last else f"plan at step {frame + 1} of {seen.steps}{level}",
-            noisy=None if seen.noisy is None else seen.noisy[frame, sample],
-            plan=seen.pictures[frame, sample],
-            samples=seen.pictures[frame],
-            chosen=sample,
-            curves=curves,
-            timeline=timeline,
-            measure=seen.measure,
-            numbers=self._numbers(seen, frame),
-            at=1.0 if last else shares[frame],
-            box=state.box,
+        lines = [line(f"seed {self.seed}", view.distances[:, sample], SEED)]
+        if len(self.seeds) > 1:
+            lines.append(line(f"mean of {len(self.seeds)}", view.distances.mean(axis=1), GREY))
+        if self.box:
+            lines.append(line("region alone", self._curve(number, view.region, self.box, sample), REGION, dashed=True))
+        charts = [("distance to the final image", tuple(lines))]
+        if self.words:
+            self.text = embedder(self.text) if isinstance(self.text, str) else self.text
+            cosines = self._curve(number, view.timeline, self.text, self.words, sample)
+            words = zip(self.words, cosines.T, WORDS, strict=False)
+            charts.append(("cosine of x0 and words", tuple(line(*word) for word in words)))
+        sigma = "" if last else f", σ {float(view.trace.sigmas[frame]):.3g}"
+        return Panel(
+            title=self._title(number),
+            caption="final image" if last else f"x0 at step {frame + 1} of {view.steps}{sigma}",
+            numbers=f"{view.measure}, {_diversity(view.features[frame])}",
+            x_t=None if view.x_t is None else view.x_t[frame, sample],
+            x0=view.images[frame, sample],
+            samples=view.images[frame],
+            sample=sample,
+            charts=tuple(charts),
+            share=1.0 if last else shares[frame],
+            box=self.box,
         )
 
-    def title(self, number: int) -> str:
-        """What ran on a side: its settings, and the steps and denoiser evaluations as they ran."""
-        trace = self.seen[number].trace
-        side = Side.of(trace.provenance)
-        if self._again:
-            name = self.state.sides[number].title
-        else:
-            name = (
-                str(trace.provenance.get("method", "trace"))
-                if side is None or side.k == 1
-                else f"{side.method}, k={side.k}"
-            )
-        ran = " + ".join(f"{steps} {role}" for role, steps in trace.steps_run.items())
+    def _title(self, number: int) -> str:
+        """Return a side's settings, its steps and its denoiser evaluations."""
+        trace, (method, *settings) = self.views[number].trace, self.sides[number].items() or [("method", "trace")]
+        names = [method[1], *(f"{name}={value}" for name, value in settings)]
+        steps = " + ".join(f"{count} {role}" for role, count in trace.steps_run.items())
         nfe = sum(trace.provenance.get("nfe", {}).values())
-        return name + (f": {ran} steps" if ran else "") + (f", {nfe} evaluations" if nfe else "")
-
-    def _numbers(self, seen: Seen, frame: int) -> str:
-        found = seen.spread(frame)
-        if found is None:
-            return "one sample: no diversity"
-        what = "final images" if frame == seen.steps else "plans"
-        interval = "" if np.isnan(found.low) else f" [{found.low:.3f}, {found.high:.3f}]"
-        effective = f"{seen.vendi(frame):.2f} of {found.n} in effect (Vendi, q = 2)"
-        return f"mean pairwise distance of {found.n} {what}: {found.value:.3f}{interval}; {effective}"
-
-    # Keeping
+        return ", ".join(names) + (f": {steps} steps, {nfe} evaluations" if steps else "")
 
     def picture(self) -> Figure:
-        """The picture twin of what is on screen. ValueError: there is nothing yet."""
-        self._something()
-        return plot_explorer(self.shown(), note=self.note())
-
-    def note(self) -> str:
-        """One line: prompt, pair, and how colours and distances were made."""
-        state = self.state
-        parts = [f'"{state.prompt}"' if state.prompt else "", f"seed {state.seed} large"]
-        parts.insert(1, self._name())
-        parts += [self.seen[0].colours, f"distance: {self.seen[0].measure}"]
-        if state.words and self._text is not None:
-            parts.append(f"words: {getattr(self._text, 'name', self._text)}, which learnt from finished images")
-        return ", ".join(filter(None, parts)) + "."
-
-    def _name(self) -> str:
-        """Who drew it."""
-        return (
-            self.pair.name
-            if self.pair is not None
-            else type(self.decoder).__name__
-            if self.decoder
-            else "a trace, no model"
-        )
+        """Plot what is looked at."""
+        if not self.views:
+            raise ValueError("there is nothing to show or save yet: press Run, or call run() or open()")
+        source = self.pair.name if self.pair else type(self.decoder).__name__ if self.decoder else "no model"
+        panels, prompt = self.panels(), self.prompt and f'"{self.prompt}"'
+        words = f"words: {self.text.name}, trained on finished images" if self.words else ""
+        parts = [prompt, source, f"seed {self.seed} large", self.views[0].colours, words]
+        return plot_explorer(panels, note=", ".join(filter(None, parts)) + ".")
 
     def code(self, name: str = "explorer") -> str:
-        """The lines of Python that make the picture again."""
-        again = self._again and self.pair is not None
-        known = self.pair is not None and self.pair.name in SPECS
-        yours = f"...  # your own {type(self.decoder).__name__}"
-        pair = f'dtviz.load("{self.pair.name}")' if known else "None" if self.decoder is None else yours
-        files = () if again else self.files or tuple(self._trace_names(name))
-        return self.state.code(pair, name=name, files=files)
+        """Return the lines of Python that make the picture again."""
+        lines, pair = ["import dtviz", ""], _python(self.pair.name) if self.known else "None"
+        if self.decoder is not None and not self.known:
+            lines, pair = [*lines, f"pair = ...  # your own {type(self.decoder).__name__}"], "pair"
+        if self._files is None:
+            whole = self.seeds == tuple(range(len(self.seeds)))
+            seeds = f"range({len(self.seeds)})" if whole else _python(self.seeds)
+            source = f"{pair}, prompt={_python(self.prompt)}, seeds={seeds}, sides={_python(self.sides)}"
+        else:
+            source = f"{_python(self._files or self._trace_files(name))}, pair={pair}"
+        look = {"step": self.step, "seed": self.seed, "box": self.box, "words": self.words}
+        look = ", ".join(f"{key}={_python(value)}" for key, value in look.items() if value or value == 0)
+        lines.append(f"explorer = dtviz.explore({source}){'.run()' if self._files is None else ''}")
+        return "\n".join([*lines, f"explorer.look({look}).save({_python(name)})"])
 
     def save(self, name: str | os.PathLike = "explorer") -> list[Path]:
-        """Write `name`.png and `name`.py, and the traces too where they cannot be made again; the paths written.
-
-        ValueError: there is nothing yet, or the name is empty or has an ending.
-        """
-        figure = self.picture()
-        stem = self._stem(name)
-        paths = [] if self._again or self.files else self.save_traces(name)
-        image, script = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.py")
-        figure.savefig(image, dpi=200)
-        script.write_text(self.code(str(name)) + "\n", encoding="utf-8")
-        return [image, script, *paths]
+        """Write `name`.png and `name`.py, and the traces if these lines cannot make them. Return the paths."""
+        figure, path = self.picture(), Path(name)
+        if not path.name or path.suffix in (".png", ".py", ".trace"):
+            raise ValueError(f"name={str(name)!r} must be a file name without an ending, such as dog-face")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        paths = [path.with_name(path.name + ending) for ending in (".png", ".py")]
+        figure.savefig(paths[0], dpi=200)
+        paths[1].write_text(self.code(str(name)) + "\n", encoding="utf-8")
+        return paths + (self.save_traces(name) if self._files == [] else [])
 
     def save_traces(self, name: str | os.PathLike = "explorer") -> list[Path]:
-        """Write each side's trace, with a linear preview of its colours, so that it can be looked at without a model."""
-        self._something()
-        self._stem(name)
-        traces = [seen.trace for seen in self.seen]
-        if self.decoder is not None:
-            traces = [with_preview(trace, self.decoder) for trace in traces]
-        return [trace.save(file) for trace, file in zip(traces, self._trace_names(name), strict=True)]
+        """Write each side's trace with a linear preview of its colours, to be explored without a model."""
+        traces = [view.trace if self.decoder is None else with_preview(view.trace, self.decoder) for view in self.views]
+        return [trace.save(file) for trace, file in zip(traces, self._trace_files(name), strict=True)]
 
-    def _trace_names(self, name: str | os.PathLike) -> list[str]:
-        return [f"{name}{'' if number == 0 else f'-{number + 1}'}.trace" for number in range(len(self.seen))]
+    def _trace_files(self, name: str | os.PathLike) -> list[str]:
+        return [f"{name}.trace", f"{name}-2.trace"][: len(self.views)]
 
-    def _something(self) -> None:
-        if not self.seen:
-            raise ValueError("there is nothing to show or save yet: press Run, or call run() or open()")
 
-    @staticmethod
-    def _stem(name: str | os.PathLike) -> Path:
-        path = Path(name)
-        if not path.name or path.suffix in (".png", ".py", ".trace"):
-            raise ValueError(f"name={str(name)!r} must be a file's name without an ending, such as dog-face")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+def frame_at(position: int, steps: int, longest: int) -> int:
+    """Return the step, from 0, that a side of `steps` steps shows at a position of the slider; `steps` is its final image.
 
-    def live(self, progress: Progress) -> np.ndarray:
-        """(sample, height, width, 3) uint8 of what a running batch plans."""
-        images = decode_latents(progress.x0, self.decoder, vae=self.vae)
-        return (images * 255).round().byte().movedim(1, -1).numpy()
+    Sides of different lengths are shown at the same share of their steps, as in Figure 5.
+
+    >>> [frame_at(position, 4, 8) for position in range(9)]
+    [0, 0, 1, 1, 2, 2, 3, 3, 4]
+    """
+    if not 0 <= position <= longest:
+        raise ValueError(f"step={position} must be from 0 to {longest}, which is the final image")
+    return steps if position == longest else math.ceil((position + 1) / longest * steps) - 1
+
+
+def _diversity(features: np.ndarray) -> str:
+    if len(features) == 1:
+        return "one sample"
+    spread = mean_pairwise(features)
+    interval = "" if np.isnan(spread.low) else f" [{spread.low:.3f}, {spread.high:.3f}]"
+    return f"mean pairwise of {spread.n} samples {spread.value:.3f}{interval}, Vendi score {vendi(features):.2f}"

@@ -1,4 +1,4 @@
-"""Tables as figures: Table 3 printed and as dots, and any other table of texts."""
+"""Tables as figures: diversity of each prompt, printed and as dots (paper, Table 3), and other tables of texts."""
 
 from collections.abc import Sequence
 
@@ -7,120 +7,96 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .look import COLOURS, GREY, colours_of, plain
+from .style import COLOURS, GREY, Limits, colours_of, escape_math
 
 AVERAGE = "Average"
-LINE = 0.19  # inches from one row of a printed table to the next
+LINE, LETTER, GAP = 0.19, 0.064, 0.35  # inches: a row, a letter of 7 points, between two panels
 
 
-def plot_diversity_table(
-    table: pd.DataFrame, *, title: str = "", digits: int = 3, rows_per_panel: int = 20, ax: Axes | None = None
-) -> Axes:
-    """Prompts x methods as a printed table: value ± half of its interval, best of each row bold (paper, Table 3).
+def plot_diversity_table(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
+    """Print prompts x methods: value ± half of its interval, the best of each row bold. More than 20 prompts are halved.
 
-    table: long: `prompt`, `method`, `value`, and `low`, `high` where there are intervals; the prompt "Average", if
-    there is one, comes last, below a rule. More than rows_per_panel prompts are set in two columns. A given `ax`
-    should be about as wide as 0.9 inch a method and panel plus the prompts' names, 0.19 inch high a row.
-
-    >>> table = pd.DataFrame({"prompt": ["dog", "dog"], "method": ["base", "hybrid"], "value": [0.1, 0.2]})
-    >>> [text.get_text() for text in plot_diversity_table(table).texts if text.get_weight() == "bold"]
-    ['0.200']
+    table: `prompt`, `method`, `value`, and `low`, `high` for intervals. The prompt "Average" comes last.
     """
-    prompts = [prompt for prompt in table["prompt"].unique() if prompt != AVERAGE]
-    methods = list(table["method"].unique())
-    cells = table.set_index(["prompt", "method"])
-    panels = 1 if len(prompts) <= rows_per_panel else 2
-    averaged = [AVERAGE] * (AVERAGE in set(table["prompt"]))
-    depth = -(-(len(prompts) + len(averaged)) // panels)  # rows below the heads; the average is the last panel's last
-    name_width = 0.062 * max(len(str(prompt)) for prompt in [*prompts, "Average"]) + 0.12  # inches, at 7 points
-    panel_width = name_width + 0.9 * len(methods)
-    total = panels * panel_width + (panels - 1) * 0.35
-    if ax is None:
-        ax = plt.subplots(figsize=(total, (depth + 2.5) * LINE))[1]
-    ax.set(xlim=(0, total), ylim=(depth + 1.3, -1.3 if title else -0.3))
-    ax.axis("off")
-    ax.text(0, -0.8, title, va="center", fontsize=8)
+    rows, prompts = table.assign(value=table["value"].round(3)), table["prompt"].unique()
+    rows["best"] = rows["value"] == rows.groupby("prompt")["value"].transform("max")
+    rows["text"] = rows["value"].map("{:.3f}".format)
+    if "low" in rows:
+        rows["text"] += ((rows["high"] - rows["low"]) / 2).map(" ±{:.3f}".format)
+    wide = rows.pivot(index="prompt", columns="method", values=["text", "best"])
+    wide = wide.loc[sorted(prompts, key=lambda prompt: prompt == AVERAGE)]
+    cells, best = wide["text"][table["method"].unique()], wide["best"]
+    panels = 1 if len(set(prompts) - {AVERAGE}) <= 20 else 2
+    depth, widths = -(-len(cells) // panels), _widths(cells)
+    step = sum(widths) + GAP
+    ax = ax or plt.subplots(figsize=(panels * step - GAP, (depth + 2.5) * LINE))[1]
+    ax.set_xlim(0, panels * step - GAP)
+    ax.set_title(title, loc="left")
     for panel in range(panels):
-        x0 = panel * (panel_width + 0.35)
-        rule = {"xmin": x0, "xmax": x0 + panel_width, "color": "black"}
-        last = averaged if panel == panels - 1 else []
-        ax.hlines([0, depth + 1], linewidth=0.9, **rule)
-        ax.hlines([1, depth] if last else [1], linewidth=0.5, **rule)
-        places = [(prompt, i + 1.5) for i, prompt in enumerate(prompts[panel * depth : (panel + 1) * depth])]
-        places += [(average, depth + 0.5) for average in last]
-        ax.text(x0, 0.5, "Prompt", va="center")
-        for m, method in enumerate(methods):
-            value_x = x0 + name_width + 0.9 * m + 0.42
-            ax.text(
-                value_x,
-                0.5,
-                method[:1].upper() + method[1:],
-                va="center",
-                ha="center",
-                color=COLOURS.get(method, "black"),
-            )
-            for prompt, y in places:
-                row = cells.loc[(prompt, method)]
-                best = round(row["value"], digits) == cells.loc[prompt]["value"].round(digits).max()
-                weight = "bold" if best else "normal"
-                ax.text(value_x, y, f"{row['value']:.{digits}f}", va="center", ha="right", weight=weight)
-                half = (row.get("high", np.nan) - row.get("low", np.nan)) / 2
-                if np.isfinite(half):
-                    ax.text(value_x + 0.04, y, f"±{half:.{digits}f}", va="center", fontsize=5.5, color=GREY)
-        for prompt, y in places:
-            ax.text(x0, y, plain(prompt), va="center")
-    return ax
-
-
-def plot_diversity_dots(
-    table: pd.DataFrame, *, embedder: str, differences: Sequence[str] = (), ax: Axes | None = None
-) -> Axes:
-    """Each method's prompts as faint dots and their "Average" with its interval: Table 3 at one glance.
-
-    table: as for `plot_diversity_table`. differences: lines of text below, such as "hybrid - base: +.012, p = .44".
-
-    >>> table = pd.DataFrame({"prompt": ["dog", "Average"], "method": ["base"] * 2, "value": [0.1, 0.1]})
-    >>> plot_diversity_dots(table, embedder="DreamSim").get_xlabel()
-    'mean pairwise DreamSim distance'
-    """
-    methods = list(table["method"].unique())
-    ax = ax or plt.subplots(figsize=(3.8, 1.4 + 0.3 * len(methods) + 0.12 * len(differences)))[1]
-    for y, (method, colour) in enumerate(zip(methods, colours_of(methods), strict=True)):
-        rows = table[table["method"] == method]
-        dots = rows[rows["prompt"] != AVERAGE]["value"]
-        # A fixed spread, so that the figure is the same each time.
-        ax.scatter(dots, y + 0.14 * np.sin(np.arange(len(dots)) * 2.4), s=7, color=colour, alpha=0.3, linewidths=0)
-        for _, mean in rows[rows["prompt"] == AVERAGE].iterrows():
-            ax.plot([mean.get("low", np.nan), mean.get("high", np.nan)], [y, y], color=colour, linewidth=1.6)
-            ax.plot(mean["value"], y, "o", color=colour, markersize=5, markeredgecolor="white")
-    ax.set_yticks(range(len(methods)), methods)
-    ax.set(ylim=(len(methods) - 0.5, -0.5), xlabel="\n".join([f"mean pairwise {embedder} distance", *differences]))
-    ax.tick_params(axis="y", length=0)
-    ax.spines["left"].set_visible(False)
+        _print(cells[panel * depth :][:depth], ax, widths=widths, depth=depth, best=best, left=panel * step)
     return ax
 
 
 def plot_table(cells: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Texts as a printed table, a method a row in its colour; heads may have two lines.
+    """Print a table of texts such as "0.10 ±0.02", a method a row in its colour. Heads may have two lines."""
+    widths = _widths(cells)
+    ax = ax or plt.subplots(figsize=(sum(widths), (len(cells) + 2.2) * LINE + 0.45))[1]  # with a caption of three lines
+    ax.set_xlim(0, sum(widths))
+    _print(cells, ax, widths=widths, depth=len(cells))
+    return ax
 
-    >>> [t.get_text() for t in plot_table(pd.DataFrame({"FD": ["0.1"]}, index=["base"])).texts]
-    ['base', 'FD', '0.1']
-    """
-    widths = [
-        0.075 * max(len(line) for text in (head, *cells[head]) for line in text.split("\n")) + 0.2 for head in cells
-    ]
-    left = 0.055 * max(len(name) for name in cells.index) + 0.1
-    ends = left + np.cumsum(widths)
-    if ax is None:
-        ax = plt.subplots(figsize=(ends[-1], (len(cells) + 2.2) * LINE + 0.45))[1]  # and a footer of three lines
-    ax.set(xlim=(0, ends[-1]), ylim=(len(cells) + 0.1, -2.1))
+
+def _widths(cells: pd.DataFrame) -> list[float]:
+    """Return inches for the names of the rows and for each column."""
+    columns = [list(cells.index)] + [[*head.split("\n"), *cells[head]] for head in cells]
+    return [LETTER * max(map(len, texts)) + 0.15 for texts in columns]
+
+
+def _print(cells: pd.DataFrame, ax: Axes, *, widths: list[float], depth: int, best=None, left: float = 0) -> None:
+    """Print rows from y = 0 down to `depth`, where "Average" stands below a rule, and heads above."""
     ax.axis("off")
-    for y, width in ((-2, 0.9), (0, 0.5), (len(cells), 0.9)):
-        ax.hlines(y, 0, ends[-1], color="black", linewidth=width)
-    for row, name in enumerate(cells.index):
-        ax.text(0, row + 0.5, name, va="center", color=COLOURS.get(name, "black"))
-    for end, head in zip(ends, cells, strict=True):
-        ax.text(end, -1, head, va="center", ha="right")
-        for row, text in enumerate(cells[head]):
-            ax.text(end, row + 0.5, text, va="center", ha="right")
+    heads = max(head.count("\n") for head in cells) + 1
+    ax.set_ylim(depth + 0.1, -heads - 0.1)
+    average = cells.index[-1] == AVERAGE
+    for y, thickness in ((-heads, 0.9), (0, 0.5), (depth, 0.9), *[(depth - 1, 0.5)] * average):
+        ax.hlines(y, left, left + sum(widths), color="black", linewidth=thickness)
+    rows = {name: depth - 0.5 if name == AVERAGE else row + 0.5 for row, name in enumerate(cells.index)}
+    for name, y in [(cells.index.name or "", -heads / 2), *rows.items()]:
+        ax.text(left, y, escape_math(name), va="center", color=COLOURS.get(name, "black"))
+    for head, end in zip(cells, left + np.cumsum(widths)[1:], strict=True):
+        ax.text(end, -heads / 2, head, va="center", ha="right", color=COLOURS.get(head, "black"))
+        middle = end - LETTER * max(len(text) - len(text.partition(" ")[0]) for text in cells[head])
+        for name, y in rows.items():
+            value, _, interval = cells.loc[name, head].partition(" ")
+            weight = "bold" if best is not None and best.loc[name, head] else "normal"
+            ax.text(middle, y, value, va="center", ha="right", weight=weight)
+            if interval:
+                ax.text(middle + 0.05, y, interval, va="center", color=GREY)
+
+
+def plot_diversity_dots(
+    table: pd.DataFrame, *, embedder: str, differences: Sequence[str] = (), limits: Limits = (0, np.inf),
+    ax: Axes | None = None,
+) -> Axes:  # fmt: skip
+    """Draw each method's prompts as faint dots, and their "Average" with its interval.
+
+    table: as for `plot_diversity_table`. differences: lines of text below, such as "hybrid - base: +.012, p = .44".
+    """
+    import seaborn  # takes seconds
+
+    colours = dict(zip(methods := list(table["method"].unique()), colours_of(methods), strict=True))
+    ax = ax or plt.subplots(figsize=(3.8, 1.4 + 0.3 * len(methods) + 0.14 * len(differences)))[1]
+    look = {"hue": "method", "palette": colours, "legend": False, "size": 2.5, "alpha": 0.45, "warn_thresh": 1}
+    dots = table[table["prompt"] != AVERAGE]
+    # A swarm has no random jitter, so the figure is the same each time.
+    seaborn.swarmplot(dots, x="value", y="method", order=methods, ax=ax, **look)
+    for mean in table[table["prompt"] == AVERAGE].itertuples():
+        look, y = {"color": colours[mean.method]}, methods.index(mean.method)
+        ends = np.clip([getattr(mean, "low", np.nan), getattr(mean, "high", np.nan)], *limits)
+        ax.plot(ends, [y, y], linewidth=1.6, **look)
+        ax.plot(mean.value, y, "o", markersize=5, markeredgecolor="white", **look)
+    ax.set(ylim=(len(methods) - 0.5, -0.5), ylabel="")
+    ax.set_xlabel("\n".join([f"mean pairwise {embedder} distance", *differences]))
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
     return ax

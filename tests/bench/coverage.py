@@ -1,7 +1,7 @@
 """How often the 95% interval of `mean_pairwise` holds the truth: `make bench` writes figures/bench/coverage.csv.
 
 Images are drawn with replacement from populations whose mean distance is known: made-up ones, from easy to hard, and the
-features of `emoji-dmd`'s own 100 samples of each prompt, base and student, for which it is the mean over all prompts.
+features of `emoji-dmd`'s own 100 samples of each prompt, base and distilled model, for which it is the mean over all prompts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special
 
 import dtviz
-from dtviz.study import Study
+from dtviz.experiments.study import Study
 
 from .measure import publish
 

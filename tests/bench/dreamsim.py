@@ -17,25 +17,13 @@ from pathlib import Path
 
 import torch
 
-from dtviz import diversity
-from dtviz.embed import embedder
+from dtviz.metrics import diversity
+from dtviz.metrics.embedders import embedder
 
-from ..test_embed import save_adapter
+from ..test_metrics_embedders import save_dreamsim
 from .measure import publish
 
 SIZES = (100, 1000)
-
-
-def weights(folder: Path) -> None:
-    """A random ViT-B/32, its projection and its adapter, as the package keeps them."""
-    from dreamsim.feature_extraction.vision_transformer import vit_base
-
-    torch.manual_seed(0)
-    clip = vit_base(patch_size=32)
-    clip.pos_drop = torch.nn.LayerNorm(768)
-    save_adapter(clip, folder / "clip_vitb32_single_lora")
-    state = {name.replace("base_layer.", ""): value for name, value in clip.state_dict().items() if "lora" not in name}
-    torch.save({"state_dict": state | {"proj": torch.randn(768, 512) / 28}}, folder / "clip_vitb32_pretrain.pth.tar")
 
 
 def main() -> None:
@@ -45,15 +33,16 @@ def main() -> None:
     seen, ours = {"dtviz": 0, "package": 0}, {}
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        weights(Path(folder))
+        save_dreamsim(Path(folder))
         from dreamsim import dreamsim
 
         embed = embedder("dreamsim:clip_vitb32", device="cpu", cache_dir=folder, batch_size=1)
         model, _ = dreamsim(device="cpu", cache_dir=folder, dreamsim_type="clip_vitb32")
         vit = model.base_model.model.extractor_list[0].model
         vit.register_forward_hook(lambda module, inputs, output: seen.update(package=seen["package"] + len(inputs[0])))
-        encode = embed._model.encode
-        embed._model = embed._model._replace(encode=lambda x: seen.update(dtviz=seen["dtviz"] + len(x)) or encode(x))
+        encode = embed._network.encode
+        count = lambda x: seen.update(dtviz=seen["dtviz"] + len(x)) or encode(x)  # noqa: E731
+        embed._network = embed._network._replace(encode=count)
         embed(images[:2])
         for size in SIZES:
             seen["dtviz"] = 0
@@ -71,11 +60,8 @@ def main() -> None:
     for size, (seconds, ran, found) in ours.items():
         for unit, mine, one in (("images embedded", ran, per_pair), ("processor s", seconds, each)):
             theirs = one * math.comb(size, 2)
-            row = {
-                "what": f"mean pairwise DreamSim (clip_vitb32) of {size:,} images on CPU",
-                "unit": unit,
-                "dtviz": mine,
-            }
+            what = f"mean pairwise DreamSim (clip_vitb32) of {size:,} images on CPU"
+            row = {"what": what, "unit": unit, "dtviz": mine}
             row |= {"pair by pair": theirs, "ratio": theirs / mine}
             table.append(row | {"pairs timed": timed, "value": found, "largest difference of a pair": gap})
     publish(table, "dreamsim")

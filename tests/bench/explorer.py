@@ -1,8 +1,7 @@
 """How quick the explorer is in a browser: `make bench` writes figures/bench/explorer.csv.
 
-From pressing Run to the first picture of the student (the plans as they come), and to all of it, measured; and from a key on the
-step slider to all three pictures of that step, by the page's own clock. `load` is how many processes wanted each core of the
-machine: at 1 or less it was idle.
+From pressing Run to all images and curves; and from a key on the step slider to all images of
+that step, by the page's own clock. `load` is the processes that waited for each core: at 1 or less the machine was idle.
 """
 
 from __future__ import annotations
@@ -20,36 +19,27 @@ PROMPTS = ("cat face", "rabbit face", "bear", "frog", "tiger face")
 
 
 def measure(tab: browser.Tab) -> list[dict]:
-    """Several runs of the student at eight seeds, and moves between all of the base's steps."""
-    hand = browser.Hand(tab)
-    hand.press("Two side by side")
-    hand.field("Method").select_option("distilled")
-    first, whole = [], []
+    """Run the distilled model several times at eight seeds, then move between all steps of the base."""
+    tab.press("Two sides")
+    tab.field("Method").select_option("distilled")
+    runs = []
     for prompt in PROMPTS:
-        hand.type("Prompt", prompt)
-        first.append(hand.seconds(lambda: hand.press("Run"), "click", "samples"))
-        hand.until(lambda: hand.root.get_by_role("button", name="Stop").is_disabled())
-        hand.type("Prompt", prompt + " ")
-        hand.root.locator(".noUi-handle").first.focus()
-        tab.page.keyboard.press("Home")
-        tab.page.wait_for_timeout(500)
-        whole.append(hand.seconds(lambda: hand.press("Run"), "click", "plan"))
-        hand.until(lambda: hand.root.get_by_role("button", name="Stop").is_disabled())
-    hand.field("Method").select_option("base")
-    hand.press("Run")
-    hand.sees("base: 20 base steps")
-    hand.move("ArrowLeft", "noisy")  # the last plan is the final image
-    moves = [hand.move("ArrowLeft", "noisy", "plan", "samples") for _ in range(18)]
+        tab.type("Prompt", prompt)
+        runs.append(tab.seconds(lambda: tab.press("Run"), "click", "x_t", "x0", "samples", "curves"))
+    tab.field("Method").select_option("base")
+    tab.press("Run")
+    tab.wait_for("base: 20 base steps")
+    tab.move("ArrowLeft", "x_t")  # the last x0 is the final image
+    moves = [tab.move("ArrowLeft", "x_t", "x0", "samples", "curves") for _ in range(18)]
     return [
-        _row("student, 8 seeds: from Run to the first picture", first),
-        _row("student, 8 seeds: from Run to all pictures and numbers", whole),
-        _row("base, 8 seeds: from a key to the step's pictures", moves),
+        _row("distilled model, 8 seeds: from Run to all images and curves", runs),
+        _row("base, 8 seeds: from a key to the step's images", moves),
     ]
 
 
 def _row(what: str, seconds: list[float]) -> dict:
-    told = {"what": what, "unit": "s", "n": len(seconds), "median": statistics.median(seconds), "most": max(seconds)}
-    return told | {"load": os.getloadavg()[0] / (os.cpu_count() or 1)}
+    row = {"what": what, "unit": "s", "n": len(seconds), "median": statistics.median(seconds), "most": max(seconds)}
+    return row | {"load": os.getloadavg()[0] / (os.cpu_count() or 1)}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""A grid of plans, and a second look at it: `make bench` writes figures/bench/grid.csv. Ratios within one run, in turns.
+"""A grid of predicted images, and its figure a second time: `make bench` writes figures/bench/grid.csv.
 
-Instead of capturing one could stop the pipeline after each step in turn and decode what is planned there, T runs for T steps;
-and instead of keeping results one could make them again for every figure.
+Instead of capturing, one could stop the pipeline after each step and decode x0 there: T runs for T steps. Instead of caching,
+one could compute every result again. Ratios within one run, in turns.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import tempfile
 import torch
 
 import dtviz
-from dtviz.store import Store
-from dtviz.study import Study
+from dtviz.experiments.cache import Cache
+from dtviz.experiments.study import Study
 
 from .measure import beside, publish, timed
 
@@ -21,55 +21,46 @@ STEPS = (4, 10, 20, 50)
 
 
 def rerun(steps: int, repeats: int = 3) -> dict:
-    """Capture and decode against one run a step, each ended by diffusers' own interrupt after the step that is looked at."""
-    pair = dtviz.load("emoji-dmd")
-    pipe = pair.pipeline
+    """Capture and decode against one run per step, each ended by diffusers' own interrupt."""
+    pipe = dtviz.load("emoji-dmd").pipeline
     options = {"num_inference_steps": steps, "guidance_scale": 5.0, "output_type": "latent"}
 
-    def plans() -> torch.Tensor:
+    def images(**callback) -> torch.Tensor:
         with dtviz.capture(pipe) as trace:
-            pipe("dog face", generator=torch.Generator().manual_seed(0), **options)
+            pipe("dog face", generator=torch.Generator().manual_seed(0), **callback, **options)
         return dtviz.decode(trace, pipe)
 
     def one_by_one() -> torch.Tensor:
-        images = []
-        for last in range(steps):
-
-            def stop(pipeline, step, timestep, kept, last=last):
+        def stop_after(last: int):
+            def stop(pipeline, step, timestep, kwargs):
                 pipeline._interrupt = step >= last
-                return kept
+                return kwargs
 
-            with dtviz.capture(pipe) as trace:
-                generator = torch.Generator().manual_seed(0)
-                pipe("dog face", generator=generator, callback_on_step_end=stop, **options)
-            images.append(dtviz.decode(trace, pipe)[-1])
-        return torch.stack(images)
+            return stop
 
-    torch.testing.assert_close(plans(), one_by_one(), rtol=0, atol=1e-5)  # decoded in other batches
-    ours, instead, ratio = beside(plans, one_by_one, repeats)
+        return torch.stack([images(callback_on_step_end=stop_after(last))[-1] for last in range(steps)])
+
+    torch.testing.assert_close(images(), one_by_one(), rtol=0, atol=1e-5)  # decoded in other batches
+    ours, instead, ratio = beside(images, one_by_one, repeats)
     what = f"emoji-base, grid of {steps} steps: one run, against one a step"
     return {"what": what, "unit": "s", "dtviz": ours, "instead": instead, "ratio": ratio}
 
 
-def kept(what: str, call, repeats: int = 3) -> dict:
-    """A study's numbers read from its store against made again."""
-    pairs = []
+def cached(what: str, call, repeats: int = 3) -> dict:
+    """A study's numbers read from its cache against computed again."""
+    turns = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
-            study = Study.open("emoji-dmd", seeds=range(10), store=Store(folder))
-            made = timed(lambda: call(study))  # noqa: B023 - called at once
-            pairs.append((timed(lambda: call(study)), made))  # noqa: B023
-    ours, instead = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return {
-        "what": f"emoji-dmd, 10 seeds, {what}: read from the store, against made again",
-        "unit": "s",
-        "dtviz": ours,
-        "instead": instead,
-        "ratio": statistics.median(b / a for a, b in pairs),
-    }
+            study = Study.open("emoji-dmd", seeds=range(10), cache=Cache(folder))
+            computed = timed(lambda: call(study))  # noqa: B023 - called at once
+            turns.append((timed(lambda: call(study)), computed))  # noqa: B023
+    ours, instead = (statistics.median(column) for column in zip(*turns, strict=True))
+    what = f"emoji-dmd, 10 seeds, {what}: read from the cache, against computed again"
+    ratio = statistics.median(b / a for a, b in turns)
+    return {"what": what, "unit": "s", "dtviz": ours, "instead": instead, "ratio": ratio}
 
 
-def curves(study: Study) -> None:
+def similarity(study: Study) -> None:
     steps = study.features("dog face", "base", steps=True)
     dtviz.similarity_to_final(steps, study.features("dog face", "base"))
 
@@ -79,11 +70,6 @@ def diversity(study: Study) -> None:
         dtviz.mean_pairwise(study.features("dog face", method))
 
 
-def main() -> None:
-    rows = [rerun(steps) for steps in STEPS]
-    rows += [kept("similarity to the final image", curves), kept("diversity of three methods", diversity)]
-    publish(rows, "grid")
-
-
 if __name__ == "__main__":
-    main()
+    rows = [cached("similarity to the final image", similarity), cached("diversity of three methods", diversity)]
+    publish([*map(rerun, STEPS), *rows], "grid")

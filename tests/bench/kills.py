@@ -1,11 +1,11 @@
-"""SIGKILL at 50 random moments of `figures` and of `generate`, each run to the end: what was lost, and whether it is the same.
+"""SIGKILL at 50 random moments of `figures` and of `generate`, each then run to the end: what was lost, and is it the same.
 
 python -m tests.bench.kills generate 50 30      # until 50 kills or 30 minutes; writes its row of figures/bench/kills.csv
 python -m tests.bench.kills figures 50 30
 python -m tests.bench.kills figures 15 10 --add     # other moments, counted with those in the file
 
-A run that reaches its end is compared with the undisturbed one, bit by bit, and the next begins in new folders, so that kills
-strike every stage. Every second kill takes the whole process group, as a power cut would; the others the command alone.
+A run that reaches its end is compared with the undisturbed one, bit by bit. The next one starts in new folders, so that kills
+hit every stage. Every second kill ends the whole process group, as a power cut would. The others end the command alone.
 """
 
 import os
@@ -20,20 +20,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
+from safetensors import safe_open
 
-from dtviz import dataset, table
-from dtviz.store import Store
+from dtviz.experiments import dataset, tables
+from dtviz.files import ROOT, content_hash
 
-ROOT = Path(__file__).parents[2]
 FIGURES = ["figures", "--only", "fig5", "-p", "n_seeds", "2", "-p", "n_prompts", "2"]  # Figure 5 of two prompts
 FILE = ROOT / "figures" / "bench" / "kills.csv"
-COUNTED = (
-    "kills",
-    "kills with some but not all done",
-    "results lost or damaged",
-    "runs to the end",
-    "equal to the undisturbed",
-)
+COUNTED = ["kills", "kills with some but not all done", "results lost or damaged", "runs to the end"]
+COUNTED += ["equal to the undisturbed"]
 GENERATE = ["generate", "--prompts", str(ROOT / "data" / "prompts" / "emoji.csv"), "--first", "24", "--batch-size", "4"]
 
 
@@ -46,23 +41,27 @@ def start(command: list[str], folder: Path) -> subprocess.Popen:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """The files that have to be the same; an executed notebook tells the time, and is not among them."""
+    """Return the files that have to be the same. An executed notebook contains times and is not among them."""
     kinds = (".png", ".pdf", ".csv", ".json")
     paths = [path for path in (folder / "out").rglob("*") if path.suffix in kinds and not path.name.startswith(".")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def kept(folder: Path) -> set[str]:
-    """What is in its place and whole: results of the store, images of the job. AssertionError: something is not whole."""
-    entries = list(Store(folder / "store").entries())
-    assert not [entry for entry in entries if entry.problem()]
-    pictures = list((folder / "out" / "images").glob("*.png"))
-    assert not [path for path in pictures if dataset._problem(path)]
-    return {entry.name for entry in entries} | {path.name for path in pictures}
+    """Return the names of cached results and images of the job, after checking that each is complete."""
+    results = list((folder / "store").rglob("*.safetensors"))
+    for path in results:
+        with safe_open(path, framework="np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            assert file.metadata()["sha256"] == content_hash(file.metadata()["settings"], arrays), path
+    images = list((folder / "out" / "images").glob("*.png"))
+    for path in images:
+        dataset.read_image(path)
+    return {path.stem for path in results} | {path.name for path in images}
 
 
 def killed(name: str, command: list[str], kills: int, minutes: float, home: Path, seed: int) -> dict[str, object]:
-    """One row of the table; `seed` is of the moments."""
+    """Return one row of the table. `seed` decides the moments."""
     rng, moments, until = random.Random(seed), [], time.monotonic() + 60 * minutes
     began = time.monotonic()
     assert start(command, home / "undisturbed").wait() == 0
@@ -76,7 +75,7 @@ def killed(name: str, command: list[str], kills: int, minutes: float, home: Path
         assert process.wait() == 0
         for group in groups:
             with suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)  # what a command killed alone has left behind
+                os.killpg(group, signal.SIGKILL)  # what a command that was killed alone left behind
         finished, equal = finished + 1, equal + (results(folder) == expected)
         shutil.rmtree(folder, ignore_errors=True)
         folder = home / str(finished)
@@ -91,11 +90,11 @@ def killed(name: str, command: list[str], kills: int, minutes: float, home: Path
             (os.killpg if done % 2 else os.kill)(process.pid, signal.SIGKILL)
             process.wait()
             groups.append(process.pid)
-            found = kept(folder)
-            lost, done = lost + len(before - found), done + 1
-            moments.append(len(found) / most)
-            print(f"{name}: kill {done} at {len(found)} of {most} results", flush=True)
-            if len(found) == most:  # all is there: a kill could hit nothing more
+            names = kept(folder)
+            lost, done = lost + len(before - names), done + 1
+            moments.append(len(names) / most)
+            print(f"{name}: kill {done} at {len(names)} of {most} results", flush=True)
+            if len(names) == most:  # complete: a kill could hit nothing more
                 ended(start(command, folder))
         else:
             ended(process)
@@ -109,7 +108,7 @@ def killed(name: str, command: list[str], kills: int, minutes: float, home: Path
 
 def main() -> None:
     name, kills, minutes = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-    rows = table.load(FILE) if FILE.exists() else pd.DataFrame(columns=["job"])
+    rows = tables.load(FILE) if FILE.exists() else pd.DataFrame(columns=["job"])
     before = rows[rows["job"] == name] if "--add" in sys.argv else rows[:0]
     with tempfile.TemporaryDirectory() as home:
         command = {"generate": GENERATE, "figures": FIGURES}[name]
@@ -117,7 +116,7 @@ def main() -> None:
     for counted in COUNTED:
         row[counted] += int(before[counted].sum())
     rows = pd.concat([rows[rows["job"] != name], pd.DataFrame([row])], ignore_index=True)
-    print(table.save(rows, FILE, units={"undisturbed": "s"}))
+    print(tables.save(rows, FILE, units={"undisturbed": "s"}))
 
 
 if __name__ == "__main__":

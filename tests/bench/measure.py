@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock, two calls in turns, the peak of memory, and a table on disk."""
+"""Shared by the benchmarks: a clock, two calls in turns, peak memory, and a table on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pandas as pd
 import torch
 
 
-def timed(call) -> float:
+def timed(call: Callable[[], object]) -> float:
+    """Return the seconds of a call."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -23,17 +24,17 @@ def timed(call) -> float:
 
 
 def beside(first: Callable[[], object], second: Callable[[], object], repeats: int) -> tuple[float, float, float]:
-    """Two calls in turns: the median seconds of each, and the median over the turns of the second's as a multiple of the first's."""
+    """Run two calls in turns. Return the median seconds of each, and the median ratio of the second to the first."""
     turns = [(timed(first), timed(second)) for _ in range(repeats)]
     one, other = (statistics.median(column) for column in zip(*turns, strict=True))
     return one, other, statistics.median(b / a for a, b in turns)
 
 
 def peak() -> float:
-    """The most memory that this process, or on an accelerator its tensors, took so far, in GiB."""
+    """Return the peak memory of this process, or of its tensors on an accelerator, in GiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    status = Path("/proc/self/status").read_text()  # getrusage's peak would begin with the parent's
+    status = Path("/proc/self/status").read_text()  # getrusage would start with the parent's peak
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
 
 

@@ -1,0 +1,19 @@
+"""Controls of a denoiser: load them, attach them, train them, and measure their effect (Control Distillation).
+
+smile = dtviz.controls.load("smile")
+with dtviz.controls.attach(pair, smile, scale=2):
+    images = pair.pipeline("face").images
+"""
+
+from .attach import Attached as Attached
+from .attach import attach as attach
+from .control import Applied as Applied
+from .control import Control as Control
+from .control import load as load
+from .control import shipped as shipped
+from .effects import effect as effect
+from .effects import outside as outside
+from .effects import sweep as sweep
+from .train import train_customisation as train_customisation
+from .train import train_dreambooth as train_dreambooth
+from .train import train_slider as train_slider

@@ -1,0 +1,160 @@
+"""Attach controls to the networks of a pair, a pipeline or a denoiser while a block lasts.
+
+with dtviz.controls.attach(pair, smile.at(2.0, segment="base"), age.at(0.5)) as attached:
+    trace = dtviz.generate(pair, "face", method="hybrid", on_call=attached.on_call)
+
+A forward hook adds the change D to the output of its layer: (W + s D) x = W x + s D x. Weights and adapters are never written.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers.models.attention import AttentionModuleMixin
+from torch.nn import functional as F
+
+from ..core.denoisers import denoiser_of, network
+from ..core.handover import DenoiserCall
+from ..core.pair import Pair
+from .control import DELTA, DOWN, SHOWN, UP, Applied, Control
+
+ROLES = ("base", "distilled")
+
+
+@contextmanager
+def attach(target: Any, *controls: Control | Applied, scale: float = 1.0) -> Iterator[Attached]:
+    """Attach controls for the length of the block. Their changes add up.
+
+    Args:
+        target: a `Pair`, a diffusers pipeline or a denoiser. Of a pair both networks, or that of the control's segment.
+        controls: a `Control` is on at `scale`. One of `Control.at(scale, segment=..., window=...)` has its own scale; with a
+            segment or window it is off until `Attached.on_call` switches it on, and needs a pair as target.
+        scale: factor of the change of each plain `Control`. Negative turns a slider the other way.
+
+    Raises:
+        ValueError: a control is for other modules or shapes, or changes nothing, or the network's attention is fused.
+
+    with dtviz.controls.attach(pipe, dtviz.controls.load("age"), scale=2):
+        images = pipe("woman").images
+    """
+    attached = Attached([one if isinstance(one, Applied) else Applied(one, scale) for one in controls])
+    with ExitStack() as stack:
+        for applied, hooks in zip(attached.controls, attached.hooks, strict=True):
+            always = applied.segment == "both" and applied.window is None
+            if not (always or isinstance(target, Pair)):
+                raise ValueError(f"control {str(applied)!r}: a segment or window needs a dtviz.Pair as target")
+            for denoiser in _networks(target, applied.segment):
+                hooks.append(stack.enter_context(LayerHooks(denoiser, applied.control)))
+                hooks[-1].scale = applied.scale if always else 0.0
+            if not any(tensor.any() for key, tensor in applied.control.tensors.items() if not key.endswith(DOWN)):
+                raise ValueError(f"control {str(applied)!r} changes nothing: its weights are 0, is it untrained?")
+        yield attached
+
+
+class Attached:
+    """The controls of an `attach` block.
+
+    Attributes:
+        controls: each `Applied`.
+        hooks: for each control its `LayerHooks`, one for each network.
+        calls: for each control the number of denoiser calls of each role in which it was on, in the latest batch.
+    """
+
+    def __init__(self, controls: list[Applied]) -> None:
+        self.controls = controls
+        self.hooks: list[list[LayerHooks]] = [[] for _ in controls]
+        self.calls: list[Counter[str]] = [Counter() for _ in controls]
+
+    def on_call(self, call: DenoiserCall, x0: torch.Tensor | None = None) -> None:
+        """Set the strength of each control for a denoiser call. For `generate(on_call=...)`."""
+        if call.index == 0:
+            self.calls = [Counter() for _ in self.controls]
+        for applied, hooks, calls in zip(self.controls, self.hooks, self.calls, strict=True):
+            on = applied.on(call.role, 0.0 if applied.window is None else call.sigma)
+            calls[call.role] += on
+            for one in hooks:
+                one.scale = applied.scale if on else 0.0
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Return name, fingerprint, scale, segment, window and calls of each control, JSON-compatible."""
+        return [one.facts() | {"calls": dict(calls)} for one, calls in zip(self.controls, self.calls, strict=True)]
+
+
+class LayerHooks:
+    """A control on one network: a forward hook on each changed layer, until the end of a `with` block. Off at scale 0.
+
+    Attributes:
+        layers: changed layers by module name. Of a layer that peft has wrapped, the one inside.
+        tensors: those of the control, cast to the layer's input when used. A `Parameter` in training is not cast.
+    """
+
+    def __init__(self, denoiser: torch.nn.Module, control: Control) -> None:
+        self.scale, self.tensors, self.layers = 0.0, dict(control.tensors), _layers(denoiser, control)
+
+    def __enter__(self) -> LayerHooks:
+        self._handles = [layer.register_forward_hook(partial(self._add, name)) for name, layer in self.layers.items()]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _add(self, module: str, layer: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        if self.scale == 0:
+            return None
+        if module + DELTA in self.tensors:
+            change = _multiply(layer, self._tensor(module + DELTA, inputs[0]), inputs[0])
+        else:
+            hidden = _multiply(layer, self._tensor(module + DOWN, inputs[0]), inputs[0])
+            up = self._tensor(module + UP, inputs[0])
+            change = F.linear(hidden, up) if up.ndim == 2 else F.conv2d(hidden, up)
+        return (output + self.scale * change).to(output.dtype)
+
+    def _tensor(self, key: str, like: torch.Tensor) -> torch.Tensor:
+        if not isinstance(self.tensors[key], torch.nn.Parameter):
+            self.tensors[key] = self.tensors[key].to(like)
+        return self.tensors[key]
+
+
+def _multiply(layer: torch.nn.Module, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Evaluate a layer with another weight and without bias."""
+    x = x.to(weight.dtype)
+    return F.linear(x, weight) if isinstance(layer, torch.nn.Linear) else layer._conv_forward(x, weight, None)
+
+
+def _networks(target: Any, segment: str) -> list[torch.nn.Module]:
+    """Return the different networks of a target, those of a pair for the roles of a segment."""
+    if not isinstance(target, Pair):
+        return [denoiser_of(target)]
+    roles = ROLES if segment == "both" else (segment,)
+    return list(dict.fromkeys(network(target.base, target.distilled, role) for role in roles))
+
+
+def _layers(denoiser: torch.nn.Module, control: Control) -> dict[str, torch.nn.Module]:
+    """Return the layers that a control changes, after checking that they fit."""
+    modules = dict(denoiser.named_modules())
+    problem = f"control {control.name!r} is not for this {type(denoiser).__name__}"
+    if missing := [name for name in control.modules if name not in modules]:
+        count = f"{len(missing)} of its {len(control.modules)} modules are not there"
+        raise ValueError(f"{problem}: {count}, such as {', '.join(missing[:SHOWN])}")
+    layers = {name: getattr(modules[name], "base_layer", modules[name]) for name in control.modules}
+    for name, layer in layers.items():
+        if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) or getattr(layer, "groups", 1) != 1:
+            raise ValueError(f"{problem}: {name} is a {type(layer).__name__} there, which takes no such change")
+        if control.shape(name) != layer.weight.shape:
+            shapes = f"by {control.shape(name)}, whose weight is {tuple(layer.weight.shape)} there"
+            raise ValueError(f"{problem}: it changes {name} {shapes}")
+        if _is_fused(modules[name.rpartition(".")[0]]):
+            raise ValueError(f"attention is fused and does not evaluate {name}: call unfuse_qkv_projections() first")
+    return layers
+
+
+def _is_fused(attention: torch.nn.Module) -> bool:
+    """Tell whether an attention evaluates its projections as one. UNets leave the flag when they unfuse."""
+    flag = getattr(attention, "fused_projections", False)
+    return flag and (isinstance(attention, AttentionModuleMixin) or "Fused" in type(attention.processor).__name__)

@@ -1,0 +1,155 @@
+"""Measure the effect of a control on scores and pixels (Table 1 of the paper).
+
+effect({"base": (before, after), "DMD2": (before, after)})  # a table, one row per model
+
+Scores are (prompt, seed). Intervals and tests are over prompts, a sample of the prompts that were not tried. With over="seeds"
+they are over seeds, each the mean over its prompts, and hold for these prompts alone.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ..metrics.statistics import Estimate, checked, holm, mean_interval, paired_test, ratio
+
+OVER = ("prompts", "seeds")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A score over a control's scale.
+
+    Attributes:
+        table: one row per scale: `scale`, the mean `value` with `low`, `high`; and of the step from the scale before: `step`,
+            `step_low`, `step_high`, and its sign-flip `p`, Holm-corrected for all steps.
+        spearman: mean over images of the rank correlation of score and scale, in [-1, 1]. Page's (1963) trend test, rescaled.
+        p: two-sided sign-flip p of that correlation.
+        rising: share of all seeds' steps that rise; 0.5 for noise.
+    """
+
+    table: pd.DataFrame
+    spearman: Estimate
+    p: float
+    rising: float
+
+    @property
+    def monotone(self) -> bool:
+        """Whether the mean rises at every step."""
+        return bool((self.table["step"].iloc[1:] > 0).all())
+
+
+def effect(scores: Mapping[str, tuple], *, base: str = "base", over: str = "prompts") -> pd.DataFrame:
+    """Compare the scores of plain and controlled images for each model, and their change with that of the base.
+
+    Args:
+        scores: model -> (before, after), each (prompt, seed).
+        base: model on which the control was trained. Without it there is no transfer.
+        over: "prompts" or "seeds", the sample of intervals and tests.
+
+    Returns:
+        One row per model: `model`, `before`, `after`; `percent`, 100 (after / before - 1) as in Table 1, nan unless before > 0;
+        `difference` with t interval and Holm-corrected sign-flip `p`; `transfer`, difference / the base's difference; `prompts`,
+        `seeds`, `over`. 95% intervals end in `_low`, `_high`. Those of ratios are Fieller's, infinite if the divisor may be 0.
+
+    >>> table = effect({"base": ([[1.0], [1.0]], [[1.5], [1.5]]), "LCM": ([[1.0], [2.0]], [[1.25], [2.25]])})
+    >>> table[["model", "percent", "transfer"]].values.tolist()
+    [['base', 50.0, nan], ['LCM', 16.666666666666675, 0.5]]
+    """
+    axis, shapes = _axis(over), sorted({np.shape(part) for parts in scores.values() for part in parts})
+    if len(shapes) != 1 or len(shapes[0]) != 2 or not np.isfinite(list(scores.values())).all():
+        raise ValueError(f"scores have shapes {shapes}: all must be (prompt, seed), of the same ones, and finite")
+    means = {model: [np.mean(part, axis=axis, dtype=np.float64) for part in parts] for model, parts in scores.items()}
+    rows = []
+    for model, (before, after) in means.items():
+        test, percent = paired_test(after, before), ratio(after, before)
+        scale = 100 if before.mean() > 0 else np.nan
+        transfer = Estimate(np.nan, np.nan, np.nan, len(before))
+        if base in means and model != base:
+            transfer = ratio(after - before, means[base][1] - means[base][0])
+        row = {"model": model, "before": before.mean(), "after": after.mean()}
+        row |= _columns("percent", *(scale * (value - 1) for value in (percent.value, percent.low, percent.high)))
+        row |= _columns("difference", test.mean, test.low, test.high) | {"p": test.p}
+        row |= _columns("transfer", transfer.value, transfer.low, transfer.high)
+        rows.append(row | dict(zip(OVER, shapes[0], strict=True)) | {"over": over})
+    table = pd.DataFrame(rows)
+    table["p"] = holm(table["p"])
+    return table
+
+
+def sweep(scales, scores, *, over: str = "prompts") -> Sweep:
+    """Test whether a score rises with a control's scale. For a falling score give its negative.
+
+    Args:
+        scales: (scale,) rising, three or more.
+        scores: (scale, prompt, seed).
+        over: as for `effect`.
+
+    >>> result = sweep([-1, 0, 1], [[[0.0, 0.0]], [[1.0, 1.0]], [[3.0, 0.5]]])
+    >>> result.monotone, result.rising, result.spearman.value
+    (True, 0.75, 0.75)
+    """
+    scales, scores = checked(scales, name="scales"), np.asarray(scores, dtype=np.float64)
+    if len(scales) < 3 or not (np.diff(scales) > 0).all():
+        raise ValueError(f"scales = {scales.tolist()} must be three or more, each above the one before")
+    if scores.ndim != 3 or len(scores) != len(scales) or not scores.size or not np.isfinite(scores).all():
+        raise ValueError(f"scores of shape {scores.shape} must be ({len(scales)} scales, prompt, seed), all finite")
+    axis = _axis(over)
+    units = scores.mean(axis=1 + axis)  # (scale, prompt) or (scale, seed)
+    tests = [paired_test(above, below) for below, above in itertools.pairwise(units)]
+    steps = [_columns("step", test.mean, test.low, test.high) for test in tests]
+    table = pd.DataFrame([vars(mean_interval(values)) for values in units], index=scales).drop(columns="n")
+    table = table.rename_axis("scale").reset_index()
+    table = table.join(pd.DataFrame([{}, *steps]).assign(p=[np.nan, *holm([test.p for test in tests])]))
+    order = stats.rankdata(scales) - (len(scales) + 1) / 2
+    ranks = stats.rankdata(scores, axis=0) - (len(scales) + 1) / 2
+    norm = np.sqrt((ranks**2).sum(axis=0) * (order**2).sum())
+    products = np.einsum("s,sij->ij", order, ranks)
+    rho = np.divide(products, norm, out=np.zeros_like(norm), where=norm > 0)  # a score that never changes has no trend
+    each = rho.mean(axis=axis)
+    trend = paired_test(each, np.zeros_like(each))
+    rising = float((np.diff(scores, axis=0) > 0).mean())
+    return Sweep(table, Estimate(trend.mean, trend.low, trend.high, trend.n), trend.p, rising)
+
+
+def outside(before, after, *, share: float = 0.5) -> np.ndarray:
+    """Measure how much each image changes where the edits of the other images do not reach.
+
+    A pixel changes by the mean over colours of |after - before|. For each image the pixels count in which the other images change
+    least. Its own change does not select them, because that would make the result small by construction.
+
+    Args:
+        before, after: (n, 3, height, width) in [0, 1], n >= 2: plain and controlled images of one prompt and the same seeds.
+        share: of the pixels that count, in (0, 1].
+
+    Returns:
+        (n,) mean change. Compare it with that of another seed in place of `after`.
+
+    >>> plain, edited = np.zeros((2, 3, 1, 2)), np.zeros((2, 3, 1, 2))
+    >>> edited[..., 0] = 1.0
+    >>> outside(plain, edited)
+    array([0., 0.])
+    """
+    before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if before.shape != after.shape or before.ndim != 4 or len(before) < 2 or not 0 < share <= 1:
+        shapes = f"before {before.shape} and after {after.shape} must be (n, 3, height, width), n >= 2"
+        raise ValueError(f"{shapes}; share = {share} must lie in (0, 1]")
+    change = np.abs(after - before).mean(axis=1).reshape(len(before), -1)  # (n, pixel)
+    others = change.sum(axis=0) - change
+    count = max(1, round(share * change.shape[1]))
+    least = np.argsort(others, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(change, least, axis=1).mean(axis=1)
+
+
+def _columns(name: str, value: float, low: float, high: float) -> dict[str, float]:
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def _axis(over: str) -> int:
+    """Return the axis of (prompt, seed) that is averaged. The other one is the sample."""
+    if over not in OVER:
+        raise ValueError(f"over={over!r} is not one of {', '.join(OVER)}")
+    return 1 - OVER.index(over)

@@ -1,0 +1,294 @@
+"""Decode latents to images.
+
+images = dtviz.decode(trace, pair)  # x0 of every step: (step, sample, 3, height, width)
+finals = dtviz.decode(trace, pair, final=True)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..files import in_batches
+from .trace import Trace
+
+PARTS = ("x0", "final", "x_t", "conditional", "unconditional")
+# Autoencoders whose decoding is tested against their pipelines' own images
+IMAGE_VAES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "VQModel", "PaellaVQModel")
+VIDEO_VAES = ("AutoencoderKLCogVideoX", "AutoencoderKLWan", "AutoencoderKLQwenImage", "AutoencoderKLLTXVideo")
+
+
+def decode(
+    trace: Trace,
+    pair: Any,
+    *,
+    what: str = "x0",
+    final: bool = False,
+    vae: Any = None,
+    size: tuple[int, ...] | None = None,
+    batch_size: int | None = None,
+) -> torch.Tensor:
+    """Decode one part of a trace.
+
+    Args:
+        trace: a trace of `generate` or `capture`.
+        pair: a `Pair`, or the diffusers pipeline that ran.
+        what: "x0", the predicted image of every step; "final"; "x_t", the noisy latents; "conditional" or "unconditional",
+            x0 before guidance.
+        final: short for `what="final"`.
+        vae: decoder to use instead of the pipeline's own: diffusers' `AutoencoderTiny`, or a `Preview` of `fit_preview`.
+        size: (height, width) in pixels, needed for packed latents that are not square (Flux). (frames, height, width) for
+            packed videos (LTX).
+        batch_size: latents decoded together. None: 64 at 8x8, one at SDXL's 128x128.
+
+    Returns:
+        float32 in [0, 1]: (step, sample, 3, height, width), without the step for "final". Videos have frames before the 3.
+
+    Raises:
+        NotImplementedError: the pipeline's latents are not images, or its decoding is not supported.
+        ValueError: `what` is unknown, the trace does not hold it, or `size` does not fit.
+
+        images = dtviz.decode(trace, pair)  # images[3, 0]: the first sample's predicted image at the fourth step
+    """
+    latents, options = _part(trace, "final" if final else what), {"vae": vae, "size": size, "batch_size": batch_size}
+    if final or what == "final":
+        return decode_latents(latents, pair, **options)
+    return decode_latents(latents.flatten(0, 1), pair, **options).unflatten(0, latents.shape[:2])
+
+
+def decode_steps(trace: Trace, pair: Any, *, what: str = "x0", **options: Any) -> Iterator[torch.Tensor]:
+    """Yield what `decode` returns one step at a time, (sample, 3, height, width), so that memory holds one step's images.
+
+    for images in dtviz.decode_steps(trace, pair):
+        print(images.shape)
+    """
+    for latents in _part(trace, what):
+        yield decode_latents(latents, pair, **options)
+
+
+def _part(trace: Trace, what: str) -> torch.Tensor:
+    if what not in PARTS:
+        raise ValueError(f"what={what!r} is not one of {', '.join(PARTS)}")
+    latents = getattr(trace, what)
+    if latents is None:
+        option = "x_t=True" if what == "x_t" else "guidance=True"
+        raise ValueError(f"this trace holds no {what}: generate or capture it with {option}")
+    return latents
+
+
+@torch.no_grad()
+def decode_latents(
+    latents: torch.Tensor,
+    pair: Any,
+    *,
+    vae: Any = None,
+    size: tuple[int, ...] | None = None,
+    batch_size: int | None = None,
+) -> torch.Tensor:
+    """Decode (n, ...) latents in the pipeline's scale and layout to (n, 3, height, width) float32 in [0, 1], see `decode`."""
+    pipe = getattr(pair, "pipeline", pair)
+    latents = _unpack(latents, pipe, size)
+    vae = _vae(pipe, latents) if vae is None else vae
+    cells = math.prod(latents.shape[2:])
+    images: torch.Tensor | None = None
+
+    def decoded(rows: slice) -> torch.Tensor:
+        return _images(_to_vae(latents[rows], pipe, vae), vae).float().cpu()
+
+    for rows, part in in_batches(decoded, n=len(latents), size=batch_size or max(1, 4096 // cells)):
+        if images is None:  # filled in place, because joining the pieces would hold everything twice
+            images = torch.empty(len(latents), *part.shape[1:])
+        images[rows] = part
+    return images
+
+
+@torch.no_grad()
+def reconstruct(images: torch.Tensor, pair: Any, *, batch_size: int = 64) -> torch.Tensor:
+    """Encode and decode images with the pipeline's autoencoder.
+
+    Compare samples with reconstructions of real images: otherwise the autoencoder's blur counts as a difference.
+
+    Args:
+        images: (n, 3, height, width) in [0, 1].
+        pair: a `Pair` or diffusers pipeline with an `AutoencoderKL`, whose mode is taken.
+        batch_size: images encoded together.
+
+    Returns:
+        float32 in [0, 1], of the same shape.
+
+    Raises:
+        NotImplementedError: the pipeline has no `AutoencoderKL`.
+    """
+    vae, modes = _modes(images, pair, batch_size)
+    return torch.cat([_images(mode, vae).float().cpu() for mode in modes])
+
+
+@torch.no_grad()
+def encode(images: torch.Tensor, pair: Any, *, batch_size: int = 64) -> torch.Tensor:
+    """Return the latents of images, (n, channels, height, width) float32 in the pipeline's scale. See `reconstruct`."""
+    vae, modes = _modes(images, pair, batch_size)
+    latents = torch.cat([mode.float() for mode in modes])
+    mean, std = (_statistics(vae, f"latents_{part}", latents) for part in ("mean", "std"))
+    shift = vae.config.get("shift_factor") or 0.0
+    return (latents - mean - shift) * (vae.config.get("scaling_factor") or 1.0) / std
+
+
+def _modes(images: torch.Tensor, pair: Any, batch_size: int) -> tuple[Any, Iterator[torch.Tensor]]:
+    """Return the autoencoder and the latents of images in [0, 1] in its own scale."""
+    vae = getattr(getattr(pair, "pipeline", pair), "vae", None)
+    if type(vae).__name__ != "AutoencoderKL":
+        raise NotImplementedError(f"encoding needs an AutoencoderKL, this pipeline has {type(vae).__name__}")
+    parts = torch.as_tensor(images).to(vae.device, vae.dtype).mul(2).sub(1).split(batch_size)
+    return vae, (vae.encode(part).latent_dist.mode() for part in parts)
+
+
+def _vae(pipe, latents: torch.Tensor):
+    """Return the pipeline's autoencoder, or None if the samples are images themselves."""
+    for name in ("vae", "movq", "vqgan"):
+        if getattr(pipe, name, None) is not None:
+            return getattr(pipe, name)
+    if latents.ndim == 4 and latents.shape[1] == 3:
+        return None
+    raise NotImplementedError(
+        f"{type(pipe).__name__} has no autoencoder, and its samples of shape {tuple(latents.shape[1:])} are not images: "
+        "decode them with the pipeline that takes them as its input"
+    )
+
+
+def _unpack(latents: torch.Tensor, pipe, size: tuple[int, ...] | None) -> torch.Tensor:
+    """Unpack tokens (n, token, channel) to (n, channel, height, width) with the pipeline's own method."""
+    if latents.ndim != 3:
+        return latents
+    own, tokens, name = getattr(pipe, "_unpack_latents", None), latents.shape[1], type(pipe).__name__
+    if hasattr(pipe, "vae_spatial_compression_ratio"):  # LTX
+        if size is None or len(size) != 3:
+            raise ValueError(f"size={size} must be (frames, height, width) for {name}")
+        frames = (size[0] - 1) // pipe.vae_temporal_compression_ratio + 1
+        grid = [side // pipe.vae_spatial_compression_ratio for side in size[1:]]
+        patches = (pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size)
+        _check_tokens(tokens, frames * math.prod(grid) // (patches[0] ** 2 * patches[1]), size)
+        return own(latents, frames, *grid, *patches)
+    if own is None or not hasattr(pipe, "vae_scale_factor"):
+        raise NotImplementedError(f"packed latents of shape {tuple(latents.shape[1:])} of {name} are not supported")
+    patch = 2 * pipe.vae_scale_factor
+    if size is None:
+        side = math.isqrt(tokens)
+        if side**2 != tokens:
+            raise ValueError(f"size=None: {tokens} packed latents are not a square; give (height, width) in pixels")
+        size = (side * patch, side * patch)
+    _check_tokens(tokens, (size[0] // patch) * (size[1] // patch), size)
+    return own(latents, *size, pipe.vae_scale_factor)
+
+
+def _check_tokens(tokens: int, expected: int, size: tuple[int, ...]) -> None:
+    if tokens != expected:
+        raise ValueError(f"size={size} makes {expected} packed latents, the trace has {tokens}")
+
+
+def _to_vae(latents: torch.Tensor, pipe, vae) -> torch.Tensor:
+    """Convert latents from the denoiser's scale to the autoencoder's."""
+    if vae is None or isinstance(vae, Preview):
+        return latents
+    name = type(vae).__name__
+    if name not in IMAGE_VAES + VIDEO_VAES:
+        raise NotImplementedError(f"{type(pipe).__name__} decodes with {name}, whose latent scale is not supported")
+    hook = getattr(vae, "_hf_hook", None)  # an offloaded module is in host memory until it is called
+    latents = latents.to(getattr(hook, "execution_device", None) or vae.device, torch.float32)
+    if pipe.scheduler.config.get("prediction_type") == "trigflow":  # SANA-Sprint's samples have the data's deviation
+        latents = latents / pipe.scheduler.config.sigma_data
+    if name == "VQModel":  # Kandinsky's denoisers work at the autoencoder's scale
+        return latents
+    if name == "PaellaVQModel":
+        return latents * vae.config.scale_factor
+    if name == "AutoencoderKLCogVideoX":
+        latents = latents.transpose(1, 2)
+    mean, std = (_statistics(vae, f"latents_{part}", latents) for part in ("mean", "std"))
+    scale, shift = vae.config.get("scaling_factor") or 1.0, vae.config.get("shift_factor") or 0.0
+    return latents * std / scale + mean + shift
+
+
+def _statistics(vae, name: str, latents: torch.Tensor) -> torch.Tensor:
+    """Return the mean or deviation per channel, from the autoencoder's config or buffers."""
+    values = vae.config.get(name)
+    if values is None:
+        values = dict(vae.named_buffers(recurse=False)).get(name)
+    if values is None:
+        return torch.tensor(0.0 if name.endswith("mean") else 1.0, device=latents.device)
+    return torch.as_tensor(values, device=latents.device, dtype=torch.float32).reshape(-1, *[1] * (latents.ndim - 2))
+
+
+def _images(latents: torch.Tensor, vae) -> torch.Tensor:
+    """Decode latents at the autoencoder's scale to images in [0, 1]."""
+    if isinstance(vae, Preview):
+        return vae(latents)
+    if vae is None:
+        return latents.div(2).add(0.5).clamp(0, 1)
+    kind, name = vae.dtype, type(vae).__name__
+    wide = kind == torch.float16 and vae.config.get("force_upcast", False)  # SDXL's overflows in float16
+    images = None if wide else _decoded(latents, vae)
+    if images is None or (kind in (torch.float16, torch.bfloat16) and not images.isfinite().all()):
+        vae.to(torch.float32)
+        try:
+            images = _decoded(latents, vae)
+        finally:
+            vae.to(kind)
+    if name in VIDEO_VAES:
+        images = images.transpose(1, 2)  # (n, frame, 3, height, width)
+        if name == "AutoencoderKLQwenImage":  # a video autoencoder for single images
+            images = images[:, 0]
+    return images.clamp(0, 1) if name == "PaellaVQModel" else images.div(2).add(0.5).clamp(0, 1)
+
+
+def _decoded(latents: torch.Tensor, vae) -> torch.Tensor:
+    options = {"force_not_quantize": True} if type(vae).__name__ == "VQModel" else {}
+    return vae.decode(latents.to(vae.dtype), **options, return_dict=False)[0]
+
+
+class Preview:
+    """A linear map from latent channels to red, green and blue: rough, and thousands of times faster than a VAE.
+
+    `weights` (channel + 1, 3), the last row the offset; `scale`, pixels per latent cell and side; `r2`, explained share of the
+    pixel means' variance on the latents it was fitted to.
+    """
+
+    def __init__(self, weights: torch.Tensor, scale: int, r2: float) -> None:
+        self.weights, self.scale, self.r2 = weights, scale, r2
+
+    def facts(self) -> dict[str, Any]:
+        """Return the map as JSON-compatible numbers. `Preview.build` is the inverse."""
+        return {"weights": self.weights.tolist(), "scale": self.scale, "r2": self.r2}
+
+    @classmethod
+    def build(cls, facts: dict[str, Any]) -> Preview:
+        """Return the preview of what `facts` returned."""
+        return cls(torch.tensor(facts["weights"]), facts["scale"], facts["r2"])
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """Map (n, channel, height, width) to (n, 3, scale * height, scale * width) float32 in [0, 1]."""
+        colours = torch.einsum("nchw,cr->nrhw", latents.float(), self.weights[:-1]) + self.weights[-1][:, None, None]
+        return torch.nn.functional.interpolate(colours, scale_factor=self.scale, mode="bilinear").clamp(0, 1)
+
+
+def fit_preview(trace: Trace, pair: Any, *, most: int = 64, size: tuple[int, ...] | None = None) -> Preview:
+    """Fit a `Preview` to the pipeline's own decoding of at most `most` of a trace's last x0. `size` as for `decode`.
+
+    Raises:
+        ValueError: the latents are those of a video.
+
+        images = dtviz.decode(trace, pair, vae=dtviz.fit_preview(trace, pair))
+    """
+    pipe, latents = getattr(pair, "pipeline", pair), trace.x0.flatten(0, 1)[-most:].float()
+    images = decode_latents(latents, pair, size=size)
+    latents = _unpack(latents, pipe, size)
+    if latents.ndim != 4 or images.ndim != 4:
+        raise ValueError(f"a preview needs images, this trace's latents have the shape {tuple(latents.shape[1:])}")
+    scale = images.shape[-1] // latents.shape[-1]
+    means = torch.nn.functional.avg_pool2d(images, scale)
+    inputs = torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1).transpose(0, 1).flatten(1).T.double()
+    targets = means.transpose(0, 1).flatten(1).T.double()
+    weights = torch.linalg.lstsq(inputs, targets, driver="gelsd").solution
+    left = (targets - inputs @ weights).var() / targets.var().clamp(min=1e-12)
+    return Preview(weights.float(), scale, 1 - float(left))

@@ -1,0 +1,277 @@
+"""Algorithm 1 of the paper: the base denoises the first steps, the distilled model the remaining ones.
+
+calls = denoising_calls(pair, method="hybrid", k=1, steps=4, base_steps=20, handover="matched-sigma", ...)
+[call.role for call in calls]  # ["base", "base", ..., "distilled", "distilled", "distilled"]
+pipe.scheduler = HandoverScheduler(calls)  # and a DenoiserRouter that asks it whose call comes next
+
+The published hand-over runs all steps on the distilled model's scheduler. At matched sigma the base runs on its own schedule, and
+its last call is one DDIM step to the noise level at which the distilled model starts.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from .pair import Pair, check_schedulers, role_scheduler
+from .schedulers import exact, find, space
+from .x0 import ddim_step, noise_to_signal, predict_x0, sigma_at, signal_and_noise
+
+Guidance = float | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class DenoiserCall:
+    """One denoiser call of a run.
+
+    Attributes:
+        role: "base" or "distilled", the network that denoises.
+        scheduler, timestep: the scheduler whose step follows, and its timestep.
+        starts_step: whether the call is the first of its step. Second-order schedulers make two calls per step.
+        guidance: guidance scale.
+        to, to_timestep: scheduler and timestep to which the sample is handed instead of a step. None: an ordinary step.
+        hands_over: whether this is the base's last call before the distilled model's first.
+        index, total: position in the run, from 0, and the number of its calls.
+        seeds: seeds of the samples in the batch.
+        predict: inside `edit_x0` only. Takes a role, evaluates its network on this call's input, and returns its x0.
+    """
+
+    role: str
+    scheduler: Any
+    timestep: torch.Tensor
+    starts_step: bool = True
+    guidance: float = 0.0
+    to: Any = None
+    to_timestep: torch.Tensor | None = None
+    hands_over: bool = False
+    index: int = 0
+    total: int = 0
+    seeds: tuple[int, ...] = ()
+    predict: Callable[[str], torch.Tensor] | None = None
+
+    @property
+    def sigma(self) -> float:
+        """Noise level of the sample that enters the call."""
+        return sigma_at(self.scheduler, self.timestep)
+
+
+class HandoverScheduler:
+    """Stand in for a pipeline's scheduler: make the step of each call, and hand the sample over.
+
+    Args:
+        calls: the calls of the run, in order.
+        edit_x0: takes x0 (n, ...) and the call, and returns the x0 to carry in the sample that the call leaves. Called after
+            every call but the last, not inside a second-order step.
+        keep_x0: keep the x0 of the last call in `x0`.
+        scale_noise: scale the initial noise for the first step that runs. False scales it for the scheduler's first step, as
+            the published code does.
+    """
+
+    order = 1
+
+    def __init__(
+        self,
+        calls: Sequence[DenoiserCall],
+        *,
+        edit_x0: Callable[[torch.Tensor, DenoiserCall], torch.Tensor] | None = None,
+        keep_x0: bool = False,
+        scale_noise: bool = True,
+    ) -> None:
+        self.calls, self.index = tuple(calls), 0
+        self.edit_x0, self.keep_x0, self.scale_noise = edit_x0, keep_x0, scale_noise
+        self.x0: torch.Tensor | None = None
+        self.evaluate: Callable[[DenoiserCall], torch.Tensor] | None = (
+            None  # set by `generate`, for `DenoiserCall.predict`
+        )
+        self.config = self.calls[0].scheduler.config
+        self.timesteps = torch.stack([call.timestep for call in self.calls])
+
+    @property
+    def call(self) -> DenoiserCall:
+        """The call that comes next."""
+        return self.calls[self.index]
+
+    def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True) -> tuple:
+        """Make one iteration of Algorithm 1. `model_output` is that of the network `call.role`."""
+        call, x0 = self.call, None
+        edits = self.edit_x0 is not None and call.index + 1 < len(self.calls) and self.calls[self.index + 1].starts_step
+        if edits or self.keep_x0 or call.to is not None:
+            x0 = predict_x0(call.scheduler, model_output, call.timestep, sample)
+        edited = self.edit_x0(x0, replace(call, predict=partial(self._predict, sample))) if edits else x0
+        if call.to is None:
+            output = _step(call, model_output, sample, generator)
+        else:
+            sigma, to_sigma = call.sigma, sigma_at(call.to, call.to_timestep)
+            x = ddim_step(sample, x0, scheduler=call.scheduler, sigma=sigma, to=call.to, to_sigma=to_sigma)
+            output = (x.to(sample.dtype),)
+        if edited is not x0:
+            output = (self._with_x0(output[0], edited - x0), *output[1:])
+        self.index, self.x0 = self.index + 1, x0
+        return output
+
+    def _with_x0(self, x: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """Change the x0 inside the sample that a call leaves. Its noise is kept."""
+        following = self.calls[self.index + 1]
+        signal, _ = signal_and_noise(following.scheduler, exact(following.sigma))
+        return (x + float(signal) * change).to(x.dtype)
+
+    def _predict(self, sample: torch.Tensor, role: str) -> torch.Tensor:
+        call, roles = self.call, [other.role for other in self.calls[self.index :]]
+        if role not in roles:
+            raise ValueError(f"role={role!r} has no call from here on; there are {', '.join(dict.fromkeys(roles))}")
+        guidance = self.calls[self.index + roles.index(role)].guidance
+        # a doubled batch has the same guided output in both halves
+        output = self.evaluate(replace(call, role=role, guidance=guidance))[-len(sample) :]
+        return predict_x0(call.scheduler, output, call.timestep, sample)
+
+    # What pipelines ask of a scheduler beside `step`
+
+    @property
+    def init_noise_sigma(self):
+        first = self.calls[0]
+        if not self.scale_noise or space(first.scheduler) != "ve" or first.timestep == first.scheduler.timesteps[0]:
+            return first.scheduler.init_noise_sigma
+        return (first.sigma**2 + 1) ** 0.5
+
+    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None) -> None:
+        self.timesteps = self.timesteps.to(device)  # the calls are fixed when the scheduler is built
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        pass
+
+    def scale_model_input(self, sample: torch.Tensor, timestep) -> torch.Tensor:
+        return self.call.scheduler.scale_model_input(sample, self.call.timestep)
+
+
+def _step(call: DenoiserCall, model_output, sample, generator) -> tuple:
+    noise = {"generator": generator} if "generator" in inspect.signature(call.scheduler.step).parameters else {}
+    return call.scheduler.step(model_output, call.timestep, sample, **noise, return_dict=False)
+
+
+def denoising_calls(
+    pair: Pair,
+    *,
+    method: str,
+    steps: int,
+    base_steps: int,
+    k: int | None,
+    handover: str | None,
+    guidance: Mapping[str, Guidance],
+    device: Any,
+) -> list[DenoiserCall]:
+    """Return the calls that `generate` runs, on fresh schedulers.
+
+    A second-order scheduler is never cut inside a step.
+
+    Args:
+        pair, method, steps, base_steps, k, handover: as for `generate`.
+        guidance: scale of each role. A tuple has one for each step.
+        device: device of the timesteps.
+    """
+    if method == "base":
+        calls = _calls("base", role_scheduler(pair, "base", base_steps, device))
+    elif method == "distilled":
+        calls = _calls("distilled", role_scheduler(pair, "distilled", steps, device))
+    elif method == "skip":
+        calls = _from_step(role_scheduler(pair, "distilled", steps, device), k)
+    elif handover == "distilled-scheduler":
+        check_schedulers(pair.base_scheduler, pair.distilled_scheduler)
+        calls = _calls("distilled", role_scheduler(pair, "distilled", steps, device))
+        first = _step_starts(calls)[k]
+        calls = [*(replace(call, role="base") for call in calls[:first]), *calls[first:]]
+    else:
+        base = _calls("base", role_scheduler(pair, "base", base_steps, device))
+        distilled = _from_step(role_scheduler(pair, "distilled", steps, device), k)
+        calls = [*_down_to(base, distilled[0], base_steps), *distilled]
+    roles = [call.role for call in calls]
+    return [
+        replace(call, index=i, total=len(calls), hands_over=roles[i : i + 2] == ["base", "distilled"])
+        for i, call in enumerate(_with_guidance(calls, guidance))
+    ]
+
+
+def _from_step(scheduler: Any, k: int) -> list[DenoiserCall]:
+    """Return the distilled model's calls without those of its first `k` steps."""
+    if find(scheduler).first is not None and not hasattr(scheduler, "set_begin_index"):
+        raise NotImplementedError(f"{type(scheduler).__name__} cannot start in the middle of its run")
+    calls = _calls("distilled", scheduler)
+    first = _step_starts(calls)[k]
+    _set_begin_index(scheduler, first)
+    return calls[first:]
+
+
+def _down_to(calls: list[DenoiserCall], target: DenoiserCall, base_steps: int) -> list[DenoiserCall]:
+    """Return the base's calls down to the noise level of `target`. The last one hands over to it."""
+    base = calls[0].scheduler
+    level = noise_to_signal(target.scheduler, target.sigma)
+    levels = {i: noise_to_signal(base, _sigma_of_call(base, i, calls[i].timestep)) for i in _step_starts(calls)}
+    above = [
+        i for i, other in levels.items() if other > level * (1 + 1e-3)
+    ]  # tolerance for rounding between schedulers
+    if not above:
+        raise ValueError(
+            f"base_steps={base_steps} starts at a noise-to-signal ratio of {levels[0]:.3g}, below the hand-over's "
+            f"{level:.3g}: no base step would run; give a larger k or other base steps"
+        )
+    last = above[-1]
+    return [*calls[:last], replace(calls[last], to=target.scheduler, to_timestep=target.timestep)]
+
+
+def _with_guidance(calls: list[DenoiserCall], guidance: Mapping[str, Guidance]) -> list[DenoiserCall]:
+    """Set the guidance scale of each call."""
+    expected = Counter(call.role for call in calls if call.starts_step)
+    steps: Counter[str] = Counter()
+    guided = []
+    for call in calls:
+        scale = guidance[call.role]
+        if isinstance(scale, tuple) and len(scale) != expected[call.role]:
+            name = "guidance" if call.role == "distilled" else "base_guidance"
+            raise ValueError(
+                f"{name} has {len(scale)} values for {expected[call.role]} {call.role} steps: give one per step"
+            )
+        steps[call.role] += call.starts_step
+        guided.append(replace(call, guidance=scale[steps[call.role] - 1] if isinstance(scale, tuple) else scale))
+    return guided
+
+
+def _calls(role: str, scheduler: Any) -> list[DenoiserCall]:
+    """Return all calls of a scheduler whose timesteps are set."""
+    _set_begin_index(scheduler, 0)
+    marks = _starts_step(scheduler)
+    return [DenoiserCall(role, scheduler, t, starts) for t, starts in zip(scheduler.timesteps, marks, strict=True)]
+
+
+def _starts_step(scheduler: Any) -> list[bool]:
+    """Return whether each call starts a step, read from the scheduler on a trial run of zeros."""
+    rule = find(scheduler)
+    if rule.first is None:
+        return [True] * len(scheduler.timesteps)
+    trial, marks = copy.deepcopy(scheduler), []
+    zeros = torch.zeros(1, 1, 1, 1, device=scheduler.timesteps.device)
+    with torch.random.fork_rng():  # an ancestral step draws noise from the global generator
+        for t in trial.timesteps:
+            marks.append(rule.begins(trial))
+            trial.step(zeros, t, zeros)
+    return marks
+
+
+def _step_starts(calls: list[DenoiserCall]) -> list[int]:
+    return [i for i, call in enumerate(calls) if call.starts_step]
+
+
+def _set_begin_index(scheduler: Any, index: int) -> None:
+    """Set where the run starts. A spacing may repeat a timestep, which then does not say it."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(index)
+
+
+def _sigma_of_call(scheduler: Any, index: int, timestep) -> float:
+    """Return sigma of a scheduler's `index`-th call without starting the run."""
+    return float(scheduler.sigmas[index]) if hasattr(scheduler, "sigmas") else sigma_at(scheduler, timestep)

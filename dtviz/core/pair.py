@@ -1,0 +1,259 @@
+"""A pair: a base model, the few-step model distilled from it, their schedulers, and checks that they are compatible."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from .schedulers import prediction, space
+
+HANDOVERS = ("distilled-scheduler", "matched-sigma")
+# Inputs that one pipeline call passes to both denoisers: config key -> what it is
+_SHARED_INPUTS = {
+    "in_channels": "latent channels",
+    "cross_attention_dim": "text channels",
+    "joint_attention_dim": "text channels",
+    "caption_channels": "text channels",
+    "pooled_projection_dim": "pooled text channels",
+    "projection_class_embeddings_input_dim": "channels of pooled text and sizes",
+    "encoder_hid_dim": "text channels",
+}
+# Config keys that have to be equal for two autoencoders to have the same latents
+_LATENT_SETTINGS = ("latent_channels", "scaling_factor", "shift_factor", "latents_mean", "latents_std")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base model and the few-step model distilled from it.
+
+    Attributes:
+        pipeline: a diffusers text-to-image pipeline that holds the base denoiser (`unet` or `transformer`).
+        distilled: a denoiser module, the name of an adapter loaded on the base denoiser, or a pipeline. Of a pipeline the
+            denoiser is kept and, unless given, the scheduler.
+        base_scheduler, distilled_scheduler: each denoiser's scheduler. None takes the pipeline's own.
+        name: name in figures and files.
+        steps, base_steps: default numbers of steps of the distilled model and of the base.
+        timesteps: trained timesteps of the distilled model, used when it runs `steps` steps. For a flow model, 1000 times its
+            sigmas. None leaves them to the scheduler.
+        guidance, base_guidance: default guidance scales. 0 and 1 both mean the conditional model without guidance.
+        handover: default hand-over of a hybrid, one of `HANDOVERS`, see `generate`.
+        batch_size: default number of samples generated together.
+        size: (height, width) in pixels. None takes the pipeline's own.
+        call: further arguments of every pipeline call, such as `max_sequence_length`.
+        paper_settings: allow settings outside the distilled model's training range, as in the paper's code.
+        fingerprint: changes whenever the weights do. "" for a pair made by hand, whose results are not cached.
+        base_fingerprint: the same for the base alone.
+
+    Raises:
+        ValueError: an argument is out of range, or base and distilled model are not compatible.
+
+        pair = dtviz.Pair(pipeline=pipe, distilled=unet, distilled_scheduler=LCMScheduler.from_config(pipe.scheduler.config))
+    """
+
+    pipeline: Any
+    distilled: torch.nn.Module | str
+    base_scheduler: Any = None
+    distilled_scheduler: Any = None
+    name: str = "custom"
+    steps: int = 4
+    base_steps: int = 50
+    timesteps: tuple[int, ...] | None = None
+    guidance: float = 0.0
+    base_guidance: float = 5.0
+    handover: str = "distilled-scheduler"
+    batch_size: int = 8
+    size: tuple[int, int] | None = None
+    call: Mapping[str, Any] = field(default_factory=dict)
+    paper_settings: bool = False
+    fingerprint: str = ""
+    base_fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if hasattr(self.distilled, "scheduler"):
+            check_autoencoders(self.pipeline, self.distilled)
+            if self.distilled_scheduler is None:
+                object.__setattr__(self, "distilled_scheduler", self.distilled.scheduler)
+            object.__setattr__(self, "distilled", getattr(self.distilled, self.denoiser_name, self.distilled))
+        for role in ("base_scheduler", "distilled_scheduler"):
+            if getattr(self, role) is None:
+                object.__setattr__(self, role, self.pipeline.scheduler)
+        if self.handover not in HANDOVERS:
+            raise ValueError(f"handover={self.handover!r} is not one of {', '.join(HANDOVERS)}")
+        for name in ("steps", "base_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise ValueError(f"size={self.size} must be (height, width) in pixels, or None for the pipeline's own")
+        if self.timesteps is not None:
+            if len(self.timesteps) != self.steps or list(self.timesteps) != sorted(set(self.timesteps), reverse=True):
+                raise ValueError(f"timesteps={self.timesteps} must be {self.steps} falling values, one for each step")
+            if not {"timesteps", "sigmas"} & set(inspect.signature(self.distilled_scheduler.set_timesteps).parameters):
+                kind = type(self.distilled_scheduler).__name__
+                raise ValueError(f"timesteps={self.timesteps}: {kind} does not accept timesteps")
+        check_compatible(self.base, self.distilled, name="distilled")
+        if self.handover == "distilled-scheduler":
+            check_schedulers(self.base_scheduler, self.distilled_scheduler)
+
+    @property
+    def denoiser_name(self) -> str:
+        """The pipeline's attribute that holds the denoiser."""
+        return "unet" if getattr(self.pipeline, "unet", None) is not None else "transformer"
+
+    @property
+    def base(self) -> torch.nn.Module:
+        """The base denoiser."""
+        return getattr(self.pipeline, self.denoiser_name)
+
+    @property
+    def call_arguments(self) -> dict[str, Any]:
+        """`call` with the size: arguments of every call of the pipeline."""
+        return dict(self.call) | ({} if self.size is None else {"height": self.size[0], "width": self.size[1]})
+
+
+def check_compatible(base: torch.nn.Module, distilled: Any, *, name: str) -> None:
+    """Refuse what is no denoiser or adapter of this base, or takes other latents or text. `name` is the argument it was given as."""
+    if isinstance(distilled, str):
+        adapters = list(getattr(base, "peft_config", {}))
+        if distilled not in adapters:
+            raise ValueError(f"{name}={distilled!r} is not an adapter of the base denoiser, which has {adapters}")
+        return
+    if not isinstance(distilled, torch.nn.Module):
+        kind = type(distilled).__name__
+        raise ValueError(f"{name} is a {kind}: give a denoiser module, an adapter's name or a pipeline that holds one")
+    for key, what in _SHARED_INPUTS.items():
+        of_base, of_distilled = base.config.get(key), distilled.config.get(key)
+        if of_base != of_distilled:
+            raise ValueError(
+                f"{name} takes {of_distilled} {what}, the base {of_base}: not a pair ({key} in the configs)"
+            )
+
+
+def check_schedulers(base: Any, distilled: Any) -> None:
+    """Refuse to run the base on a scheduler for another prediction type."""
+    if prediction(base) != prediction(distilled):
+        kinds = [f"{prediction(scheduler)} in {space(scheduler)} space" for scheduler in (base, distilled)]
+        raise ValueError(
+            f"handover='distilled-scheduler' runs the base on the distilled model's {type(distilled).__name__}, which takes "
+            f"{kinds[1]}, and the base predicts {kinds[0]}: use handover='matched-sigma'"
+        )
+
+
+def check_autoencoders(base: Any, distilled: Any) -> None:
+    """Refuse two pipelines whose autoencoders differ in class or latent settings."""
+    of_base, of_distilled = (getattr(pipe, "vae", None) for pipe in (base, distilled))
+    if of_base is None or of_distilled is None:
+        return
+    if type(of_base) is not type(of_distilled):
+        kinds = type(of_distilled).__name__, type(of_base).__name__
+        raise ValueError(f"distilled has a {kinds[0]}, the base a {kinds[1]}: not a pair")
+    for key in _LATENT_SETTINGS:
+        values = of_distilled.config.get(key), of_base.config.get(key)
+        if values[0] != values[1]:
+            raise ValueError(f"distilled's autoencoder has {key}={values[0]}, the base's {values[1]}: not a pair")
+
+
+def role_scheduler(pair: Pair, role: str, steps: int, device: Any) -> Any:
+    """Return a fresh scheduler of a role with its timesteps set, as the pair's pipeline would set them.
+
+    The distilled model runs at its trained timesteps if it runs `pair.steps` steps.
+    """
+    original = pair.base_scheduler if role == "base" else pair.distilled_scheduler
+    scheduler = type(original).from_config(original.config)  # without another run's history
+    if role == "base" or pair.timesteps is None or steps != pair.steps:
+        arguments = pipeline_timestep_arguments(pair.pipeline, original, pair.call_arguments)
+        set_timesteps(scheduler, steps, arguments=arguments, device=device)
+    elif space(scheduler) == "flow":  # by sigmas: given timesteps would be shifted in part only
+        train = scheduler.config.num_train_timesteps
+        scheduler.set_timesteps(sigmas=[t / train for t in pair.timesteps], device=device)
+    else:
+        if "original_inference_steps" in scheduler.config:  # LCM would warn about timesteps outside its own grid
+            scheduler.register_to_config(original_inference_steps=scheduler.config.num_train_timesteps)
+        scheduler.set_timesteps(timesteps=list(pair.timesteps), device=device)
+    return scheduler
+
+
+@dataclass(frozen=True)
+class TimestepArguments:
+    """What a pipeline passes to `set_timesteps` beside the number of steps."""
+
+    even_sigmas: bool = False  # N sigmas, evenly spaced from 1 to 1/N, before any shift
+    mu: float | None = None  # logarithm of the shift, which grows with the image (Esser et al. 2024, section 5.3.2)
+
+
+def pipeline_timestep_arguments(pipe: Any, scheduler: Any, call: Mapping[str, Any]) -> TimestepArguments:
+    """Return what the pipeline passes to this scheduler's `set_timesteps`. The pipeline is run up to there, once per setting."""
+    if "mu" not in inspect.signature(scheduler.set_timesteps).parameters:
+        return TimestepArguments()
+    results = _PROBED.setdefault(pipe, {})
+    key = repr((sorted(call.items()), sorted(scheduler.config.items())))
+    if key not in results:
+        results[key] = _probe(pipe, scheduler, call)
+    return results[key]
+
+
+_PROBED: WeakKeyDictionary[Any, dict[str, TimestepArguments]] = WeakKeyDictionary()
+
+
+class _ProbeAnswer(Exception):
+    """Carries the arguments out of the pipeline's call."""
+
+
+class _TimestepProbe:
+    """Stands in for the scheduler until the pipeline calls `set_timesteps`."""
+
+    order = 1
+    init_noise_sigma = 1.0
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
+        raise _ProbeAnswer(sigmas, mu)
+
+    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
+        raise AssertionError("a pipeline stepped before it set its timesteps")
+
+
+def _probe(pipe: Any, scheduler: Any, call: Mapping[str, Any], steps: int = 4) -> TimestepArguments:
+    original, pipe.scheduler = pipe.scheduler, _TimestepProbe(scheduler.config)
+    try:
+        pipe(prompt=["a"], num_inference_steps=steps, guidance_scale=0.0, output_type="latent", **call)
+    except _ProbeAnswer as answer:
+        sigmas, mu = answer.args
+    finally:
+        pipe.scheduler = original
+        pipe.maybe_free_model_hooks()  # the call did not reach its own
+    if sigmas is not None and not np.allclose(sigmas, _even_sigmas(steps)):
+        raise NotImplementedError(
+            f"{type(pipe).__name__} passes the sigmas {[round(float(s), 4) for s in sigmas]} for {steps} steps: only even "
+            f"ones, {_even_sigmas(steps).tolist()}, can be split between base and distilled model"
+        )
+    return TimestepArguments(sigmas is not None, mu)
+
+
+def _even_sigmas(steps: int) -> np.ndarray:
+    return np.linspace(1.0, 1 / steps, steps)
+
+
+def set_timesteps(scheduler: Any, steps: int, *, arguments: TimestepArguments, device: Any = None) -> None:
+    """Set `steps` timesteps as the pipeline would. Arguments that the scheduler does not take are left out.
+
+    >>> from diffusers import FlowMatchEulerDiscreteScheduler
+    >>> scheduler = FlowMatchEulerDiscreteScheduler()
+    >>> set_timesteps(scheduler, 4, arguments=TimestepArguments(even_sigmas=True))
+    >>> scheduler.sigmas.tolist()
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    accepted = inspect.signature(scheduler.set_timesteps).parameters
+    passed: dict[str, Any] = {}
+    if arguments.even_sigmas and "sigmas" in accepted and not scheduler.config.get("use_flow_sigmas"):
+        passed["sigmas"] = _even_sigmas(steps)
+    if arguments.mu is not None and "mu" in accepted:
+        passed["mu"] = arguments.mu
+    scheduler.set_timesteps(steps, device=device, **passed)

@@ -1,0 +1,99 @@
+"""Cache results on disk, named by the settings that produced them.
+
+    cache = Cache()
+    arrays = cache.get_or_compute("features", {"pair": "emoji-dmd", "seeds": [0, 1]}, compute)  # compute() -> {"x": array}
+
+One safetensors file per result, `root/<kind>/<key[:2]>/<key>.safetensors`, holds the arrays, the settings and a hash.
+"""
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ..files import ROOT, content_hash, write_atomic
+
+
+def key(kind: str, settings: Mapping[str, Any]) -> str:
+    """Return the name of a result: sha256 of its kind (a folder's name) and settings (what JSON can hold, in any order)."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", kind):
+        raise ValueError(f"kind={kind!r} must be a plain folder name: lower case letters, digits, - and _")
+    return hashlib.sha256(f"{kind}\n{_canonical(settings)}".encode()).hexdigest()
+
+
+class Cache:
+    """Keep results in a folder. `root=None` takes the environment variable DTVIZ_STORE, or `.dtviz` in the repository."""
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root or os.environ.get("DTVIZ_STORE") or ROOT / ".dtviz").expanduser()
+
+    def path(self, kind: str, settings: Mapping[str, Any]) -> Path:
+        """Return the file of a result, whether it exists or not."""
+        name = key(kind, settings)
+        return self.root / kind / name[:2] / f"{name}.safetensors"
+
+    def get_or_compute(self, kind: str, settings: Mapping, compute: Callable[[], Mapping]) -> dict[str, np.ndarray]:
+        """Return the arrays of a result. Compute and keep them if they are not in the cache.
+
+        Everything that changes the result belongs in the settings, versions included. `compute` returns numpy arrays or torch
+        tensors by name. Processes that need the same result wait for the first. A damaged file is computed again with a warning.
+        """
+        path = self.path(kind, settings)
+        if (arrays := _read(path, settings)) is not None:
+            return arrays
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if (arrays := _read(path, settings, warn=True)) is None:  # another process may have written it meanwhile
+                arrays, text = _as_numpy(kind, compute()), _canonical(settings)
+                write_atomic(path, save(arrays, metadata={"settings": text, "sha256": content_hash(text, arrays)}))
+        return arrays
+
+
+def _read(path: Path, settings: Mapping[str, Any], *, warn: bool = False) -> dict[str, np.ndarray] | None:
+    """Return the arrays of a file. None if it is missing or damaged."""
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if metadata.get("sha256") == content_hash(_canonical(settings), arrays):
+            return arrays
+        problem = "its contents do not match its hash"
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        problem = str(error)
+    if warn:
+        warnings.warn(f"{path} is damaged and is computed again: {problem}", stacklevel=3)
+    return None
+
+
+def _as_numpy(kind: str, result: Any) -> dict[str, np.ndarray]:
+    """Check what `compute` returned and convert it."""
+    if not isinstance(result, Mapping) or not result:
+        problem = f"{type(result).__name__}: it must be a dict of names to arrays, not empty"
+        raise ValueError(f"compute() for {kind!r} returned {problem}")
+    arrays = {}
+    for name, value in result.items():
+        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if not isinstance(name, str) or array.dtype.kind not in "biuf":
+            problem = f"{name!r} of type {array.dtype}: names must be str and arrays hold numbers"
+            raise ValueError(f"compute() for {kind!r} returned {problem}")
+        arrays[name] = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
+    return arrays
+
+
+def _canonical(settings: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        allowed = "None, bool, int, finite float, str, list, tuple and dict"
+        raise ValueError(f"settings={settings!r} cannot name a result: {error}; allowed are {allowed}") from error

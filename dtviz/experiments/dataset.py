@@ -1,0 +1,318 @@
+"""Generate one image per row of a prompts file, and score the folder: the 30,000-image job of Tables 2 and 4.
+
+    rows = read_prompts("coco_30k.csv")
+    generate_images(dtviz.load("sdxl-dmd"), rows, "out/hybrid", settings={"method": "hybrid"})
+    table = score_images("out/hybrid", embed=embedder("inception"), reference="val2014")
+
+Any number of processes may work on one folder. Each claims a batch by a file lock, which the system releases when the
+process dies. A batch is always the same rows, so that an image does not depend on how many processes there were.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import socket
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
+from PIL import Image, ImageOps
+from tqdm.auto import tqdm
+
+from ..core.decode import decode
+from ..core.generate import generate
+from ..core.pair import Pair
+from ..files import reading, write_atomic
+from ..metrics import quality
+from ..metrics.embedders import Embedder
+from ..metrics.statistics import Estimate
+from .cache import Cache
+
+FORMAT = "dtviz.dataset/1"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_CASE = re.compile(r"[A-Za-z0-9_-]{1,200}")  # a file name that stays in its folder and fits every file system
+
+
+class Row(NamedTuple):
+    """One image to generate. `case` is the name of its file."""
+
+    case: str
+    prompt: str
+    seed: int
+
+
+def read_prompts(path: str | Path) -> list[Row]:
+    """Read a CSV with the columns `case_number` (or `image_id`), `prompt` and `evaluation_seed`. Others are ignored.
+
+    A case is a word of letters, digits, - and _, and keeps its leading zeros. A seed is an integer below 2**63.
+    A bad row is a ValueError that names its last line.
+    """
+    rows = {}
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restval="", strict=True)
+        try:
+            reader.fieldnames = heads = [head.strip() for head in reader.fieldnames or ()]
+            case = "image_id" if "image_id" in heads and "case_number" not in heads else "case_number"
+            if missing := [name for name in (case, "prompt", "evaluation_seed") if name not in heads]:
+                raise ValueError(f"lacks the columns {', '.join(missing)}; it has {', '.join(heads)[:300] or 'none'}")
+            for cells in reader:
+                if any(cell.strip() for cell in cells.pop(None, ())):
+                    raise ValueError("too many cells; a prompt with a comma needs quotes")
+                if not any(cell.strip() for cell in cells.values()):
+                    continue  # a spreadsheet may write rows of commas
+                name = cells[case].strip()
+                if name in rows:
+                    raise ValueError(f"case {name!r} is there twice")
+                rows[name] = _checked(Row(name, cells["prompt"], cells["evaluation_seed"].strip()))
+            if not rows:
+                raise ValueError("no rows below the head")
+        except (csv.Error, ValueError) as error:  # the decoder's too
+            raise ValueError(f"{path}, line {reader.line_num}: {' '.join(str(error).split())}") from error
+    return list(rows.values())
+
+
+def _checked(row: Row) -> Row:
+    """Return a row, whose seed may be text, with an integer seed. Refuse a bad one."""
+    if not _CASE.fullmatch(row.case):
+        raise ValueError(f"case {row.case[:210]!r} must be a word of letters, digits, - and _, no longer than 200")
+    if not row.prompt.strip():
+        raise ValueError(f"prompt of case {row.case} is empty")
+    if not re.fullmatch(r"[0-9]{1,19}", str(row.seed)) or int(row.seed) >= 2**63:
+        raise ValueError(f"evaluation_seed {str(row.seed)[:30]!r} must be an integer from 0 to 2**63 - 1")
+    return row._replace(seed=int(row.seed))
+
+
+def generate_images(
+    pair: Pair,
+    rows: Sequence[Row],
+    out: str | Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> int:
+    """Generate every image that the folder lacks, and return how many this process generated.
+
+    After a kill, run it again: at most the batch in progress is lost. Missing and damaged images are generated again, the same
+    bits on the same kind of machine. A folder of another job is refused with a ValueError.
+
+    Args:
+        pair, rows, out: the models, what to generate, and the folder: `images/<case>.png`, `prompts.csv`, `job.json`, `log/`.
+        settings: arguments of `generate` beside pair, prompt, seeds and batch size.
+        batch_size, progress: rows generated together (None: the pair's), and whether to show a bar of all processes' images.
+    """
+    out, rows, settings = Path(out), [_checked(row) for row in rows], dict(settings or {})
+    size = pair.batch_size if batch_size is None else batch_size
+    if not rows or size < 1:
+        raise ValueError(f"rows has {len(rows)} entries, batch_size={size}: both must be at least 1")
+    for folder in ("images", "log", ".locks"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    _claim(out, rows, _job_settings(pair, rows, settings, size))
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    generated = 0
+    with tqdm(total=len(rows), initial=count_images(out), unit="image", disable=not progress) as bar:
+        for i in _unfinished(out, batches):
+            generated += _generate_batch(pair, batches[i], out, settings, i)
+            bar.update(count_images(out) - bar.n)
+        bar.update(count_images(out) - bar.n)
+    return generated
+
+
+def count_images(out: str | Path) -> int:
+    """Return the number of images in a job's folder."""
+    return sum(name.endswith(".png") for name in os.listdir(Path(out) / "images"))
+
+
+def job_log(out: str | Path) -> list[dict[str, Any]]:
+    """Return a record per batch: batch, images, seconds, nfe, device. Lines cut off by a kill are left out."""
+    records = []
+    for line in b"\n".join(path.read_bytes() for path in sorted(Path(out).glob("log/*.jsonl"))).splitlines():
+        with suppress(ValueError, RecursionError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
+
+
+def _unfinished(out: Path, batches: list[list[Row]]) -> Iterator[int]:
+    """Yield the batches that lack an image, with their lock held. Batches that others hold come last."""
+    remaining = list(range(len(batches)))
+    for timeout in (0, -1):  # first those that are free, then wait for the others, whose holders may have died
+        for i in list(remaining):
+            with suppress(Timeout):
+                if _problems(out, batches[i]):
+                    with FileLock(out / ".locks" / f"{i}.lock", timeout=timeout):
+                        if _problems(out, batches[i]):  # another process may have finished it while we waited
+                            yield i
+                remaining.remove(i)
+
+
+def _problems(out: Path, batch: list[Row]) -> dict[str, str]:
+    """Return what is wrong with the images of a batch, by case. A PNG has checksums, so damage is found."""
+    problems = {}
+    for row in batch:
+        path = out / "images" / f"{row.case}.png"
+        try:
+            with reading(path), Image.open(path, formats=["PNG"]) as image:
+                image.verify()
+        except (FileNotFoundError, ValueError) as error:
+            problems[row.case] = "" if isinstance(error, FileNotFoundError) else str(error)
+    return problems
+
+
+def _generate_batch(pair: Pair, batch: list[Row], out: Path, settings: Mapping[str, Any], number: int) -> int:
+    """Generate a whole batch and write the images that are missing or damaged. Return their number."""
+    start = time.perf_counter()
+    cases, prompts, seeds = map(list, zip(*batch, strict=True))
+    trace = generate(pair, prompts, seeds=seeds, batch_size=len(batch), **settings)
+    images = dict(zip(cases, decode(trace, pair, what="final").permute(0, 2, 3, 1).numpy(), strict=True))
+    seconds = time.perf_counter() - start  # the images are in host memory, so the device has finished
+    if bad := [case for case in cases if not np.isfinite(images[case]).all()]:
+        raise ValueError(f"the images of cases {', '.join(bad)} are not finite: did half precision overflow?")
+    problems = _problems(out, batch)
+    for case, problem in problems.items():
+        if problem:
+            warnings.warn(f"{problem}; it is generated again", stacklevel=3)
+        content = io.BytesIO()
+        Image.fromarray((images[case] * 255).round().astype(np.uint8)).save(content, "png", compress_level=1)
+        write_atomic(out / "images" / f"{case}.png", content.getvalue())
+    record = {"batch": number, "images": len(batch), "seconds": seconds, "nfe": trace.provenance["nfe"]}
+    record |= {"device": pair.base.device.type}
+    with (out / "log" / f"{socket.gethostname()}-{os.getpid()}.jsonl").open("a") as file:
+        # a line break first: in a container an earlier process of this number may have been killed within a line
+        file.write(f"\n{json.dumps(record)}\n")
+    return len(problems)
+
+
+def _job_settings(pair: Pair, rows: list[Row], settings: dict[str, Any], size: int) -> dict[str, Any]:
+    """Return everything that decides what the images are, as it reads back from JSON."""
+    names = ["steps", "base_steps", "timesteps", "guidance", "base_guidance", "handover", "size"]
+    names += ["call"] if pair.call else []
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    prompts = hashlib.sha256(repr(rows).encode()).hexdigest()
+    job = {"format": FORMAT, "pair": pair.name, "weights": pair.fingerprint}
+    job |= {"settings": {name: getattr(pair, name) for name in names} | chosen}
+    job |= {"rows": len(rows), "prompts": prompts, "batch_size": size}
+    job |= {"numbers": [str(pair.base.dtype), pair.base.device.type, version("torch"), version("diffusers")]}
+    return json.loads(json.dumps(job))
+
+
+def _claim(out: Path, rows: list[Row], job: dict[str, Any]) -> None:
+    """Write what the folder is for. Refuse a folder of another job."""
+    with FileLock(out / ".locks" / "job.lock"):
+        if (out / "job.json").exists():
+            with reading(out / "job.json"):
+                existing = dict(json.loads((out / "job.json").read_text()))
+            if changed := [name for name in job if existing.get(name) != job[name]]:
+                listed = "; ".join(f"{name}: there {existing.get(name)}, now {job[name]}" for name in changed)
+                raise ValueError(f"{out} holds images of another job, give a new folder ({listed})")
+            return
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a prompt may hold a line break
+        table.writerows([("case_number", "prompt", "evaluation_seed"), *rows])
+        write_atomic(out / "prompts.csv", text.getvalue().encode())
+        write_atomic(out / "job.json", (json.dumps(job, indent=1) + "\n").encode())
+
+
+def score_images(
+    folder: str | Path,
+    *,
+    embed: Embedder,
+    reference: str | Path | None = None,
+    text: Embedder | None = None,
+    cache: Cache | None = None,
+) -> pd.DataFrame:
+    """Return a row per measure: Fréchet distance, Inception score, CLIP score, evaluations and seconds per image.
+
+    FID and Inception score are the names for Inception-v3 only. Another embedder's are FD and class score. The first needs a
+    reference, the second more than ten images.
+
+    Args:
+        folder, reference: a job's folder, or any folder of images.
+        embed, text: network of Fréchet distance and class score, and a CLIP for the similarity of image and prompt.
+        cache: where features are kept, by the images' bytes.
+    """
+    folder, cache, rows, prompts = Path(folder), cache or Cache(), [], {}
+    files, inception = image_files(folder), embed.name.startswith("inception")
+    if (folder / "prompts.csv").exists():
+        prompts = {row.case: row.prompt for row in read_prompts(folder / "prompts.csv")}
+        if different := sorted(prompts.keys() ^ {file.stem for file in files}):
+            counts = f"has {len(files)} images for {len(prompts)} prompts, differing in {different[0]}"
+            raise ValueError(f"{folder} {counts}: run its `generate` again to finish it")
+    elif text:
+        raise ValueError(f"text={text.name!r}: {folder} has no prompts.csv, so its images have no known prompts")
+    if text:  # first: a prompt that is too long is refused before any image is read
+        texts = [prompts[file.stem] for file in files]
+        distinct, numbers = np.unique(texts, return_inverse=True)
+        words = text.text(distinct.tolist())[numbers]
+
+    def add(measure: str, value: float | Estimate, by: Embedder | None = None, real: Sequence[Path] = ()) -> None:
+        one = value if isinstance(value, Estimate) else Estimate(float(value), np.nan, np.nan, len(files))
+        network = {"embedder": by.name, "resize": by.resize} if by else {"embedder": "", "resize": ""}
+        formats = " and ".join(sorted({file.suffix[1:].lower() for file in (*files, *real)}))
+        rows.append({"measure": measure} | asdict(one) | {"n_reference": len(real)} | network | {"images": formats})
+
+    features = image_features(files, embed, cache=cache)
+    if reference is not None:
+        real = image_files(Path(reference))
+        distance = quality.frechet_distance(features, image_features(real, embed, cache=cache))
+        add("FID" if inception else "FD", distance, embed, real)
+    if embed.classifies and len(files) > 10:
+        score = quality.inception_score(embed.classify(features), splits=10)  # ten parts, as published
+        add("Inception score" if inception else "class score", score, embed)
+    if text:
+        score = quality.clip_score(image_features(files, text, cache=cache), words, prompts=texts)
+        add(f"{'CLIP' if text.name.startswith('clip:') else text.name} score", score, text)
+    if log := job_log(folder):
+        add("denoiser evaluations an image", sum(log[0]["nfe"].values()))
+        add(f"seconds an image ({log[0]['device']})", median(one["seconds"] / one["images"] for one in log))
+    return pd.DataFrame(rows)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the images of a job's folder, or of any folder, by name. Warn about other files."""
+    folder = folder / "images" if (folder / "images").is_dir() else folder
+    files = sorted(path for path in folder.glob("[!.]*") if path.is_file())
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not images:
+        raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    if skipped := len(files) - len(images):
+        warnings.warn(f"{folder}: skipped {skipped} files that are none of {', '.join(SUFFIXES)}", stacklevel=3)
+    return images
+
+
+def image_features(files: Sequence[Path], embed: Embedder, *, cache: Cache) -> np.ndarray:
+    """Return features (n, d) float32 of image files as the network gives them, cached by the files' bytes and order."""
+    hashes = "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
+
+    def compute() -> dict[str, np.ndarray]:
+        parts = []
+        for start in tqdm(range(0, len(files), embed.batch_size), desc=embed.name, disable=None):
+            images = [read_image(file) for file in files[start : start + embed.batch_size]]
+            parts += [embed.raw(np.stack(list(equal))) for _, equal in itertools.groupby(images, key=np.shape)]
+        return {"features": np.concatenate(parts)}
+
+    key = {"images": hashlib.sha256(hashes.encode()).hexdigest(), "embedder": embed.fingerprint, "of": "files"}
+    return cache.get_or_compute("features", key, compute)["features"]
+
+
+def read_image(file: Path) -> np.ndarray:
+    """Return an image (3, h, w) float32 in [0, 1], turned as its EXIF data say."""
+    with reading(file), Image.open(file) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+            return np.repeat(np.asarray(image, dtype=np.float32)[None] / 65535, 3, axis=0)
+        return np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255

@@ -1,0 +1,194 @@
+"""Run the notebooks that make the figures, several at a time, through papermill.
+
+    run(["fig5", "table3"], pair="emoji-dmd", parameters={"n_seeds": 4})
+
+Papermill only logs an unknown parameter. Here all bad input is refused before any work starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import ROOT, one_line
+from ..models.load import check_available
+from ..models.registry import spec_of
+from .paper import check_profile
+
+
+class NotebookError(RuntimeError):
+    """One or more notebooks failed. The message names each, its cell, its error and where to read it."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook and its parameters: name -> declared type ("int", ...). Without a tagged cell there are none."""
+
+    path: Path
+    parameters: Mapping[str, str]
+
+
+def notebooks(folder: str | Path | None = None) -> dict[str, Notebook]:
+    """Return the notebooks of a folder by name. None takes the checkout's `notebooks/`."""
+    from papermill import inspect_notebook
+
+    folder = ROOT / "notebooks" if folder is None else Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no notebooks folder at {folder}: the notebooks are in a checkout of dtviz")
+    paths = sorted(folder.glob("*.ipynb"))
+    parameters = [{name: one["inferred_type_name"] for name, one in inspect_notebook(path).items()} for path in paths]
+    return {path.stem: Notebook(path, types) for path, types in zip(paths, parameters, strict=True)}
+
+
+def run(
+    names: Iterable[str] | None = None,
+    *,
+    pair: str = "emoji-dmd",
+    profile: str = "quick",
+    jobs: int | None = None,
+    out: str | Path | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    folder: str | Path | None = None,
+) -> list[Path]:
+    """Execute notebooks and return the executed copies, `<out>/<name>.ipynb`.
+
+    A complete copy replaces the earlier one. A failed one is kept as `<name>.failed.ipynb`, and the others still run.
+
+    Args:
+        names: names, or short names up to the first underscore ("fig5"). None takes all that have parameters.
+        pair, profile, parameters: passed to every notebook. Each must have all of them.
+        jobs: notebooks at a time. None: one per core, at most four, for embedded pairs, and one for hub pairs.
+        out, folder: where the results go (`figures/<pair>`), and where the notebooks are (see `notebooks`).
+
+    Raises:
+        ValueError, Unavailable: bad input, or a pair that is not on this machine. Nothing has run.
+        NotebookError: notebooks failed.
+    """
+    parameters = dict(parameters or {})
+    check_profile(profile)
+    if own := sorted({"pair", "profile", "out"} & set(parameters)):
+        raise ValueError(f"{own[0]!r} is given as {own[0]}=..., not among the parameters")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs={jobs} must be at least 1")
+    check_available(pair)  # before papermill is loaded
+    target = ROOT / "figures" / pair if out is None else Path(out).resolve()
+    values = {"pair": pair, "profile": profile} | parameters
+    if out is not None:
+        values["out"] = os.path.relpath(target, ROOT)
+    chosen = _choose(names, notebooks(folder), values)
+    at_once = jobs or (min(_cores(), 4) if spec_of(pair).embedded else 1)  # two hub pairs may not fit an accelerator
+    return _run_all(chosen, values, target, min(at_once, len(chosen)))
+
+
+def _choose(names: Iterable[str] | None, existing: dict[str, Notebook], values: dict[str, Any]) -> dict[str, Notebook]:
+    """Return the named notebooks, after a check of the names and of the parameters."""
+    names = [names] if isinstance(names, str) else names
+    chosen = [name for name, notebook in existing.items() if notebook.parameters] if names is None else []
+    for name in names or ():
+        matches = [name] if name in existing else [other for other in existing if other.split("_")[0] == name]
+        if len(matches) > 1:
+            raise ValueError(f"notebook {name!r} may be any of {', '.join(matches)}: give the whole name")
+        if not matches:
+            close = _hint(name, [*existing, *(other.split("_")[0] for other in existing)])
+            raise ValueError(f"there is no notebook {name!r}{close}; there are: {', '.join(existing)}")
+        chosen += matches
+    if not chosen:
+        raise ValueError(f"no notebook with parameters is named: there are {', '.join(existing) or 'none'}")
+    for notebook in chosen:
+        declared = existing[notebook].parameters
+        for name, value in values.items():
+            if name not in declared:
+                listed = f"{_hint(name, declared)}; it has: {', '.join(declared) or 'no cell tagged `parameters`'}"
+                raise ValueError(f"notebook {notebook} has no parameter {name!r}{listed}")
+            kind, given = declared[name], type(value).__name__  # papermill calls a parameter without a type "None"
+            if kind not in (given, "None") and (kind, given) != ("float", "int"):
+                raise ValueError(
+                    f"parameter {name!r} of notebook {notebook} is of type {kind}, got {value!r} ({given})"
+                )
+    return {name: existing[name] for name in chosen}
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _cores() -> int:
+    """Return the cores of this process, which in a container are fewer than the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run_all(chosen: dict[str, Notebook], values: dict[str, Any], target: Path, workers: int) -> list[Path]:
+    target.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ)
+    if workers > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
+    print(f"{len(chosen)} notebook(s), {values['pair']}, {workers} at a time -> {os.path.relpath(target)}/")
+    start, kernels, failures, pool = time.monotonic(), [], [], ThreadPoolExecutor(workers)
+    partials = {name: target / f".{name}.{os.getpid()}.ipynb" for name in chosen}
+    jobs = {}
+    try:
+        for name, notebook in chosen.items():
+            jobs[pool.submit(_execute, notebook.path, partials[name], values, environment, kernels)] = name
+        for job in as_completed(jobs):
+            name, reason, seconds = jobs[job], job.result(), f"{time.monotonic() - start:.0f} s"
+            failed = target / f"{name}.failed.ipynb"
+            if not reason:
+                os.replace(partials[name], target / f"{name}.ipynb")
+                failed.unlink(missing_ok=True)
+                result = next(path for kind in ("png", "ipynb") if (path := target / f"{name}.{kind}").exists())
+                print(f"{name}  done after {seconds} -> {os.path.relpath(result)}")
+                continue
+            if partials[name].exists():
+                os.replace(partials[name], failed)
+                reason += f" (see {os.path.relpath(failed)})"
+            failures.append(f"{name}, {reason}")
+            print(f"{name}  FAILED after {seconds}", file=sys.stderr)
+    finally:  # after Ctrl-C for example
+        pool.shutdown(wait=False, cancel_futures=True)
+        while not all(job.done() for job in jobs):
+            for kernel in kernels:
+                with suppress(OSError, AttributeError):  # it has not started, or has ended
+                    kernel.provisioner.process.kill()
+            time.sleep(0.1)
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+    if failures:
+        raise NotebookError(f"{len(failures)} of {len(chosen)} notebooks failed:\n" + "\n".join(failures))
+    return [target / f"{name}.ipynb" for name in sorted(chosen)]
+
+
+def _execute(path: Path, partial: Path, values: dict[str, Any], environment: dict[str, str], kernels: list) -> str:
+    """Run a notebook. Return "", or the reason of the failure. Its kernel is put into `kernels` and ends with this process."""
+    import papermill
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from jupyter_core.utils import ensure_event_loop
+
+    class Kernel(AsyncKernelManager):
+        async def start_kernel(self, **options: Any) -> None:
+            # without a folder of kernels this interpreter is the kernel, whatever the user has installed
+            self.kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
+            kernels.append(self)
+            quiet = {"extra_arguments": ["--log-level=ERROR"]}  # it warns of plain TCP on its own machine
+            await super().start_kernel(**options | quiet | {"cwd": str(ROOT), "env": environment})
+
+    paths = [os.path.relpath(file) for file in (path, partial)]  # papermill writes them into the notebook
+    options = {"kernel_name": "python3", "kernel_manager_class": Kernel, "progress_bar": False}
+    try:
+        papermill.execute_notebook(*paths, parameters=values, **options)
+    except papermill.PapermillExecutionError as error:
+        return f"cell In [{error.exec_count}]: {' '.join(f'{error.ename}: {error.evalue}'.split())[:400]}"
+    except Exception as error:
+        return f"stopped without an error in a cell: {one_line(error)}"
+    finally:
+        ensure_event_loop().close()  # nbclient opened one in this thread
+    return ""

@@ -1,0 +1,93 @@
+"""The paper's prompts, methods, profiles and printed numbers.
+
+methods = {label: METHODS[label] for label in ("base", "distilled", "hybrid")}
+beside_paper(table, long(printed("table3"), rows="prompt"))     # prompt, method, ours, paper, difference
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..files import data
+
+if TYPE_CHECKING:  # the command line reads the profiles and answers before pandas is loaded
+    import pandas as pd
+
+PROFILES = ("quick", "full", "paper")  # a quick look, our results, the paper's own settings
+PAPER_BASE_STEPS = 50
+
+# Label in figures -> (method, settings) of `generate`.
+METHODS = {
+    "base": ("base", {}),
+    "distilled": ("distilled", {}),
+    "hybrid": ("hybrid", {"handover": "distilled-scheduler"}),  # as published
+    "hybrid σ": ("hybrid", {"handover": "matched-sigma"}),
+    "skip": ("skip", {}),
+}
+
+# The paper's five prompts of Table 3, for hub pairs.
+PAPER_PROMPTS = ("sunset beach", "cute puppy", "futuristic city", "person", "Van Gogh art")
+# Embedded pairs: concepts drawn by five artists or more. The first five stand for the paper's.
+EMOJI_PROMPTS = (
+    "sunset", "dog face", "cityscape", "woman", "artist palette",
+    "cat face", "rabbit face", "bear", "tiger face", "pig face", "frog", "penguin", "honeybee", "butterfly", "turtle",
+    "octopus", "tropical fish", "whale", "elephant", "cactus", "palm tree", "tulip", "mushroom", "strawberry",
+    "watermelon", "hamburger", "birthday cake", "umbrella", "crown", "guitar", "rocket", "bicycle", "ghost", "house",
+    "volcano", "snowflake",
+)  # fmt: skip
+
+
+def check_profile(profile: str) -> None:
+    """Raise a ValueError for an unknown profile."""
+    if profile not in PROFILES:
+        raise ValueError(f"profile={profile!r} is not one of {', '.join(PROFILES)}")
+
+
+def seeds_of(profile: str, n: int, *, quick: int, full: int, paper: int = 100, least: int = 1) -> range:
+    """Return the seeds of a profile, or the first `n` if n is not 0. The paper has 100 images per prompt (Table 3)."""
+    check_profile(profile)
+    if n != 0 and n < least:
+        raise ValueError(f"n_seeds={n} must be at least {least}, or 0 for the {profile} profile's")
+    return range(n or {"quick": quick, "full": full, "paper": paper}[profile])
+
+
+def printed(name: str) -> pd.DataFrame:
+    """Return a table of the paper as printed. The last row of Table 3 is the average.
+
+    >>> printed("table3").set_index("prompt").loc["Person", "hybrid"].item()
+    0.461
+    """
+    from .tables import load
+
+    tables = {path.stem: path for path in sorted(data("paper").glob("*.csv"))}
+    if name not in tables:
+        raise ValueError(f"name={name!r} is not a table of the paper; there are {list(tables)} in {data('paper')}")
+    return load(tables[name])
+
+
+def long(table: pd.DataFrame, *, rows: str, name: str = "method") -> pd.DataFrame:
+    """Return a printed table in long form: `rows`, `name` (its column) and `value`, without empty cells."""
+    return table.melt(id_vars=rows, var_name=name, value_name="value").dropna(subset="value").reset_index(drop=True)
+
+
+def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame, *, on: Sequence[str] = ("prompt", "method")) -> pd.DataFrame:
+    """Return the rows that both tables have, in the paper's order. Texts match in any case.
+
+    Both are long: columns `on`, `value`, and in ours `low` and `high` if there is an interval. Returned are `on`, `ours`, `low`,
+    `high`, `paper`, `difference` (ours - paper), `ratio` (ours / paper) and `within`: whether the interval holds paper's.
+    """
+    import pandas as pd
+
+    on, sides = list(on), []
+    for name, table in (("ours", ours), ("paper", paper)):
+        keys = pd.MultiIndex.from_frame(table[on].astype(str).apply(lambda column: column.str.casefold()))
+        if keys.has_duplicates:
+            raise ValueError(f"{name} has {table.loc[keys.duplicated(), on].values.tolist()} twice")
+        sides.append(table.set_index(keys).rename(columns={"value": name}))
+    both = sides[1].join(sides[0].drop(columns=on), how="inner").reset_index(drop=True)
+    both["difference"], both["ratio"] = both["ours"] - both["paper"], both["ours"] / both["paper"]
+    if "low" in both:
+        both["within"] = both["paper"].between(both["low"], both["high"])
+    columns = [*on, "ours", "low", "high", "paper", "difference", "ratio", "within"]
+    return both[[name for name in columns if name in both]]

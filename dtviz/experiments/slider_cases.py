@@ -1,0 +1,145 @@
+"""Controls with the prompts they are tried on and the scores that should rise: the rows of Table 1.
+
+[age, *_] = slider_cases.load("emoji-dmd")
+[score, *_] = age.measures
+study = Study.open("emoji-dmd", seeds=range(10), embedder_name=score.embedder)
+score("man", study.features("man", "distilled", controls=[age.control.at(age.scale)]))  # (seed,)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..controls.control import Control, shipped
+from ..controls.control import load as load_control
+from ..files import reading
+from ..metrics.embedders import Embedder, embedder
+from ..models.classifiers import Classifier, load_classifier
+from ..models.registry import spec_of
+from .paper import EMOJI_PROMPTS
+
+DISTILLED = {"dmd": "DMD", "lcm": "LCM", "turbo": "Turbo", "lightning": "Lightning"}  # the paper's four, in its order
+CLIP = "clip:openai/clip-vit-large-patch14"  # of hub pairs
+COLUMNS = ("control", "file", "prompt", "towards", "scale")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score of images: `measure(prompt, features)` takes the embedder's features (n, d) and returns (n,)."""
+
+    name: str
+    embedder: str
+    score: Callable[[str, np.ndarray], np.ndarray]
+
+    def __call__(self, prompt: str, features: np.ndarray) -> np.ndarray:
+        """Return the scores of features, which are of unit length for a similarity with a text."""
+        return self.score(prompt, features)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A control with the prompts and the scale at which it is tried, and its scores. The first is the paper's kind."""
+
+    control: Control
+    prompts: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    scale: float = 1.0
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a figure records of it, JSON-compatible."""
+        record = {name: getattr(self.control, name) for name in ("name", "kind", "fingerprint")}
+        record |= {"facts": dict(self.control.facts), "prompts": list(self.prompts), "scale": self.scale}
+        return record | {"measures": [measure.name for measure in self.measures]}
+
+
+def load(pair: str, *, file: str | Path = "", trained_on: str = "base") -> list[Case]:
+    """Load the cases of a pair and of the others of its base. Unavailable: a control is not on this machine.
+
+    Args:
+        pair: a name in `dtviz.pairs()`.
+        file: CSV with one row per control and prompt: `control`, its name; `file`, beside the CSV or on the hub
+            ("owner/name/age.safetensors"); `prompt`; `towards`, a text that the image should come nearer to; `scale`; optionally
+            `away`, the text of the other end, and `trained_on`. "": the controls that dtviz ships.
+        trained_on: "base", or the pair whose distilled model the controls were trained on ("emoji-dmd").
+    """
+    embedded = spec_of(pair).embedded
+    if not file and not embedded:
+        raise ValueError(
+            f"no controls are shipped for {pair!r}: give file=, a CSV with the columns {', '.join(COLUMNS)}"
+        )
+    clip = embedder("emoji-clip" if embedded else CLIP)
+    return list(_listed(Path(file), trained_on, clip) if file else _shipped(trained_on, clip))
+
+
+def distilled_pairs(pair: str) -> dict[str, str]:
+    """Return heading -> name of the pairs of the paper's four distilled models with the same base."""
+    return {heading: f"{pair.split('-')[0]}-{name}" for name, heading in DISTILLED.items()}
+
+
+def _listed(file: Path, trained_on: str, clip: Embedder) -> Iterator[Case]:
+    """Yield the cases of a CSV. Without the column `trained_on` all are of the base."""
+    with reading(file):
+        table = pd.read_csv(file, keep_default_na=False)
+    if missing := [name for name in COLUMNS if name not in table.columns]:
+        raise ValueError(f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}")
+    origins = table.get("trained_on", pd.Series("base", index=table.index))
+    for name, rows in table[origins == trained_on].groupby("control", sort=False):
+        path, inside = file.parent / rows["file"].iloc[0], None
+        if not path.exists():
+            owner, repo, *inside = Path(rows["file"].iloc[0]).parts
+            path, inside = f"{owner}/{repo}", "/".join(inside) or None
+        control = load_control(path, weight_name=inside, name=str(name))
+        towards = dict(zip(rows["prompt"], rows["towards"], strict=True))
+        both_ends = "away" in table.columns and bool((rows["away"] != "").all())
+        away = dict(zip(rows["prompt"], rows["away"], strict=True)) if both_ends else {}
+        yield Case(control, tuple(towards), tuple(_similarities(clip, towards, away)), float(rows["scale"].iloc[0]))
+
+
+def _shipped(trained_on: str, clip: Embedder) -> Iterator[Case]:
+    """Yield the cases of the shipped controls of this origin, sliders first, as in the paper."""
+    for control in sorted(shipped(), key=lambda control: control.kind):
+        facts, origin = control.facts, control.facts["trained_on"]
+        if trained_on != ("base" if origin["role"] == "base" else origin["pair"]):
+            continue
+        if control.kind == "style":
+            classifier, prompts, similarities = load_classifier("style"), EMOJI_PROMPTS, ()
+            truth, among = dict.fromkeys(prompts, facts["towards"]), dict.fromkeys(prompts, classifier.classes)
+        else:
+            classifier = load_classifier("concept")
+            truth, away = (dict(zip(facts["prompts"], facts[end], strict=True)) for end in ("positive", "negative"))
+            among = {prompt: (truth[prompt], away[prompt]) for prompt in truth}
+            prompts = tuple(
+                sorted(truth, key=lambda prompt: prompt == truth[prompt])
+            )  # those at their end already last
+            similarities = _similarities(clip, truth, away)
+        measures = (*similarities, posterior(classifier, truth, among))
+        yield Case(control, prompts, measures, float(facts.get("scale", 1.0)))
+
+
+def posterior(classifier: Classifier, truth: Mapping[str, str], among: Mapping[str, tuple[str, ...]]) -> Measure:
+    """Return 100 times a classifier's posterior of the class `truth[prompt]` among the classes `among[prompt]`."""
+
+    def score(prompt: str, features: np.ndarray) -> np.ndarray:
+        shares = classifier.posterior(features, among=among[prompt])
+        return 100 * shares[:, among[prompt].index(truth[prompt])]
+
+    return Measure(f"{classifier.kind} judge", classifier.embedder, score)
+
+
+def _similarities(clip: Embedder, towards: Mapping[str, str], away: Mapping[str, str]) -> list[Measure]:
+    """Return 100 times the cosine with a text for each prompt, and its contrast with the other end if that is known."""
+    name = clip.name.split(":")[0].replace("clip", "CLIP") if ":" in clip.name else clip.name
+    ends = [dict(zip(texts, clip.text(list(texts.values())), strict=True)) for texts in (towards, away) if texts]
+    targets = {"score": ends[0]}
+    if away:
+        targets["contrast"] = {prompt: ends[0][prompt] - ends[1][prompt] for prompt in towards}
+    return [
+        Measure(f"{name} {kind}", clip.name, lambda prompt, features, texts=texts: 100 * features @ texts[prompt])
+        for kind, texts in targets.items()
+    ]

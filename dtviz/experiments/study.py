@@ -1,0 +1,434 @@
+"""Run, decode and embed a pair with every result cached, and save figures with their provenance.
+
+study = Study.open("emoji-dmd", seeds=range(30))
+features = study.features("dog face", "hybrid")  # (30, d), from the cache if it was computed before
+study.save(figure, "fig5_similarity_to_final", table=table, units={"value": "1 - cosine"}, prompts=["dog face"])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cache as memoize
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..controls import attach
+from ..core.decode import decode, decode_latents, reconstruct
+from ..core.generate import SAMPLING, generate
+from ..core.pair import Pair
+from ..core.trace import FORMAT, Trace
+from ..files import ROOT, write_atomic
+from ..metrics.diversity import nearest
+from ..metrics.embedders import Embedder, embedder
+from ..models import drawings
+from ..models.load import check_available, load
+from ..models.registry import SPECS
+from ..plot import caption, style
+from .cache import Cache
+from .interventions import cads, edit_named
+from .paper import EMOJI_PROMPTS, PAPER_BASE_STEPS, PAPER_PROMPTS, check_profile
+from .tables import save as save_table
+
+Methods = Mapping[str, tuple[str, dict[str, Any]]]  # label -> (method, settings)
+Work = Callable[[Trace], np.ndarray]
+
+version = memoize(installed_version)  # it reads a file each time
+_CAPTION_RUNS = 4  # more are not listed in a caption; the provenance has all
+
+
+@dataclass(frozen=True)
+class Study:
+    """A pair, an embedder, seeds and a cache.
+
+    The settings of a run are those of `generate`, and interventions by name:
+    edit="zero" | "mean" | "own" | ("repel", strength), cads=scale, controls=[Applied, ...].
+
+    Attributes:
+        pair: the base and its distilled model.
+        embed: images to features. None in a study that measures nothing.
+        seeds, settings: samples of every prompt, and settings of every run.
+        cache: where results are kept.
+        profile, out: for captions, and the folder of the figures, see `open`.
+        runs: filled as results are read: label -> steps that ran, evaluations, guidance, versions.
+    """
+
+    pair: Pair
+    embed: Embedder | None
+    seeds: tuple[int, ...]
+    cache: Cache
+    profile: str = "quick"
+    out: str | Path = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls,
+        pair: str,
+        *,
+        seeds: Iterable[int],
+        profile: str = "quick",
+        measure: bool = True,
+        embedder_name: str = "",
+        out: str | Path = "",
+        cache: Cache | None = None,
+        **settings: Any,
+    ) -> Study:
+        """Load a pair and an embedder.
+
+        Args:
+            pair, seeds, settings: name of the pair, samples of every prompt, and settings of every run.
+            profile: "quick", "full" or "paper". The last runs the settings of the paper's code and 50 base steps.
+            measure, embedder_name: whether to load an embedder, and which. "" takes EfficientNet-Lite0 for embedded pairs
+                and DreamSim for hub pairs.
+            out, cache: folder of the figures, "" for `figures/<pair>`, and the cache, None for the default one.
+
+        Raises:
+            ValueError: no seeds, or an unknown pair, profile or embedder.
+            Unavailable: the pair or the embedder is not on this machine.
+        """
+        seeds = tuple(seeds)
+        if not seeds:
+            raise ValueError(f"seeds={seeds} must hold at least one seed")
+        check_profile(profile)
+        check_available(pair)
+        default = "efficientnet-lite0" if embedded(pair) else "dreamsim"
+        embed = embedder(embedder_name or default) if measure else None
+        models = load(pair, paper_settings=profile == "paper")
+        models = replace(models, base_steps=PAPER_BASE_STEPS) if profile == "paper" else models
+        return cls(models, embed, seeds, cache or Cache(), profile, out, settings)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Prompts that this pair is studied on."""
+        return EMOJI_PROMPTS if embedded(self.pair.name) else PAPER_PROMPTS
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the figures."""
+        return Path(self.out or ROOT / "figures" / self.pair.name)
+
+    def choose(self, n: int) -> tuple[str, ...]:
+        """Return the first `n` prompts, all for 0. Raises ValueError if there are fewer."""
+        if not 0 <= n <= len(self.prompts):
+            raise ValueError(f"n_prompts={n} must be from 1 to {len(self.prompts)}, or 0 for all of {self.pair.name}'s")
+        return self.prompts[: n or None]
+
+    def trace(self, prompt: str, method: str, *, x_t: bool = False, **settings: Any) -> Trace:
+        """Return the run of all seeds."""
+        blocks = [self._block(prompt, method, block, settings | {"x_t": x_t}) for block in self._blocks()]
+        return Trace.join(blocks).select(self._rows())
+
+    def features(self, prompt: str, method: str, *, steps: bool = False, **settings: Any) -> np.ndarray:
+        """Return features of the final images, (seed, d), or with `steps` of x0 at every step, (step, seed, d)."""
+        part = "x0" if steps else "final"
+
+        def embed(trace: Trace) -> np.ndarray:
+            latents = getattr(trace, part)
+            flat = latents.flatten(0, -4)
+            size = max(1, 16384 // (flat.shape[-2] * flat.shape[-1]))  # 256 at 8x8, one at SDXL's 128x128
+            features = np.concatenate([self.embed(decode_latents(rows, self.pair)) for rows in flat.split(size)])
+            return features.reshape(*latents.shape[:-3], -1)
+
+        extra = {"embedder": self.embed.fingerprint, "of": part}
+        blocks = self._of_blocks("features", embed, extra, prompt, method, settings)
+        return np.concatenate(blocks, axis=-2)[..., self._rows(), :]
+
+    def images(self, prompt: str, method: str, *, what: str = "final", **settings: Any) -> np.ndarray:
+        """Return images float32 in [0, 1] of the final latents, (seed, ...), or of "x0" or "x_t", (step, seed, ...)."""
+        if what != "final":
+            return decode(self.trace(prompt, method, x_t=what == "x_t", **settings), self.pair, what=what).numpy()
+
+        def final(trace: Trace) -> np.ndarray:
+            return decode(trace, self.pair, final=True).numpy()
+
+        return np.concatenate(self._of_blocks("images", final, {}, prompt, method, settings))[self._rows()]
+
+    def grid(self, prompts: Iterable[str], methods: Methods) -> tuple[np.ndarray, pd.DataFrame]:
+        """Return images (prompt, method x seed, 3, height, width) for `plot.plot_image_grid`, and what each one shows.
+
+        images, cells = study.grid(["dog face"], {"Base": ("base", {}), "Hybrid": ("hybrid", {"k": 1})})
+        """
+        rows, cells = [], []
+        for prompt in prompts:
+            rows.append(np.concatenate([self.images(prompt, method, **how) for method, how in methods.values()]))
+            cells += [(prompt, label, seed) for label in methods for seed in self.seeds]
+        return np.stack(rows), pd.DataFrame(cells, columns=["prompt", "method", "seed"])
+
+    def step_images(
+        self, trace: Trace, *, columns: int, what: str = "x0"
+    ) -> tuple[np.ndarray, list[str], pd.DataFrame]:
+        """Return images (column, 3, height, width) of a trace's first seed at evenly spaced steps, captions, and the steps.
+
+        `what` is "x0" or "x_t". Spare columns are nan, with an empty caption. The table has `step`, `timestep` and `sigma`.
+        """
+        count = len(trace.sigmas)
+        steps = np.unique(np.linspace(0, count - 1, columns).round().astype(int))
+        spare = columns - len(steps)
+        images = decode_latents(getattr(trace, what)[steps, 0], self.pair).numpy()
+        images = np.pad(images, [(0, spare), (0, 0), (0, 0), (0, 0)], constant_values=np.nan)
+        captions = [f"step {step + 1}/{count}" for step in steps] + [""] * spare
+        rows = [(step + 1, float(trace.timesteps[step]), float(trace.sigmas[step])) for step in steps]
+        return images, captions, pd.DataFrame(rows, columns=["step", "timestep", "sigma"])
+
+    def features_of(self, images: np.ndarray) -> np.ndarray:
+        """Return cached features (n, d) of images (n, 3, h, w) float32 in [0, 1]."""
+        key = {"images": _hash(images), "shape": list(images.shape), "embedder": self.embed.fingerprint}
+        return self._cached("features", key, lambda: {"features": self.embed(images)})["features"]
+
+    def drawn_features(self, prompt: str) -> np.ndarray:
+        """Return features (artist, d) of the prompt's real drawings, as the pair's autoencoder reconstructs them."""
+        images = drawings.load().of(prompt).images
+        key = {"drawings": _hash(images), "embedder": self.embed.fingerprint}
+        key["autoencoder"] = self.pair.base_fingerprint or self.pair.fingerprint
+        features = self._cached("features", key, lambda: {"features": self.embed(reconstruct(images, self.pair))})
+        return features["features"]
+
+    def artists(self, prompt: str, features: np.ndarray) -> list[str]:
+        """Return the artist of the real drawing nearest to each image. For embedded pairs."""
+        real = drawings.load().of(prompt)
+        return [real.artists[row] for row in nearest(features, self.drawn_features(prompt))]
+
+    def seconds(self, methods: Methods, *, prompt: str, turns: int = 3) -> dict[str, float]:
+        """Return seconds per image of each method, from the prompt to the decoded image on the host.
+
+        The methods take turns with one batch each. The fastest of a method's turns counts, after one turn to warm up.
+        """
+        if turns < 1:
+            raise ValueError(f"turns={turns} must be at least 1")
+        runs = [self._key(prompt, method, (), settings) for method, settings in methods.values()]
+        key = {"methods": runs, "turns": turns, "machine": platform.node(), "threads": torch.get_num_threads()}
+
+        def measure() -> dict[str, np.ndarray]:
+            seconds = np.empty((turns + 1, len(methods)))
+            for row in seconds:
+                for i, (method, settings) in enumerate(methods.values()):
+                    start = time.perf_counter()
+                    trace = self._generate(prompt, method, tuple(range(self.pair.batch_size)), settings)
+                    decode(trace, self.pair, final=True)  # returns CPU images, so the device has finished
+                    row[i] = (time.perf_counter() - start) / self.pair.batch_size
+            return {"seconds": seconds[1:].min(axis=0)}
+
+        return dict(zip(methods, self._cached("seconds", key, measure)["seconds"].tolist(), strict=True))
+
+    def ran(self, method: str, **settings: Any) -> dict[str, Any]:
+        """Return the steps, evaluations, guidance and versions of samples that were read. KeyError: none were."""
+        return self.runs[_label(method, settings)]
+
+    def describe(self, *, prompts: int = 1) -> str:
+        """Return one line for a caption: pair, prompts, seeds, profile, and up to four runs with steps and guidance."""
+        runs = []
+        for label, run in self.runs.items():
+            guidance = {"base": run["base_guidance"], "distilled": run["guidance"]}
+            parts = [f"{n} {role} (guidance {_scales(guidance[role])})" for role, n in run["steps_run"].items()]
+            runs.append(f"{label}: {' + '.join(parts)}")
+        count = f"{prompts} prompts x " if prompts > 1 else ""
+        samples = f"{count}{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
+        steps = f" Steps run: {'; '.join(runs)}." if 0 < len(runs) <= _CAPTION_RUNS else ""
+        return f"{self.pair.name}, {samples}, {self.profile} profile.{steps}"
+
+    def provenance(self, **more: Any) -> dict[str, Any]:
+        """Return how the results were made, JSON-compatible, with `more`."""
+        packages = ("dtviz", "torch", "diffusers", "transformers", "numpy")
+        schedulers = (self.pair.base_scheduler, self.pair.distilled_scheduler)
+        return {
+            "pair": self.pair.name,
+            "fingerprint": self.pair.fingerprint,
+            "profile": self.profile,
+            "embedder": self.embed.fingerprint if self.embed else None,
+            "seeds": list(self.seeds),
+            "timesteps": self.pair.timesteps,
+            "schedulers": [type(scheduler).__name__ for scheduler in schedulers],
+            "runs": self.runs,
+            "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        } | more
+
+    def save(
+        self,
+        figure: Any,
+        name: str,
+        *,
+        table: pd.DataFrame | None = None,
+        units: Mapping[str, str] | None = None,
+        prompts: Sequence[str] = (),
+        text: str | None = None,
+        note: str = "",
+        **provenance: Any,
+    ) -> list[str]:
+        """Add a caption to a figure and write it with its table and provenance into `folder`. Return the files' names.
+
+        Args:
+            figure, name: a matplotlib figure without a caption, and its file name without suffix.
+            table, units: for the .csv, see `tables.save`.
+            prompts: prompts shown, for the caption and the provenance.
+            text, note: caption, None for `describe`, and a sentence after it, such as what the bars are.
+            provenance: further facts, JSON-compatible.
+        """
+        text = self.describe(prompts=len(prompts)) if text is None else text
+        facts = self.provenance(figure=name, prompts=list(prompts), **provenance)
+        text = f"{text} {note}".strip()
+        paths = save_figure(figure, self.folder, name, text=text, provenance=facts, table=table, units=units)
+        return [path.name for path in paths]
+
+    def _blocks(self) -> list[tuple[int, ...]]:
+        """Return the aligned blocks of seeds that hold ours, so that studies of different sizes share results."""
+        size = self.pair.batch_size
+        return [tuple(range(start, start + size)) for start in sorted({seed - seed % size for seed in self.seeds})]
+
+    def _rows(self) -> list[int]:
+        """Return the positions of our seeds among those of the blocks."""
+        seeds = [seed for block in self._blocks() for seed in block]
+        return [seeds.index(seed) for seed in self.seeds]
+
+    def _key(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> dict[str, Any]:
+        """Return everything that decides a block's samples. All pairs of one base share the base's."""
+        alone = method == "base"
+        defaults = ("base_steps", "base_guidance", "size")
+        defaults += () if alone else ("steps", "guidance", "handover", "timesteps")
+        defaults += ("call",) if self.pair.call else ()
+        chosen = {name: getattr(self.pair, name) for name in defaults} | self.settings | settings
+        # a control at scale 0 changes nothing: the plain model's results are read
+        controls = [applied.facts() for applied in chosen.pop("controls", ()) if applied.scale != 0]
+        if controls:
+            chosen["controls"] = [{key: value for key, value in facts.items() if key != "name"} for facts in controls]
+        return chosen | {
+            "method": method,
+            "prompt": prompt,
+            "seeds": list(seeds),
+            "weights": (alone and self.pair.base_fingerprint) or self.pair.fingerprint,
+            "numbers": [str(self.pair.base.dtype), self.pair.base.device.type, version("torch"), version("diffusers")],
+            "format": FORMAT,
+            "sampling": SAMPLING,
+        }
+
+    def _generate(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> Trace:
+        """Generate with the interventions that the settings name."""
+        settings = self.settings | settings
+        edit, scale, controls = (settings.pop(name, None) for name in ("edit", "cads", "controls"))
+        controls, hooks = [applied for applied in controls or () if applied.scale != 0], []
+        with ExitStack() as stack:
+            if controls:
+                attached = stack.enter_context(attach(self.pair, *controls))
+                hooks.append(attached.on_call)
+            if scale:
+                hooks.append(stack.enter_context(cads(self.pair, scale)))
+            settings["edit_x0"] = None if edit is None else edit_named(edit)
+            settings["on_call"] = (lambda *call: [hook(*call) for hook in hooks]) if hooks else None
+            trace = generate(self.pair, prompt, method=method, seeds=seeds, **settings)
+            facts = attached.facts() if controls else []
+        return replace(trace, provenance=trace.provenance | {"controls": facts})
+
+    def _block(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> Trace:
+        def run() -> dict[str, Any]:
+            trace = self._generate(prompt, method, seeds, settings)
+            return trace.arrays() | {"facts": _pack(trace.facts())}
+
+        arrays = dict(self._cached("trace", self._key(prompt, method, seeds, settings), run))
+        facts = self._note(method, settings, arrays.pop("facts"))
+        facts["provenance"]["pair"] = self.pair.name  # another pair of this base may have made the samples
+        return Trace.build({name: torch.as_tensor(array) for name, array in arrays.items()}, facts)
+
+    def _of_blocks(self, kind: str, work: Work, extra: dict[str, Any], *run: Any) -> list[np.ndarray]:
+        """Return `work(trace)` of each block, cached with `extra` in the key. `run` is prompt, method, settings."""
+        prompt, method, settings = run[0], run[1], run[2] | {"x_t": False}
+        results = []
+        for seeds in self._blocks():
+
+            def compute(seeds: tuple[int, ...] = seeds) -> dict[str, Any]:
+                trace = self._block(prompt, method, seeds, settings)
+                return {kind: work(trace), "facts": _pack(trace.facts())}
+
+            arrays = self._cached(kind, self._key(prompt, method, seeds, settings) | extra, compute)
+            self._note(method, settings, arrays["facts"])
+            results.append(arrays[kind])
+        return results
+
+    def _cached(self, kind: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Use the cache, except for a pair made by hand: nothing says when its weights change."""
+        return self.cache.get_or_compute(kind, key, compute) if self.pair.fingerprint else compute()
+
+    def _note(self, method: str, settings: dict[str, Any], packed: np.ndarray) -> dict[str, Any]:
+        """Keep how a run was made in `runs`, and return the trace's facts."""
+        facts = json.loads(bytes(packed))
+        run = {key: value for key, value in facts["provenance"].items() if key not in ("pair", "method", "fingerprint")}
+        self.runs[_label(method, settings)] = {"steps_run": facts["steps_run"]} | run
+        return facts
+
+
+def embedded(pair: str) -> bool:
+    """Tell whether dtviz ships this pair. Its training drawings are then known."""
+    return pair in SPECS and SPECS[pair].embedded
+
+
+def save_figure(
+    figure: Any,
+    folder: str | Path,
+    name: str,
+    *,
+    provenance: Mapping[str, Any],
+    text: str = "",
+    table: pd.DataFrame | None = None,
+    units: Mapping[str, str] | None = None,
+) -> list[Path]:
+    """Write `name`.png, .pdf, .json (provenance) and, with a table and its units, .csv. Return the paths.
+
+    `text` is a caption to add to the figure. The provenance is JSON-compatible.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {}
+    with style():
+        if text:
+            caption(figure, text)
+        # no date in the PDF, so that the same figure is the same file
+        for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
+            figure.savefig(buffer := io.BytesIO(), format=kind, dpi=200, metadata=metadata)
+            contents[folder / f"{name}.{kind}"] = buffer.getvalue()
+    contents[folder / f"{name}.json"] = f"{json.dumps(provenance, indent=1, sort_keys=True)}\n".encode()
+    for path, content in contents.items():
+        write_atomic(path, content, shared=True)
+    return [*contents, *([] if table is None else [save_table(table, folder / f"{name}.csv", units=units or {})])]
+
+
+def _label(method: str, settings: dict[str, Any]) -> str:
+    """Return a run's name in figures: its method, and what differs from the pair's own settings."""
+    return ", ".join([method, *(_setting(name, value) for name, value in settings.items() if name != "x_t")])
+
+
+def _setting(name: str, value: Any) -> str:
+    if name == "handover":
+        return value
+    if name == "controls":
+        return " + ".join(map(str, value)) or "no control"
+    if name == "edit" and not isinstance(value, str):
+        return f"edit={value[0]} {value[1]:g}"
+    return f"{name}={_scales(value) if isinstance(value, list | tuple) else value}"
+
+
+def _scales(guidance: float | Sequence[float]) -> str:
+    """Return one scale, or for how many steps each of several holds: "0 x 10, 5 x 10"."""
+    if not isinstance(guidance, list | tuple):
+        return f"{guidance:g}"
+    return ", ".join(f"{scale:g} x {len(list(steps))}" for scale, steps in itertools.groupby(guidance))
+
+
+def _hash(images: np.ndarray) -> str:
+    return hashlib.sha256(images.tobytes()).hexdigest()
+
+
+def _pack(facts: dict[str, Any]) -> np.ndarray:
+    """Return JSON as bytes, so that the cache keeps it beside the arrays."""
+    return np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8).copy()

@@ -1,0 +1,453 @@
+"""Write and read tables with units, and lay out Table 3.
+
+    table = add_average(table, interval=mean_interval)
+    save(table, "table3.csv", units={"value": "1 - cosine", "low": "1 - cosine", "high": "1 - cosine"})
+
+A long table has one row per measurement: `prompt`, `method`, `value`, and `low` and `high` if there is an interval.
+On disk the unit stands in the column head, `value [1 - cosine]`, and the file is a plain CSV.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache as memoize
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import softmax
+from tqdm.auto import tqdm
+
+from ..controls.effects import effect, outside
+from ..core.decode import decode_latents
+from ..files import data, reading, write_atomic
+from ..metrics.concepts import (
+    calibration,
+    changes_of_mind,
+    marginal_entropy,
+    mutual_information,
+    occlude,
+    occlusion_box,
+    occlusion_windows,
+)
+from ..metrics.diversity import entropy, mean_pairwise, modes_covered, unit_rows, vendi
+from ..metrics.embedders import embedder
+from ..metrics.statistics import LEVEL, mean_interval
+from ..models import drawings
+from ..models.classifiers import load_classifier
+
+if TYPE_CHECKING:
+    from .study import Methods, Study
+
+AVERAGE = "Average"
+
+
+def save(table: pd.DataFrame, path: str | Path, *, units: Mapping[str, str]) -> Path:
+    """Write a table as CSV with units in the heads and return the path. Floats keep every digit.
+
+    Args:
+        table, path: the table and its file, whose folder is created.
+        units: column -> unit. Every column of floats needs one, "1" for a pure number.
+
+    Raises:
+        ValueError: a float column without a unit, a unit of a missing column, or a bracket in a name.
+
+    >>> import tempfile
+    >>> save(pd.DataFrame({"value": [0.25]}), tempfile.mkdtemp() + "/t.csv", units={"value": "s"}).read_text()
+    'value [s]\\n0.25\\n'
+    """
+    if unknown := sorted(set(units) - set(table.columns)):
+        raise ValueError(f"units name {unknown}, which are no columns of the table: it has {list(table.columns)}")
+    if missing := [name for name in table.columns if table[name].dtype.kind == "f" and name not in units]:
+        raise ValueError(f'columns {missing} hold floats and have no unit: give one, "1" for a pure number')
+    if bracketed := [text for text in [*table.columns, *units.values()] if re.search(r"[\[\]]", str(text))]:
+        raise ValueError(f"columns or units {bracketed} hold a bracket, which marks the unit in the CSV's head")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    headed = table.rename(columns={name: f"{name} [{unit}]" for name, unit in units.items()})
+    write_atomic(path, headed.to_csv(index=False, lineterminator="\n").encode(), shared=True)
+    return path
+
+
+def load(path: str | Path) -> pd.DataFrame:
+    """Read a table that `save` wrote. Its units are in `table.attrs["units"]`.
+
+    Raises:
+        ValueError: the file is no table.
+    """
+    # Only an empty cell is missing: "NA" and "null" are words that a prompt may hold.
+    with reading(path):
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    heads = {head: match for head in table.columns if (match := re.fullmatch(r"(.*) \[(.*)\]", head))}
+    table = table.rename(columns={head: match[1] for head, match in heads.items()})
+    table.attrs["units"] = {match[1]: match[2] for match in heads.values()}
+    return table
+
+
+def add_average(table: pd.DataFrame, *, interval: Callable[[Any], Any]) -> pd.DataFrame:
+    """Add the prompt "Average": each method's mean over prompts with its interval.
+
+    Args:
+        table: long. Where it has a column `n`, that of the average is the number of prompts.
+        interval: values (prompt,) -> an object with value, low, high and n, such as `mean_interval`.
+
+    Raises:
+        ValueError: there is an average already, or a method lacks a prompt.
+    """
+    if (table["prompt"] == AVERAGE).any():
+        raise ValueError(f"table already has the prompt {AVERAGE!r}: give the prompts' rows only")
+    rows = []
+    for method, values in wide(table).items():
+        mean = interval(values.to_numpy())
+        row = {"prompt": AVERAGE, "method": method, "value": mean.value, "low": mean.low, "high": mean.high}
+        rows.append(row | ({"n": mean.n} if "n" in table else {}))
+    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+
+
+def wide(table: pd.DataFrame, *, value: str = "value") -> pd.DataFrame:
+    """Return one column of a long table as prompts x methods, both in order of appearance.
+
+    Raises:
+        ValueError: a prompt and method occur twice, or a method lacks a prompt.
+
+    >>> table = pd.DataFrame({"prompt": ["dog", "dog"], "method": ["base", "hybrid"], "value": [0.1, 0.2]})
+    >>> wide(table).loc["dog"].tolist()
+    [0.1, 0.2]
+    """
+    twice = table[table.duplicated(["prompt", "method"])]
+    missing = table.drop_duplicates(["prompt", "method"]).pivot(index="prompt", columns="method", values="value").isna()
+    if len(twice) or missing.any(axis=None):
+        raise ValueError(
+            f"table needs one value for each prompt and method; twice: {twice[['prompt', 'method']].values.tolist()}, "
+            f"missing: {missing.stack().loc[lambda gap: gap].index.tolist()}; is there more than one pair in it?"
+        )
+    cells = table.pivot(index="prompt", columns="method", values=value)
+    return cells.reindex(index=table["prompt"].unique(), columns=table["method"].unique())
+
+
+def best(values: pd.DataFrame, *, digits: int = 3) -> pd.DataFrame:
+    """Mark the largest cell of each row as printed. Cells that are equal at `digits` are equally best."""
+    rounded = values.round(digits)
+    return rounded.eq(rounded.max(axis=1), axis=0)
+
+
+def show(table: pd.DataFrame, *, digits: int = 3) -> Any:
+    """Return a pandas Styler of a long table: prompts x methods, half intervals, best value bold.
+
+    >>> "font-weight: bold" in show(pd.DataFrame({"prompt": ["dog"], "method": ["base"], "value": [0.1]})).to_html()
+    True
+    """
+    values = wide(table)
+    texts = values.map(f"{{:.{digits}f}}".format)
+    if {"low", "high"} <= set(table.columns):
+        half = (wide(table, value="high") - wide(table, value="low")) / 2
+        texts += half.map(lambda width: "" if pd.isna(width) else f" ± {width:.{digits}f}")
+    bold = best(values, digits=digits).map({True: "font-weight: bold", False: ""}.get)
+    styler = texts.style.apply(lambda _: bold, axis=None)
+    return styler.format_index(escape="html", axis=0).format_index(escape="html", axis=1)  # a prompt may hold HTML
+
+
+# Tables that several notebooks make. A study is an `experiments.study.Study`, a case one of `slider_cases`.
+
+_embedder = memoize(embedder)
+EFFECT_UNITS = {
+    **dict.fromkeys(
+        ("before", "after", "difference", "difference_low", "difference_high"), "100 x cosine or posterior"
+    ),
+    **dict.fromkeys(("percent", "percent_low", "percent_high"), "%"),
+    **dict.fromkeys(("p", "transfer", "transfer_low", "transfer_high"), "1"),
+}
+
+
+def measure(study: Study, prompts: Sequence[str], methods: Methods, *, classifier=None, clip=None) -> pd.DataFrame:
+    """Measure each prompt and method: `value` (mean pairwise distance), `low`, `high`, `n`, `accuracy`, `clip`, `nfe`.
+
+    Args:
+        classifier: names the concept, for `accuracy`, which is nan without it.
+        clip: the study with an embedder of texts, for `clip`, 100 times the mean cosine of image and prompt.
+    """
+    texts, rows = clip.embed.text(list(prompts)) if clip else [None] * len(prompts), []
+    for prompt, text in zip(tqdm(prompts, desc="prompts"), texts, strict=True):
+        for label, (method, settings) in methods.items():
+            features = study.features(prompt, method, **settings)
+            row = {"prompt": prompt, "method": label} | vars(mean_pairwise(features))
+            row["accuracy"] = classifier.accuracy(features, prompt) if classifier else np.nan
+            if clip:
+                row["clip"] = 100 * (clip.features(prompt, method, **settings) @ text).mean()
+            rows.append(row | {"nfe": sum(study.ran(method, **settings)["nfe"].values())})
+    return pd.DataFrame(rows)
+
+
+def means(table: pd.DataFrame, by: Sequence[str], column: str = "value") -> pd.DataFrame:
+    """Return the mean of a column for each group: `by`, `value`, `low`, `high` (95% t interval) and `n`.
+
+    >>> means(pd.DataFrame({"method": ["base", "base"], "value": [1.0, 3.0]}), ["method"])["value"].tolist()
+    [2.0]
+    """
+    groups = table.groupby(list(by), sort=False)[column]
+    return pd.DataFrame([dict(zip(by, key, strict=True)) | vars(mean_interval(values)) for key, values in groups])
+
+
+def plane(table: pd.DataFrame, *, x: str, y: str) -> pd.DataFrame:
+    """Return the means of two columns for each method as `plot.plot_plane` takes them."""
+    across, up = (means(table, ["method"], column).set_index("method")[["value", "low", "high"]] for column in (x, y))
+    points = across.set_axis(["x", "x_low", "x_high"], axis=1).join(up.set_axis(["y", "y_low", "y_high"], axis=1))
+    return points.reset_index()
+
+
+def differences(
+    table: pd.DataFrame, pairs: Iterable[tuple[str, str]], *, column: str = "value", label: str = ""
+) -> dict[str, tuple[pd.Series, pd.Series]]:
+    """Return each prompt's values of pairs of methods for `statistics.compare`: "<label><a> - <b>" -> (a, b)."""
+    values = wide(table[table["prompt"] != AVERAGE].assign(value=table[column]))
+    return {f"{label}{a} - {b}": (values[a], values[b]) for a, b in pairs}
+
+
+def plus_minus(estimates: pd.DataFrame, *, digits: int = 3, sign: str = "") -> list[str]:
+    """Return texts such as "0.337 ±0.020" of the columns `value`, `low` and `high`. sign="+" marks positive values.
+
+    >>> plus_minus(pd.DataFrame({"value": [0.25], "low": [0.2], "high": [0.3]}))
+    ['0.250 ±0.050']
+    """
+    columns = zip(estimates["value"], estimates["low"], estimates["high"], strict=True)
+    return [f"{value:{sign}.{digits}f} ±{(high - low) / 2:.{digits}f}" for value, low, high in columns]
+
+
+def scores(study: Study, measure: Any, prompts: Iterable[str], method: str, **settings: Any) -> np.ndarray:
+    """Return a case's measure of the images of every prompt, (prompt, seed)."""
+    study = replace(study, embed=_embedder(measure.embedder))
+    return np.stack([measure(prompt, study.features(prompt, method, **settings)) for prompt in prompts])
+
+
+def gains(
+    study: Study, measure: Any, prompts: Sequence[str], method: str, controls: Mapping[Any, list], **settings: Any
+):
+    """Return scores of each list of controls and "none", label -> (seed,), and a table of their gains over "none".
+
+    Scores are means over prompts. The table has `label`, `value`, `low`, `high` (95% t interval over seeds) and `n`.
+    """
+    runs = {**controls, "none": []}
+    seeds = {
+        label: scores(study, measure, prompts, method, **settings, controls=applied).mean(axis=0)
+        for label, applied in runs.items()
+    }
+    rows = [{"label": label} | vars(mean_interval(seeds[label] - seeds["none"])) for label in controls]
+    return seeds, pd.DataFrame(rows)
+
+
+def score_controls(study: Study, cases: Iterable[Any], method: str, *, n_prompts: int | None = None) -> pd.DataFrame:
+    """Score images with and without each control: `control`, `measure`, `prompt`, `seed`, `original`, `controlled`."""
+    tables = []
+    for case in cases:
+        prompts, controls = case.prompts[:n_prompts], [case.control.at(case.scale)]
+        for score in case.measures:
+            index = pd.MultiIndex.from_product([prompts, study.seeds], names=["prompt", "seed"])
+            table = index.to_frame(index=False).assign(control=case.control.name, measure=score.name)
+            table["original"] = scores(study, score, prompts, method).ravel()
+            table["controlled"] = scores(study, score, prompts, method, controls=controls).ravel()
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def effects(scored: pd.DataFrame, *, base: str = "base", least: int = 8) -> pd.DataFrame:
+    """Return `controls.effect` of each control and measure of `score_controls`, with a column `model`.
+
+    Intervals and tests are over seeds if there are fewer than `least` prompts: then hardly any p is below .05.
+    """
+    tables = {}
+    for key, part in scored.groupby(["control", "measure"], sort=False):
+        count, pairs = part["prompt"].nunique(), {}
+        for model, rows in part.groupby("model", sort=False):
+            pairs[model] = tuple(rows[name].to_numpy().reshape(count, -1) for name in ("original", "controlled"))
+        tables[key] = effect(pairs, base=base, over="prompts" if count >= least else "seeds")
+    return pd.concat(tables, names=["control", "measure"]).reset_index([0, 1]).reset_index(drop=True)
+
+
+def conclude_effects(table: pd.DataFrame, *, base: str = "base") -> list[str]:
+    """Return a sentence for each row of `effects`."""
+    lines = []
+    for row in table.itertuples():
+        words = "no effect is shown" if row.p >= LEVEL else "it rises" if row.difference > 0 else "it falls"
+        share = f"; {row.transfer:.2f} [{row.transfer_low:.2f}, {row.transfer_high:.2f}] of {base}'s effect"
+        name = f"{row.control}, {row.measure}, {row.model}"
+        lines.append(f"{name}: {words} ({row.difference:+.1f}, p = {row.p:.2g}){'' if row.model == base else share}")
+    return lines
+
+
+def pixel_changes(study: Study, case: Any, method: str, *, scale: float, prompts: Iterable[str]) -> dict[str, float]:
+    """Return the mean `controls.outside` of a control, `outside`, and of another seed in its place, `another seed`."""
+    changes = []
+    for prompt in prompts:
+        plain = study.images(prompt, method)
+        controlled = study.images(prompt, method, controls=[case.control.at(scale)])
+        changes.append([outside(plain, images).mean() for images in (controlled, np.roll(plain, 1, axis=0))])
+    return dict(zip(("outside", "another seed"), np.mean(changes, axis=0).tolist(), strict=True))
+
+
+def missing_concepts(
+    posteriors: Mapping[tuple[str, str], np.ndarray], asked: Mapping[str, Any], alone: Mapping[str, str], *,
+    classes: Sequence[str], seeds: Sequence[int], present: float, absent: float,
+) -> pd.DataFrame:  # fmt: skip
+    """List the concepts that a final image lacks, and how clearly x0 showed each on the way (Figure 3).
+
+    Args:
+        posteriors: (model, prompt) -> (step + 1, seed, class), of each step's x0 and last of the final image.
+        asked, alone: prompt of two concepts -> their `ConceptPair`, and concept -> its own prompt.
+        classes, seeds, present, absent: of the posteriors, and as for `changes_of_mind`.
+
+    Returns:
+        `model`, `prompt`, `condition`, `concept`, `seed`, `source` (prompt of the image), `level`, `step` (from 1), `final`
+        (concept of the final image). Concepts that were not asked for are of the same images, or of the other's own prompt.
+    """
+    rows = []
+    changes = {run: changes_of_mind(p[:-1], p[-1], present=present, absent=absent) for run, p in posteriors.items()}
+    for model, prompt in itertools.product(dict.fromkeys(model for model, _ in posteriors), asked):
+        first, second, others = asked[prompt]
+        conditions = {
+            "asked for": [(prompt, first), (prompt, second)],
+            "not asked for, same images": [(prompt, name) for name in others],
+            "not asked for, own prompt": [(alone[first], second), (alone[second], first)],
+        }
+        for condition, images in conditions.items():
+            for source, concept in images:
+                final, column, change = posteriors[model, source][-1], classes.index(concept), changes[model, source]
+                for i in np.flatnonzero(final[:, column] <= absent):
+                    row = (model, prompt, condition, concept, seeds[i], source, change.level[i, column])
+                    rows.append((*row, change.step[i, column] + 1, classes[final[i].argmax()]))
+    names = ["model", "prompt", "condition", "concept", "seed", "source", "level", "step", "final"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def x0_reliability(study: Study, posteriors: Mapping, prompts: Iterable[str], classes: Sequence[str]) -> pd.DataFrame:
+    """Compare posteriors of x0, as in `missing_concepts`, with the class of the final image among real drawings, by step."""
+    classifier, prompts, rows = load_classifier("concept"), list(prompts), []
+    for method in dict.fromkeys(method for method, _ in posteriors):
+        truth = np.array(classifier(np.concatenate([study.features(prompt, method) for prompt in prompts])))
+        columns = np.array([classes.index(name) for name in truth])
+        x0 = np.concatenate([study.features(prompt, method, steps=True) for prompt in prompts], axis=1)
+        joined = np.concatenate([posteriors[method, prompt] for prompt in prompts], axis=1)
+        for step, features in enumerate(x0):
+            result, same = calibration(joined[step], columns), np.mean(np.array(classifier(features)) == truth)
+            rows.append((method, step + 1, result.accuracy, result.confidence, result.error, same))
+    names = ["model", "step", "noisy x0", "confidence", "calibration error", "real drawings"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def case_images(study: Study, classifier: Any, case: Any, *, columns: int) -> dict[str, Any]:
+    """Return the images of a row of `missing_concepts` for `plot.plot_case`.
+
+    The box is where hiding a patch of x0 lowers the log posterior of the missing concept most.
+    """
+    trace, step, i = study.trace(case.source, case.model), case.step - 1, study.seeds.index(case.seed)
+    steps = np.unique(np.linspace(0, len(trace.sigmas) - 1, min(columns, len(trace.sigmas))).round().astype(int))
+    steps[np.abs(steps - step).argmin()] = step
+    *x0, final = decode_latents(torch.cat([trace.x0[steps, i], trace.final[[i]]]), study.pair).numpy()
+    image = x0[list(steps).index(step)]
+    windows = occlusion_windows(*image.shape[1:], size=image.shape[-1] // 4, stride=image.shape[-1] // 8)
+    features = study.features_of(np.concatenate([image[None], occlude(image, windows)]))
+    logs = np.log(classifier(features[None], sigmas=[trace.sigmas[step]])[0, :, classifier.classes.index(case.concept)])
+    box = occlusion_box(logs[0] - logs[1:], windows, shape=image.shape[1:])
+    return {"x0": x0, "final": final, "steps": steps, "mark": step, "box": box}
+
+
+def with_errors(features: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return copies of each prompt's features (seed, d), where every fourth sample is one of another prompt."""
+    if len(features) < 2:
+        raise ValueError(f"features of {len(features)} prompt: at least 2 are needed, errors are of other prompts")
+    mixed = [rows.copy() for rows in features]
+    for i, rows in enumerate(mixed):
+        others = [*features[:i], *features[i + 1 :]]
+        for row in range(2, len(rows), 4):
+            rows[row] = others[(i + row) % len(others)][row]
+    return mixed
+
+
+def semantic_samples(study: Study, reader: Study, prompts: Sequence[str], methods: Methods, *, real: bool):
+    """Return prompt -> label -> features by the embedders of both studies, each (seed, d).
+
+    Labels are the methods, "errors" (`with_errors` of "distilled"), and with `real` the real drawings, repeated.
+    """
+    samples, studies = {prompt: {} for prompt in prompts}, (study, reader)
+    for prompt, labels in tqdm(samples.items(), desc="prompts"):
+        if real:
+            drawn = [part.drawn_features(prompt) for part in studies]
+            labels["real"] = [rows[np.arange(len(study.seeds)) % len(rows)] for rows in drawn]
+        for label, (method, settings) in methods.items():
+            labels[label] = [part.features(prompt, method, **settings) for part in studies]
+    mixed = [with_errors([labels["distilled"][i] for labels in samples.values()]) for i in range(2)]
+    for labels, *errors in zip(samples.values(), *mixed, strict=True):
+        labels["errors"] = errors
+    return samples
+
+
+def measure_semantics(study: Study, reader: Study, samples, *, artist=None, concept=None):
+    """Measure `semantic_samples`. Return a table by prompt and method, and one by attribute as well.
+
+    Two classifiers read embedded pairs. Without them the reader's CLIP reads `data/prompts/attributes.csv`.
+    """
+    texts, scale = load(data("prompts") / "attributes.csv"), 0 if artist else np.float64(reader.embed.logit_scale)
+    rows, attributes = [], []
+    for prompt, labels in samples.items():
+        if artist:
+            artists, drawn = drawings.load().of(prompt).artists, unit_rows(study.drawn_features(prompt), name="drawn")
+            spacing = np.sort(drawn @ drawn.T)[:, -2]  # cosine of each drawing with its nearest other one
+        values = texts[texts["prompt"] == prompt].groupby("attribute", sort=False)["value"]
+        encoded = {} if artist else {name: reader.embed.text(list(value)) for name, value in values}
+        for label, (features, read) in labels.items():
+            posteriors = {name: softmax(scale * read @ text.T, axis=1) for name, text in encoded.items()}
+            posteriors |= {"artist": artist.posterior(read, among=artists)} if artist else {}
+            keys = {"prompt": prompt, "method": label}
+            parts = [keys | {"attribute": name} | values_told_apart(p) for name, p in posteriors.items()]
+            row = keys | {"distance": mean_pairwise(features).value, "vendi": vendi(features)}
+            row["told"] = np.mean([part["told"] for part in parts])
+            if artist:
+                near, right = np.array(study.artists(prompt, features)), np.array(concept(features)) == prompt
+                row |= {"named": np.exp(entropy(artist(read, among=artists))), "artists": modes_covered(near)}
+                row["right"] = modes_covered(near[right]) if right.any() else 0
+                cosines = unit_rows(features, name="features") @ drawn.T
+                row |= {"reached": (cosines.max(axis=0) > spacing).mean(), "accuracy": right.mean()}
+            rows.append(row)
+            attributes += parts
+    return pd.DataFrame(rows), pd.DataFrame(attributes)
+
+
+def reader_reliability(reader: Study, prompts: Sequence[str], artist: Any) -> pd.DataFrame:
+    """Measure how well emoji-clip and the classifier of artists read real drawings."""
+    real, clip = [drawings.load().of(prompt) for prompt in prompts], _embedder("emoji-clip")
+    images, artists = (np.concatenate([getattr(part, name) for part in real]) for name in ("images", "artists"))
+    names, shown, read = sorted(set(artists)), np.concatenate([part.prompts for part in real]), clip(images)
+    decoded, rows, scale = np.concatenate([reader.drawn_features(p) for p in prompts]), [], np.float64(clip.logit_scale)
+    for name, values, truth, posteriors in (
+        ("concept, by emoji-clip", prompts, shown, softmax(scale * read @ clip.text(list(prompts)).T, axis=1)),
+        ("artist, by emoji-clip", names, artists, softmax(scale * read @ clip.text(names).T, axis=1)),
+        ("artist, by the classifier", names, artists, artist.posterior(reader.features_of(images), among=names)),
+        ("the same through the autoencoder", names, artists, artist.posterior(decoded, among=names)),
+    ):
+        accuracy = (np.array(values)[posteriors.argmax(axis=1)] == truth).mean()
+        row = {"reading": name, "accuracy": accuracy, "chance": 1 / len(values), "true": np.exp(entropy(truth))}
+        rows.append(row | values_told_apart(posteriors))
+    return pd.DataFrame(rows)
+
+
+def agreement(table: pd.DataFrame, columns: Sequence[str], *, other: str) -> pd.DataFrame:
+    """Return Spearman's correlation of columns with another: over each prompt's methods, and over prompts.
+
+    `value` is the mean over prompts with its interval, and `over prompts` is that of the median method. A column that is the
+    same for all methods of every prompt has no row.
+    """
+    groups = (table.groupby(by, sort=False)[list(columns)] for by in ("prompt", "method"))
+    methods, prompts = (group.corr(method="spearman")[other].unstack() for group in groups)
+    names = [name for name in columns if methods[name].notna().any()]
+    rows = [vars(mean_interval(methods[name].dropna())) | {"over prompts": prompts[name].median()} for name in names]
+    return pd.DataFrame(rows, index=names)
+
+
+def values_told_apart(posteriors: np.ndarray) -> dict[str, float]:
+    """Return the number of values, and exp of the mutual information (`told`) and of the marginal entropy (`spread`)."""
+    told, spread = np.exp(mutual_information(posteriors)), np.exp(marginal_entropy(posteriors))
+    return {"values": posteriors.shape[1], "told": told, "spread": spread}

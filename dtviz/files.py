@@ -1,0 +1,192 @@
+"""Files: where dtviz keeps its own, atomic writes, hashes, and one-line errors for damaged input."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+ROOT = Path(__file__).resolve().parents[1]
+HASHES = "SHA256SUMS"  # in the format of `sha256sum`, so that `sha256sum --check` reads it too
+HASHED = (".safetensors", ".json")  # the files that decide what a model computes
+
+T = TypeVar("T")
+
+
+class Unavailable(FileNotFoundError):
+    """A pair, embedder or control whose files or package are not on this machine. The message says how to get them.
+
+    try:
+        pair = dtviz.load("sdxl-dmd")
+    except dtviz.Unavailable as error:
+        print(error)
+    """
+
+
+def data(name: str) -> Path:
+    """Return the folder `data/<name>` of the checkout, or the folder that `$DTVIZ_<NAME>` names."""
+    return Path(os.environ.get(f"DTVIZ_{name.upper()}") or ROOT / "data" / name)
+
+
+@contextlib.contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Turn any error of a parser inside the block into a one-line ValueError that names `what`.
+
+    An OSError of the system (missing file, no permission) and MemoryError pass through.
+
+    >>> with reading("numbers.json"):
+    ...     int("one")
+    Traceback (most recent call last):
+    ValueError: numbers.json cannot be read, is it damaged? ValueError: invalid literal for int() with base 10: 'one'
+    """
+    try:
+        yield
+    except Exception as error:  # parsers of other packages document no common error type
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise ValueError(f"{what} cannot be read, is it damaged? {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's type and message on one line of at most 300 characters."""
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+def load_weights_only(path: Path) -> Any:
+    """Return the tensors of a torch pickle. No code in it is run: other content is a ValueError."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # without torch's own message, which says how to run the code
+        kind = type(error).__name__
+        raise ValueError(f"{path} cannot be read as weights only; nothing in it was run ({kind})") from error
+
+
+def hub_reachable(seconds: float = 2.0) -> bool:
+    """Return whether the model hub, or the proxy to it, accepts a connection. `HF_HUB_OFFLINE=1` means no."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    url = getproxies().get("https") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    host = urlsplit(url if "//" in url else f"//{url}")
+    connected = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host.hostname, host.port or 443), timeout=seconds).close()
+            connected.set()
+
+    # in a thread, because the timeout of a socket does not cover the name lookup
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return connected.is_set()
+
+
+def check_hashes(root: Path, folders: list[str]) -> dict[str, str]:
+    """Return the sha256 of each weight and settings file in `folders` of `root`, by relative path, sorted.
+
+    Raise a ValueError if a file differs from what `root/SHA256SUMS` lists, or is missing.
+    """
+    paths = sorted(path for folder in folders for path in (root / folder).rglob("*") if path.suffix in HASHED)
+    hashes = {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    listing = root / HASHES
+    if listing.exists():
+        with reading(listing):
+            lines = [line.split("  ", 1) for line in listing.read_text().splitlines()]
+            expected = {name: digest for digest, name in lines if any(name.startswith(f"{f}/") for f in folders)}
+        if wrong := sorted(name for name in expected if hashes.get(name) != expected[name]):
+            raise ValueError(
+                f"{', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''} in {root}: missing or damaged, according to "
+                f"{HASHES} there; restore the file from the repository, or run the recipe that trains it"
+            )
+    return hashes
+
+
+def write_hashes(root: Path) -> None:
+    """Write `root/SHA256SUMS` for the weight and settings files that are there now."""
+    (root / HASHES).unlink(missing_ok=True)
+    hashes = check_hashes(root, ["."])
+    (root / HASHES).write_text("".join(f"{digest}  {name}\n" for name, digest in hashes.items()))
+
+
+def write_atomic(path: Path, data: bytes, *, shared: bool = False) -> None:
+    """Write a file completely or not at all. The earlier file stays until the new one is complete.
+
+    With `shared`, several processes may write `path` at once: each uses its own temporary name, which a kill leaves behind.
+    An OSError, of a full or read-only disk, names `path`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial" if shared else f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # without it a power cut could leave the new name on an empty file
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def content_hash(text: str, arrays: Mapping[str, Any]) -> str:
+    """Return the sha256 of a text and named numpy arrays: names, types, shapes and bytes."""
+    total = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        total.update(f"\n{name} {arrays[name].dtype.name} {arrays[name].shape}\n".encode())
+        total.update(arrays[name].tobytes())
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of diffusers and transformers inside the block."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    with contextlib.ExitStack() as stack:
+        for logging in (diffusers_logging, transformers_logging):
+            if logging.is_progress_bar_enabled():
+                logging.disable_progress_bar()
+                stack.callback(logging.enable_progress_bar)
+        yield
+
+
+def in_batches(work: Callable[[slice], T], *, n: int, size: int, fixed: bool = False) -> Iterator[tuple[slice, T]]:
+    """Call `work(rows)` for slices of at most `size` of `n` rows, and yield each slice with its result.
+
+    On out-of-memory, halve the batch size for the rest of the run and warn once. A `fixed` size is never halved, because a
+    row's result depends on its batch.
+
+    >>> [(rows.start, rows.stop) for rows, _ in in_batches(lambda rows: None, n=5, size=2)]
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    # imported here and not in the handler below, where no memory may be left for it
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    start, requested = 0, size
+    while start < n:
+        rows = slice(start, min(start + size, n))
+        try:
+            result = work(rows)
+        except (RuntimeError, MemoryError) as error:
+            size = (rows.stop - start) // 2
+            if fixed or size == 0 or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                raise
+            continue  # drops the error, whose frames hold the batch that did not fit
+        if size < requested:
+            warnings.warn(f"batch_size={requested} does not fit into memory: using batch_size={size}", stacklevel=3)
+            requested = size
+        start = rows.stop
+        yield rows, result

@@ -1,0 +1,184 @@
+"""Concepts and attributes that a classifier reads in images, and where in the image it reads them (Figure 3).
+
+    changes = changes_of_mind(posteriors, final, present=0.9, absent=0.1)          # of each step's x0, of the final image
+    changes.changed.any(axis=1).mean()                                             # share of samples that changed
+
+    places = occlusion_windows(64, 64, size=16, stride=8)
+    occlusion_box(score(image) - score(occlude(image, places)), places, shape=(64, 64))     # (top, left, bottom, right)
+
+Entropies are in nats, boxes in pixels with bottom and right excluded. Every function raises ValueError for shapes that
+do not fit and values out of range.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage, special
+
+
+class Changes(NamedTuple):
+    """Result of `changes_of_mind`, each (sample, concept)."""
+
+    changed: np.ndarray  # bool, x0 showed the concept and the final image lacks it
+    level: np.ndarray  # in [0, 1], the highest posterior that several consecutive steps all reach
+    step: np.ndarray  # int, the one of these steps (from 0) that shows the concept best
+
+
+class Calibration(NamedTuple):
+    """Share of right first choices, their mean posterior, expected calibration error, and number of cases."""
+
+    accuracy: float
+    confidence: float
+    error: float
+    n: int
+
+
+class ConceptPair(NamedTuple):
+    """Two concepts that a prompt asks for, and two others as controls."""
+
+    first: str
+    second: str
+    others: tuple[str, str]
+
+
+def changes_of_mind(posteriors, final, *, present: float = 0.9, absent: float = 0.1, steps: int = 2) -> Changes:
+    """Find the concepts that x0 shows for several consecutive steps and that the final image lacks.
+
+    Args:
+        posteriors: (step, sample, concept) in [0, 1], the probability that each step's x0 shows each concept.
+        final: (sample, concept), the same for the final image.
+        present, absent: x0 shows a concept from `present` on, and the final image lacks one up to `absent`.
+        steps: how many consecutive steps have to show it.
+    """
+    posteriors, final = _in_unit_range(posteriors, name="posteriors"), _in_unit_range(final, name="final")
+    if posteriors.ndim != 3 or posteriors.shape[1:] != final.shape:
+        raise ValueError(f"posteriors {posteriors.shape}, final {final.shape} must be (step, n, concept), (n, concept)")
+    if not 0 <= absent < present <= 1:
+        raise ValueError(f"absent={absent} and present={present} must be in [0, 1], absent below present")
+    if not 1 <= steps <= len(posteriors):
+        raise ValueError(f"steps={steps} must be from 1 to the {len(posteriors)} steps of the posteriors")
+    runs = np.lib.stride_tricks.sliding_window_view(posteriors, steps, axis=0)  # (start, sample, concept, steps)
+    lowest = runs.min(axis=-1)
+    start, level = lowest.argmax(axis=0), lowest.max(axis=0)
+    best = np.take_along_axis(runs, start[None, ..., None], axis=0)[0].argmax(axis=-1)
+    return Changes((level >= present) & (final <= absent), level, start + best)
+
+
+def calibration(posteriors, truth, *, bins: int = 10) -> Calibration:
+    """Measure whether the first choice is right as often as its posterior says.
+
+    The error is sum_b n_b / n |accuracy_b - confidence_b| over equal bins of the posterior (Guo et al. 2017, eq. 3).
+    posteriors: (n, class), rows that sum to one. truth: (n,) the index of the right class.
+    """
+    posteriors, truth = _in_unit_range(posteriors, name="posteriors"), np.asarray(truth)
+    if posteriors.ndim != 2 or truth.shape != posteriors.shape[:1] or bins < 1:
+        raise ValueError(
+            f"posteriors {posteriors.shape}, truth {truth.shape} must be (n, class), (n,), bins={bins} >= 1"
+        )
+    confidence, right = posteriors.max(axis=1), posteriors.argmax(axis=1) == truth
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(which, weights=right - confidence, minlength=bins)  # n_b (accuracy_b - confidence_b)
+    error = float(np.abs(gaps).sum() / len(truth))
+    return Calibration(float(right.mean()), float(confidence.mean()), error, len(truth))
+
+
+def concept_posterior(cosines, rest, *, scale: float = 100.0) -> np.ndarray:
+    """Return the probability that an image shows each concept and not any of the rest, from cosines with texts.
+
+    exp(s c) / (exp(s c) + sum_r exp(s c_r)) for each concept alone, so that two concepts do not compete.
+    cosines: (..., concept) with a text of each concept. rest: (..., text) with texts that lack all. scale: s, the model's
+    logit scale (100 for OpenAI's CLIPs). The result is not calibrated.
+    """
+    cosines, rest = np.asarray(cosines, dtype=np.float64), np.asarray(rest, dtype=np.float64)
+    if not cosines.ndim or cosines.shape[:-1] != rest.shape[:-1] or not rest.shape[-1]:
+        raise ValueError(f"cosines {cosines.shape} and rest {rest.shape} must be (..., concept) and (..., text)")
+    return special.expit(scale * cosines - special.logsumexp(scale * rest, axis=-1, keepdims=True))
+
+
+def concept_pairs(concepts) -> list[ConceptPair]:
+    """Pair each concept with the next, the last with the first. Controls are the ones before and after the two.
+
+    >>> concept_pairs(["dog", "cat", "sofa", "lamp"])[0]
+    ConceptPair(first='dog', second='cat', others=('lamp', 'sofa'))
+    """
+    names = tuple(concepts)
+    if len(names) < 4 or len(set(names)) != len(names):
+        raise ValueError(f"concepts={names} must be at least four different ones: two are asked for, two are controls")
+    rotated = [names[shift:] + names[:shift] for shift in (-1, 0, 1, 2)]
+    return [ConceptPair(first, second, (before, after)) for before, first, second, after in zip(*rotated, strict=True)]
+
+
+def marginal_entropy(posteriors) -> float:
+    """Return the entropy of the mean of posteriors (n, v). It counts the classifier's doubt as variety."""
+    return float(special.entr(_probabilities(posteriors).mean(axis=0)).sum())
+
+
+def mutual_information(posteriors) -> float:
+    """Return the mutual information of image and attribute, of posteriors (n, v): exp of it is the effective number of values.
+
+    The entropy of the mean posterior, less the mean entropy of each. n copies of one unsure posterior give 0. A term
+    sum_v var_v / mean_v / (2 n) corrects for few images; for sure posteriors it is that of `diversity.entropy`.
+    """
+    p = _probabilities(posteriors)
+    mean = p.mean(axis=0)
+    said = mean > 0
+    correction = (p.var(axis=0)[said] / mean[said]).sum() / (2 * len(p))
+    return float(max(0.0, special.entr(mean).sum() - special.entr(p).sum(axis=1).mean() + correction))
+
+
+def occlusion_windows(height: int, width: int, *, size: int, stride: int) -> np.ndarray:
+    """Return square patches that cover an image, (n, 4) int: top, left, bottom, right. Those at the border are cut."""
+    if not 1 <= stride <= size:
+        raise ValueError(f"stride={stride} must be from 1 to size={size}, so that every pixel is hidden at least once")
+    tops, lefts = (range(0, max(side - size, 0) + stride, stride) for side in (height, width))
+    return np.array([(t, x, min(t + size, height), min(x + size, width)) for t in tops for x in lefts])
+
+
+def occlude(image, places) -> np.ndarray:
+    """Return copies (n, 3, h, w) of an image (3, h, w), each with one of n places hidden by the border's median colour."""
+    image = np.asarray(image)
+    if image.ndim != 3:
+        raise ValueError(f"image of shape {image.shape} must be one image, (channel, height, width)")
+    border = np.concatenate([image[:, 0], image[:, -1], image[:, 1:-1, 0], image[:, 1:-1, -1]], axis=1)
+    hidden = np.repeat(image[None], len(places), axis=0)
+    for one, (top, left, bottom, right) in zip(hidden, places, strict=True):
+        one[:, top:bottom, left:right] = np.median(border, axis=1)[:, None, None]
+    return hidden
+
+
+def occlusion_box(drops, places, *, shape: tuple[int, int], share: float = 0.5) -> tuple[int, int, int, int]:
+    """Return the region whose hiding lowers the score most: top, left, bottom, right (Zeiler & Fergus 2014).
+
+    drops: (n,) how far the score falls when each of the places (n, 4) of `occlusion_windows` is hidden. shape: height and
+    width of the image. share: the region is connected and has at least this share of the largest mean drop everywhere.
+
+    >>> occlusion_box([0.0, 1.0], occlusion_windows(4, 2, size=2, stride=2), shape=(4, 2))
+    (2, 0, 4, 2)
+    """
+    drops, places = np.asarray(drops, dtype=np.float64), np.asarray(places)
+    if places.shape != (*drops.shape, 4) or not 0 < share <= 1:
+        raise ValueError(f"drops {drops.shape}, places {places.shape}, share={share} must be (n,), (n, 4), in (0, 1]")
+    total, count = np.zeros(shape), np.zeros(shape)
+    for drop, (top, left, bottom, right) in zip(drops, places, strict=True):
+        total[top:bottom, left:right] += drop
+        count[top:bottom, left:right] += 1
+    mean = total / np.maximum(count, 1)
+    if not mean.max() > 0:
+        raise ValueError("drops has no place whose hiding lowers the score: there is nothing to box")
+    regions, _ = ndimage.label(mean >= share * mean.max())
+    rows, columns = ndimage.find_objects(regions)[regions.flat[mean.argmax()] - 1]
+    return rows.start, columns.start, rows.stop, columns.stop
+
+
+def _in_unit_range(posteriors, *, name: str) -> np.ndarray:
+    posteriors = np.asarray(posteriors, dtype=np.float64)
+    if not posteriors.size or not ((posteriors >= 0) & (posteriors <= 1 + 1e-6)).all():  # a sum's rounding may exceed 1
+        raise ValueError(f"{name} of shape {posteriors.shape} must be posteriors in [0, 1], at least one")
+    return posteriors
+
+
+def _probabilities(posteriors) -> np.ndarray:
+    p = np.asarray(posteriors, dtype=np.float64)
+    if p.ndim != 2 or not p.size or not (p >= 0).all() or not np.allclose(p.sum(axis=1), 1, atol=1e-6):
+        raise ValueError(f"posteriors of shape {p.shape} must be (n, v) probabilities, n >= 1, each row summing to 1")
+    return p

@@ -1,0 +1,105 @@
+"""How different the samples of one prompt are (Table 3).
+
+    mean_pairwise(features)              # Estimate(value=.34, low=.31, high=.37, n=100), 1 - cosine
+    vendi(features)                      # effective number of different images
+
+Features are (n, d), one row an image. They are normalised here, so only directions count.
+Every function raises ValueError for features of another shape, rows of length zero, and values that are not finite.
+"""
+
+import numpy as np
+from scipy import special
+
+from .statistics import Estimate, t_interval
+
+
+def mean_pairwise(features, *, confidence: float = 0.95) -> Estimate:
+    """Return the mean of 1 - cosine over all pairs of images, with a jackknife-t interval over images.
+
+    U = 2 / (n (n - 1)) sum_{i<j} d_ij and U_{-i} = (T - 2 r_i) / ((n - 1)(n - 2)), r_i the row sums, T their total.
+    The pairs are not independent, so the interval is over images. docs/numbers.md gives its coverage.
+    features: (n, d), n >= 2. The interval is nan for n = 2. The value is in [0, n / (n - 1)].
+
+    >>> mean_pairwise([[1.0, 0.0], [0.0, 2.0]]).value
+    1.0
+    """
+    centred = unit_rows(features, name="features", least=2)
+    n = len(centred)
+    centred -= centred.mean(axis=0)
+    # d_ij = |f_i - f_j|^2 / 2 for unit rows; summed over j about the mean this needs no n x n matrix and no 1 - cos.
+    squares = np.einsum("ij,ij->i", centred, centred)
+    rows = (n * squares + squares.sum()) / 2
+    total = rows.sum()
+    value = float(total / (n * (n - 1)))
+    if n == 2:
+        return Estimate(value, np.nan, np.nan, n)
+    without = (total - 2 * rows) / ((n - 1) * (n - 2))
+    error = np.sqrt((n - 1) / n * ((without - value) ** 2).sum())
+    return t_interval(value, error, n, confidence)
+
+
+def vendi(features, *, q: float = 2) -> float:
+    """Return the Vendi score exp H_q(eigenvalues of K / n), K the cosines: the effective number of images, 1 to n.
+
+    Compare at equal n only (Friedman & Dieng 2023, Pasarkar & Dieng 2024). q is the order, above 0: 1 is Shannon's
+    entropy, inf is 1 / largest eigenvalue. A small q counts rare images more.
+
+    >>> vendi([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
+    2.0
+    """
+    if not q > 0:
+        raise ValueError(f"q = {q} must be a number above 0, or inf; 1 is Shannon's entropy, 2 is the default")
+    rows = unit_rows(features, name="features")
+    n, d = rows.shape
+    gram = (rows @ rows.T if n <= d else rows.T @ rows) / n  # the same eigenvalues but for zeros
+    if q == 2:
+        return float(1 / (gram**2).sum())
+    weights = np.linalg.eigvalsh(gram)
+    weights = weights[weights > weights[-1] * max(n, d) * np.finfo(float).eps]  # rounding would count when q < 1
+    weights /= weights.sum()
+    if np.isinf(q):
+        return float(1 / weights[-1])
+    if abs(q - 1) < 1e-8:  # the general formula is 0 / 0 here
+        return float(np.exp(special.entr(weights).sum()))
+    return float(np.exp(special.logsumexp(q * np.log(weights)) / (1 - q)))
+
+
+def modes_covered(labels) -> int:
+    """Return the number of distinct labels (n,) of the samples, such as the nearest drawing's artist."""
+    return len(_label_counts(labels))
+
+
+def entropy(labels) -> float:
+    """Return the Shannon entropy of labels (n,) in nats, with Miller's (1955) correction + (modes - 1) / (2 n).
+
+    It falls when a mode becomes rare, `modes_covered` only when it is lost. exp(entropy) is the effective number of
+    modes. The correction can raise it a little above the number of modes.
+    """
+    counts = _label_counts(labels)
+    return float(special.entr(counts / counts.sum()).sum() + (len(counts) - 1) / (2 * counts.sum()))
+
+
+def nearest(features, reference) -> np.ndarray:
+    """Return the index (n,) of the reference row (m, d) with the highest cosine to each feature (n, d), the first of equals."""
+    rows, others = unit_rows(features, name="features"), unit_rows(reference, name="reference")
+    if rows.shape[1] != others.shape[1]:
+        raise ValueError(f"features {rows.shape} and {others.shape} must have the same width, by the same embedder")
+    return np.concatenate([(rows[i : i + 1024] @ others.T).argmax(axis=1) for i in range(0, len(rows), 1024)])
+
+
+def unit_rows(features, *, name: str, least: int = 1) -> np.ndarray:
+    """Return a copy of features (n, d) as float64 rows of length 1."""
+    features = np.array(features, dtype=np.float64)
+    norm = np.sqrt(np.einsum("ij,ij->i", features, features))[:, None] if features.ndim == 2 else np.zeros(1)
+    if features.ndim != 2 or len(features) < least or not np.isfinite(norm).all() or (norm == 0).any():
+        expected = f"(n, d) with n >= {least} and finite rows of nonzero length, for one prompt and one step"
+        raise ValueError(f"{name} of shape {features.shape} must be {expected}")
+    features /= norm  # in place: of 30,000 images nothing is held twice
+    return features
+
+
+def _label_counts(labels) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iuU":
+        raise ValueError(f"labels {labels.shape} of type {labels.dtype} must be (n,) integers or strings, one a sample")
+    return np.unique(labels, return_counts=True)[1]

@@ -1,0 +1,87 @@
+"""When a model decides: the distance of each step's x0 to the final image, and the step that comes close (Figure 5).
+
+    distances = similarity_to_final(step_features, final_features)       # (step, sample)
+    level = level_after_first_step(distilled_distances)                  # where the distilled model is after step 1
+    fraction_of_commitment(distances.mean(axis=1), level)                # .30: the base needs 30% of its steps
+
+Steps are indices from 0. Step i of n has done the fraction (i + 1) / n of the inference. Every function raises ValueError
+for shapes that do not fit, values that are not finite, and features of length zero.
+"""
+
+import numpy as np
+
+
+def similarity_to_final(step_features, final_features) -> np.ndarray:
+    """Return the distance, 1 - cosine, of each step's features to those of the same sample's final image.
+
+    step_features: (step, sample, d), features of the decoded x0. final_features: (sample, d), by the same embedder. They
+    are normalised here. Returns (step, sample) float64 in [0, 2]. 0 is the same direction.
+
+    >>> similarity_to_final([[[0.0, 1.0]], [[2.0, 0.0]]], [[1.0, 0.0]])
+    array([[1.],
+           [0.]])
+    """
+    steps = _unit_vectors(step_features, name="step_features")
+    final = _unit_vectors(final_features, name="final_features")
+    if steps.ndim != 3 or steps.shape[1:] != final.shape:
+        raise ValueError(f"step_features {steps.shape}, final_features {final.shape} must be (step, n, d), (n, d)")
+    # |a - b|^2 / 2 = 1 - cos for unit vectors, without the cancellation of 1 - a.b near zero.
+    return ((steps - final) ** 2).sum(axis=-1) / 2
+
+
+def concept_timeline(step_features, text_features) -> np.ndarray:
+    """Return the cosine (step, sample, word) of each step's CLIP features (step, sample, d) with those of words (word, d).
+
+    A CLIP, trained on finished images, may misread the x0 of early steps.
+    """
+    steps = _unit_vectors(step_features, name="step_features")
+    words = _unit_vectors(text_features, name="text_features")
+    if steps.ndim != 3 or words.ndim != 2 or steps.shape[-1] != words.shape[-1]:
+        raise ValueError(f"step_features {steps.shape}, text_features {words.shape} must be (step, n, d), (word, d)")
+    return steps @ words.T
+
+
+def level_after_first_step(distances) -> float:
+    """Return the mean over samples of distances (step, sample) or (step,) after the first step."""
+    return float(_curves(distances)[0].mean())
+
+
+def step_of_commitment(distances, level):
+    """Return the first step (index from 0) whose distance is at most `level`, nan where no step comes so close.
+
+    distances: (step,) for one curve, such as a mean, or (step, sample). They may rise again after that step. level: a
+    number or (sample,). Returns a float for one curve, else (sample,) float64.
+    """
+    curves = _curves(distances)
+    level = np.asarray(level, dtype=np.float64)
+    if not np.isfinite(level).all() or level.shape not in ((), curves.shape[1:]):
+        raise ValueError(f"level {level} must be a finite number, or one for each sample of distances {curves.shape}")
+    within = curves <= level
+    step = np.where(within.any(axis=0), within.argmax(axis=0), np.nan)
+    return float(step) if curves.ndim == 1 else step
+
+
+def fraction_of_commitment(distances, level):
+    """Return `step_of_commitment` as the fraction of all steps done by then, (i + 1) / n, in (0, 1]; nan where never.
+
+    >>> fraction_of_commitment([0.9, 0.5, 0.2, 0.0], 0.5)
+    0.5
+    """
+    return (step_of_commitment(distances, level) + 1) / len(np.asarray(distances))
+
+
+# Not `diversity.unit_rows`: its sums of squares round differently, and published tables keep every digit.
+def _unit_vectors(features, *, name: str) -> np.ndarray:
+    """Return features (..., d) as float64 vectors of length 1."""
+    features = np.asarray(features, dtype=np.float64)
+    norm = np.linalg.norm(features, axis=-1, keepdims=True) if features.ndim else np.zeros(1)
+    if not features.size or not np.isfinite(norm).all() or (norm == 0).any():
+        raise ValueError(f"{name} of shape {features.shape} must hold finite rows of nonzero length")
+    return features / norm
+
+
+def _curves(distances) -> np.ndarray:
+    curves = np.asarray(distances, dtype=np.float64)
+    if curves.ndim not in (1, 2) or not curves.size or not np.isfinite(curves).all():
+        raise ValueError(f"distances of shape {curves.shape} must be finite, (step,) or (step, sample), and not empty")
+    return curves

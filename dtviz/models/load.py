@@ -1,0 +1,236 @@
+"""Load a pair by its name: local files first, then the model hub, else one clear error.
+
+pair = load("emoji-dmd")
+pair = load("sdxl-dmd", device="cuda", offload=True)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import files
+from ..files import Unavailable, one_line, reading
+from .registry import LORA, SPECS, Spec, spec_of
+
+# torch and diffusers are imported in the functions, so that a pair is checked before they are loaded
+if TYPE_CHECKING:
+    import torch
+
+    from ..core.pair import Pair
+
+# Of base and distilled model
+Folders = tuple[Path | None, Path | None]
+Variants = tuple[str | None, str | None]
+ANY: Variants = ("", "")  # a part of every file name
+
+
+def load(
+    name: str,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    offload: bool | str = False,
+    paper_settings: bool = False,
+) -> Pair:
+    """Load the pair of this name.
+
+    Args:
+        name: one of `dtviz.pairs()`.
+        device: torch device; None takes CUDA if there is one.
+        dtype: None takes float32 on a CPU, and on CUDA the type that the models were released for.
+        offload: keep weights in host memory until they are used. True: those of the two denoisers, by diffusers' group
+            offloading. "model": those of the whole pipeline, by its model offloading.
+        paper_settings: take the settings of the paper's code where they differ from those of the training.
+
+    Raises:
+        Unavailable: the weights are not on this machine and the hub cannot be reached.
+
+        pair = dtviz.load("sdxl-dmd", device="cuda", dtype=torch.float16)
+    """
+    if offload not in (False, True, "model"):
+        raise ValueError(f"offload={offload!r} is not one of False, True, 'model'")
+    spec = spec_of(name)
+    import diffusers
+    import torch
+
+    from ..core.denoisers import denoiser_of
+    from ..core.pair import Pair
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype is None:
+        dtype = getattr(torch, spec.dtype) if device.startswith("cuda") else torch.float32
+    variants = spec.variants if dtype == torch.float16 else (None, None)
+    folders = check_available(name, variants)
+    if None in folders:
+        folders = _download(spec, variants)
+    fingerprints = _fingerprints(spec, folders)  # checks hashes before anything reads the files
+    options = {"dtype": dtype, "use_safetensors": True}
+    with files.no_progress_bars() if spec.embedded else contextlib.nullcontext():
+        with reading(f"pair {name!r}, {spec.base}"):
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                folders[0], variant=variants[0], **options, **spec.pipeline_options
+            )
+        pipeline.set_progress_bar_config(disable=True)
+        if offload != "model":
+            pipeline.to(device)
+        base = denoiser_of(pipeline)
+        with reading(f"pair {name!r}, {spec.distilled}"):
+            if spec.adapter:
+                distilled = _add_adapter(spec, folders[1] / spec.file, pipeline, base)
+            else:
+                distilled = _load_network(spec, folders[1], base, variant=variants[1], **options)
+                distilled.to("cpu" if offload else device).eval().requires_grad_(False)
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    stream = device.startswith("cuda")
+    for network in ([base] if offload is True else []) + ([distilled] if offload and not spec.adapter else []):
+        network.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=stream)
+
+    kind = getattr(diffusers, spec.scheduler)
+    parameters = inspect.signature(kind).parameters  # from_config would warn about the base's other settings
+    shared = {key: value for key, value in pipeline.scheduler.config.items() if key in parameters}
+    scheduler = kind.from_config(shared | spec.scheduler_settings)
+    settings = spec.settings | (spec.paper_settings if paper_settings else {}) | fingerprints
+    return Pair(pipeline, distilled, None, scheduler, name, paper_settings=paper_settings, **settings)
+
+
+def check_available(name: str, variants: Variants = ANY) -> Folders:
+    """Return the `local_folders` of this pair. Raise Unavailable if files are missing and the hub is out of reach."""
+    spec = spec_of(name)
+    folders = local_folders(spec, variants)
+    rows = zip((spec.base, spec.distilled), spec.revisions, folders, strict=True)
+    missing = {repo: revision or "main" for repo, revision, folder in rows if folder is None}
+    if missing and spec.embedded:
+        hint = "restore them from the repository, or run `make models`"
+        raise Unavailable(f"pair {name!r} lacks files of {', '.join(missing)} in {files.data('models')}: {hint}")
+    if missing and not files.hub_reachable():
+        commands = " and ".join(f"`hf download {repo} --revision {commit}`" for repo, commit in missing.items())
+        raise Unavailable(
+            f"pair {name!r} is not on this machine (missing: {', '.join(missing)}) and the model hub is out of reach. "
+            f"Run {commands} where there is a network and set HF_HOME to that cache, or use an embedded pair: "
+            f"{', '.join(other.name for other in SPECS.values() if other.embedded)}"
+        )
+    return folders
+
+
+def local_folders(spec: Spec, variants: Variants = ANY) -> Folders:
+    """Return the local folders of base and distilled model, None for one that is not complete. Use no network."""
+    base, distilled = map(_local_folder, (spec.base, spec.distilled), spec.revisions)
+    base_complete = base and all(_has_weights(path, variants[0]) for path in _networks(base))
+    distilled_complete = distilled and _has_weights(distilled / spec.file, variants[1])
+    return base if base_complete else None, distilled if distilled_complete else None
+
+
+def _local_folder(repo: str, revision: str | None) -> Path | None:
+    """Return a folder, or that of a repository in the hub's cache, or None."""
+    folder = Path(repo) if "/" in repo else files.data("models") / repo
+    if folder.is_dir() or "/" not in repo:
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _networks(pipeline: Path) -> list[Path]:
+    """Return the folders of a saved pipeline's networks, or the pipeline's own if it has no index."""
+    index, networks = pipeline / "model_index.json", ("unet", "transformer", "vae", "text_encoder")
+    if not index.is_file():
+        return [pipeline]
+    with reading(index):
+        parts = json.loads(index.read_text())
+        return [pipeline / part for part, kind in parts.items() if part.startswith(networks) and kind[0]]
+
+
+def _has_weights(path: Path, variant: str | None) -> bool:
+    """Return whether a single file is there, or weights of this variant in a folder."""
+    if not path.is_dir():
+        return path.is_file() or path.with_suffix(".bin").is_file()
+    names = [file.name for file in path.glob("*.safetensors")]
+    return any(variant in name if variant is not None else ".fp16" not in name for name in names)
+
+
+def _download(spec: Spec, variants: Variants) -> Folders:
+    """Download both models of a pair from the hub, and return their folders."""
+    import diffusers
+    from huggingface_hub import snapshot_download
+
+    options = {"revision": spec.revisions[0], "variant": variants[0], "use_safetensors": True} | spec.pipeline_options
+    stem, dot, _ = spec.file.rpartition(".")
+    pattern = f"{stem}.*" if dot else f"{spec.file}/*".lstrip("/")  # a file, or the pickle beside it; or a folder
+    try:
+        base = diffusers.DiffusionPipeline.download(spec.base, **options)
+        distilled = snapshot_download(spec.distilled, revision=spec.revisions[1], allow_patterns=[pattern])
+    except OSError as error:
+        raise Unavailable(
+            f"pair {spec.name!r}: the model hub does not give {spec.base} or {spec.distilled}: {one_line(error)}. If it needs "
+            "a licence to be accepted, do so on its page and run `hf auth login`"
+        ) from error
+    return Path(base), Path(distilled)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a safetensors file, or else of the pickle beside it, read as weights only."""
+    from safetensors.torch import load_file
+
+    if path.is_file():
+        with reading(path):
+            return load_file(path)
+    pickle = path.with_suffix(".bin")
+    warnings.warn(f"there is no {path.name}: {pickle.name} is a pickle, read as weights only", stacklevel=2)
+    return files.load_weights_only(pickle)
+
+
+def _load_network(spec: Spec, folder: Path, base: torch.nn.Module, **options: Any) -> torch.nn.Module:
+    """Return the distilled network, on the CPU."""
+    if "." in spec.file:
+        network = type(base).from_config(base.config).to(options["dtype"])
+        network.load_state_dict(read_weights(folder / spec.file))
+    else:
+        network = type(base).from_pretrained(folder, subfolder=spec.file or None, **options)
+    if spec.timestep_scale != 1:
+        network.register_forward_pre_hook(
+            lambda _, args, kwargs: (args, kwargs | {"timestep": kwargs["timestep"] * spec.timestep_scale}),
+            with_kwargs=True,
+        )
+    return network
+
+
+def _add_adapter(spec: Spec, path: Path, pipeline: Any, base: torch.nn.Module) -> str:
+    """Load a LoRA on the base denoiser, switch it off, and return its adapter name."""
+    name = spec.distilled.replace("/", "_").replace(".", "_")  # peft makes a module of this name
+    weights = read_weights(path / LORA if path.is_dir() else path)
+    state, alphas = pipeline.lora_state_dict(weights, unet_config=base.config)  # translates kohya's keys
+    if others := sorted({key.split(".")[0] for key in state} - {"unet"}):
+        raise ValueError(f"the LoRA {spec.file} changes {others}, which base and distilled model share")
+    # peft only warns about alphas without a module, and would scale the LoRA wrongly
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*alpha_pattern keys did not match")
+        pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=base, adapter_name=name)
+    if not any(value.any() for key, value in base.named_parameters() if f"lora_B.{name}." in key):
+        raise ValueError(f"the LoRA {spec.file} leaves the base as it is: all its factors lora_B are 0")
+    base.disable_adapters()
+    return name
+
+
+def _fingerprints(spec: Spec, folders: Folders) -> dict[str, str]:
+    """Return the fingerprints of a pair and of its base, from the files' hashes or the commits of the repositories."""
+    if spec.embedded:
+        hashes = files.check_hashes(files.data("models"), [spec.base, f"{spec.distilled}/{spec.file}"])
+        base = [digest for name, digest in hashes.items() if name.startswith(f"{spec.base}/")]
+        both = list(hashes.values())
+    else:  # a snapshot's folder has the name of its commit
+        both = [folder.name if folder.parent.name == "snapshots" else "None" for folder in folders]
+        base = both[:1]
+    settings = json.dumps([spec.distilled, spec.file, spec.scheduler, spec.scheduler_settings], sort_keys=True)
+    parts = {"fingerprint": [spec.base, settings, *both], "base_fingerprint": [spec.base, *base]}
+    return {name: hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] for name, lines in parts.items()}

@@ -1,0 +1,178 @@
+"""The pairs that have a name: embedded ones, whose weights dtviz ships, and pairs of the model hub.
+
+spec_of("sdxl-dmd").settings["timesteps"]      # (999, 749, 499, 249)
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Repo(NamedTuple):
+    """A repository of weights on the model hub."""
+
+    licence: str
+    revision: str | None = None
+    variant: str | None = None  # of its half-precision files
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A pair known by name: where its weights are, and the settings it was trained for."""
+
+    name: str
+    base: str  # repository or folder; a name in `data/models` for an embedded pair
+    distilled: str  # the same
+    file: str  # file or diffusers folder of the distilled weights
+    scheduler: str  # diffusers class of the distilled model, built from the base's settings and `scheduler_settings`
+    scheduler_settings: dict[str, Any]
+    settings: dict[str, Any]  # arguments of `Pair`, as the distilled model was trained
+    paper_settings: dict[str, Any]  # those of them that the paper's code has otherwise
+    timestep_scale: float  # factor from the base's timesteps to those of the distilled network
+    adapter: bool  # whether the distilled model is a LoRA on the base
+    dtype: str  # on an accelerator
+    pipeline_options: dict[str, Any]  # of `DiffusionPipeline.from_pretrained`
+    licence: str
+    revisions: tuple[str | None, str | None]  # commits of base and distilled model; None for the branch "main"
+    variants: tuple[
+        str | None, str | None
+    ]  # file name variants of their half-precision weights, None if there are none
+
+    @property
+    def embedded(self) -> bool:
+        """Return whether dtviz ships the weights."""
+        return "/" not in self.base
+
+
+# Sources: model cards and defaults of pipelines; docs/pairs.md has more. Revisions: commits that public code or the hub
+# shows. DMD2's timesteps are those of its training. LCM's guidance is from diffusers' documentation of LCM-SDXL.
+# SANA-Sprint's two steps are at TrigFlow's angles pi/2 and 1.3 (`SanaSprintPipeline`), here in SANA's coordinates.
+
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+SD35 = "stabilityai/stable-diffusion-3.5-large"
+FLUX = "black-forest-labs/FLUX.1-dev"
+PIXART = "PixArt-alpha/PixArt-XL-2-1024-MS"
+SANA = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"
+SPRINT = "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers"
+LORA = "pytorch_lora_weights.safetensors"  # diffusers' file name
+
+_RAIL, _STABILITY = "OpenRAIL++", "Stability AI Community"
+_EMBEDDED = Repo("MIT (weights); drawings Apache-2.0, MIT, CC-BY-4.0")
+REPOS: dict[str, Repo] = {
+    SDXL: Repo(_RAIL, "462165984030d82259a11f4367a4eed129e94a7b", "fp16"),
+    "tianweiy/DMD2": Repo("CC-BY-NC-4.0", "be22767697a1f3ca656b73c776e15fa335c86c6c"),
+    "latent-consistency/lcm-sdxl": Repo(_RAIL, "51928f2d9c82226f71978037e7a8ffc648efe635", "fp16"),
+    "latent-consistency/lcm-lora-sdxl": Repo(_RAIL, "a18548dd4956b174ec5b0d78d340c8dae0a129cd"),
+    "stabilityai/sdxl-turbo": Repo(_STABILITY, "71153311d3dbb46851df1931d3ca6e939de83304", "fp16"),
+    "ByteDance/SDXL-Lightning": Repo(_RAIL, "c9a24f48e1c025556787b0c58dd67a091ece2e44"),
+    "ByteDance/Hyper-SD": Repo("see its LICENSE.md", "07822d9cde7a6c34b8f35c169a87a9a2885fd929"),
+    "h1t/TCD-SDXL-LoRA": Repo("MIT", "ea69e290a201cbb9ac232be2d5c81ef6dc0fc3a2"),
+    SD15: Repo("CreativeML OpenRAIL-M", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", "fp16"),
+    "latent-consistency/lcm-lora-sdv1-5": Repo(_RAIL, "cf2fced511dbe7e26c8d1d397e728fbab875db4b"),
+    SD35: Repo(_STABILITY, "ceddf0a7fdf2064ea28e2213e3b84e4afa170a0f"),
+    "stabilityai/stable-diffusion-3.5-large-turbo": Repo(_STABILITY, "ec07796fc06b096cc56de9762974a28f4c632eda"),
+    FLUX: Repo("FLUX.1-dev Non-Commercial", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"),
+    "black-forest-labs/FLUX.1-schnell": Repo("Apache-2.0", "741f7c3ce8b383c54771c7003378a50191e9efe9"),
+    PIXART: Repo(_RAIL, "b89adadeccd9ead2adcb9fa2825d3fabec48d404"),
+    "PixArt-alpha/PixArt-LCM-XL-2-1024-MS": Repo(_RAIL, "071672639aede86a974efb75a346acc54f62e8df"),
+    SANA: Repo("see its card", "e18f82ddb8233fa4d979c2613f41a3ca4c5fc730"),
+    SPRINT: Repo("see its card"),
+}
+
+# base: dtype, base_steps, base_guidance, batch_size, handover, pipeline_options
+_BASES: dict[str, tuple[str, int, float, int, str, dict[str, Any]]] = {
+    "emoji-base": ("float32", 20, 5.0, 10, "distilled-scheduler", {}),
+    SDXL: ("float16", 50, 5.0, 1, "distilled-scheduler", {}),
+    # The pipeline returns latents, so the image classifier of this repository is not needed
+    SD15: ("float16", 50, 7.5, 4, "distilled-scheduler", {"safety_checker": None, "requires_safety_checker": False}),
+    SD35: ("bfloat16", 40, 4.5, 1, "matched-sigma", {}),
+    FLUX: ("bfloat16", 50, 3.5, 1, "matched-sigma", {}),
+    PIXART: ("float16", 20, 4.5, 1, "distilled-scheduler", {}),
+    SANA: ("bfloat16", 20, 4.5, 1, "matched-sigma", {}),
+}
+
+# Schedulers of distilled models: diffusers class and the settings that differ from the base's
+_TRAILING, _UNSHIFTED = {"timestep_spacing": "trailing"}, {"shift": 1.0, "use_dynamic_shifting": False}
+_LCM, _TCD = ("LCMScheduler", {}), ("TCDScheduler", {})
+_EULER, _ANCESTRAL = ("EulerDiscreteScheduler", _TRAILING), ("EulerAncestralDiscreteScheduler", _TRAILING)
+_DDIM = ("DDIMScheduler", _TRAILING | {"clip_sample": False, "set_alpha_to_one": False})
+_FLOW, _UNSHIFTED_FLOW = (("FlowMatchEulerDiscreteScheduler", settings) for settings in ({}, _UNSHIFTED))
+_FLOW_LCM = ("FlowMatchLCMScheduler", _UNSHIFTED)
+
+_DMD, _SCHNELL = {"timesteps": (999, 749, 499, 249)}, {"call": {"max_sequence_length": 256}}
+_SPRINT_STEPS = tuple(1000 * math.sin(t) / (math.sin(t) + math.cos(t)) for t in (math.pi / 2, 1.3))
+_SPRINT = {"guidance": 4.5, "steps": 2, "timesteps": _SPRINT_STEPS}
+
+# pair: base, distilled, file, scheduler, settings, paper_settings, timestep_scale. "-lora" means a LoRA on the base.
+_PAIRS: dict[str, tuple] = {
+    "emoji-dmd": ("emoji-base", "emoji-dmd", "unet", _LCM, _DMD),
+    "emoji-lcm": ("emoji-base", "emoji-lcm", "unet", _LCM),
+    "emoji-turbo": ("emoji-base", "emoji-turbo", "unet", _ANCESTRAL),
+    "emoji-lightning": ("emoji-base", "emoji-lightning", "unet", _EULER),
+    "emoji-dmd-lora": ("emoji-base", "emoji-dmd", "lora", _LCM, _DMD),
+    "emoji-lcm-lora": ("emoji-base", "emoji-lcm", "lora", _LCM),
+    "emoji-turbo-lora": ("emoji-base", "emoji-turbo", "lora", _ANCESTRAL),
+    "emoji-lightning-lora": ("emoji-base", "emoji-lightning", "lora", _EULER),
+    "sdxl-dmd": (SDXL, "tianweiy/DMD2", "dmd2_sdxl_4step_unet_fp16.safetensors", _LCM, _DMD, {"timesteps": None}),
+    "sdxl-lcm": (SDXL, "latent-consistency/lcm-sdxl", "", _LCM, {"guidance": 8.0}, {"guidance": 0.0}),
+    "sdxl-turbo": (SDXL, "stabilityai/sdxl-turbo", "unet", _ANCESTRAL, {"size": (512, 512)}),
+    "sdxl-lightning": (SDXL, "ByteDance/SDXL-Lightning", "sdxl_lightning_4step_unet.safetensors", _EULER),
+    "sdxl-dmd-lora": (SDXL, "tianweiy/DMD2", "dmd2_sdxl_4step_lora_fp16.safetensors", _LCM, _DMD),
+    "sdxl-lcm-lora": (SDXL, "latent-consistency/lcm-lora-sdxl", LORA, _LCM, {"guidance": 1.0}),
+    "sdxl-lightning-lora": (SDXL, "ByteDance/SDXL-Lightning", "sdxl_lightning_4step_lora.safetensors", _EULER),
+    "sdxl-hyper-lora": (SDXL, "ByteDance/Hyper-SD", "Hyper-SDXL-4steps-lora.safetensors", _DDIM),
+    "sdxl-tcd-lora": (SDXL, "h1t/TCD-SDXL-LoRA", LORA, _TCD),
+    "sd15-lcm-lora": (SD15, "latent-consistency/lcm-lora-sdv1-5", LORA, _LCM, {"guidance": 1.0}),
+    "sd15-hyper-lora": (SD15, "ByteDance/Hyper-SD", "Hyper-SD15-4steps-lora.safetensors", _DDIM),
+    "sd35-turbo": (SD35, "stabilityai/stable-diffusion-3.5-large-turbo", "transformer", _FLOW),
+    "flux-schnell": (FLUX, "black-forest-labs/FLUX.1-schnell", "transformer", _UNSHIFTED_FLOW, _SCHNELL),
+    "pixart-lcm": (PIXART, "PixArt-alpha/PixArt-LCM-XL-2-1024-MS", "transformer", _LCM),
+    "sana-sprint": (SANA, SPRINT, "transformer", _FLOW_LCM, _SPRINT, {}, 1 / 1000),
+}
+
+
+def _spec(name, base, distilled, file, scheduler, settings=None, paper_settings=None, timestep_scale=1.0) -> Spec:
+    dtype, base_steps, base_guidance, batch_size, handover, pipeline_options = _BASES[base]
+    shared = {"base_steps": base_steps, "base_guidance": base_guidance, "batch_size": batch_size, "handover": handover}
+    licences, revisions, variants = zip(*(REPOS.get(repo, _EMBEDDED) for repo in (base, distilled)), strict=True)
+    licence = licences[0] if licences[0] == licences[1] else f"{licences[0]} (base), {licences[1]} (distilled)"
+    settings, paper_settings = shared | (settings or {}), paper_settings or {}
+    return Spec(
+        name, base, distilled, file, *scheduler, settings, paper_settings, timestep_scale, name.endswith("-lora"),
+        dtype, pipeline_options, licence, revisions, variants,
+    )  # fmt: skip
+
+
+SPECS: dict[str, Spec] = {name: _spec(name, *row) for name, row in _PAIRS.items()}
+
+
+def spec_of(name: str) -> Spec:
+    """Return the pair of this name. Raise ValueError if there is none; the message suggests the nearest."""
+    if name not in SPECS:
+        near = difflib.get_close_matches(str(name), SPECS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"pair {name!r} is not known, there are {', '.join(SPECS)}{hint}")
+    return SPECS[name]
+
+
+def pairs() -> pd.DataFrame:
+    """List every named pair, its licence, its kind ("embedded" or "hub") and whether its weights are on this machine.
+
+    dtviz.pairs()
+    """
+    import pandas as pd
+
+    from .load import local_folders
+
+    rows = [
+        (s.name, s.base, s.distilled, s.licence, "embedded" if s.embedded else "hub", None not in local_folders(s))
+        for s in SPECS.values()
+    ]
+    return pd.DataFrame(rows, columns=["pair", "base", "distilled", "licence", "kind", "available"]).set_index("pair")

@@ -1,0 +1,279 @@
+"""Attached controls against weights changed by hand: on networks, in runs, by segment and noise level, and restored."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import LCMScheduler
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+import dtviz
+from dtviz import controls
+from dtviz.controls.control import DOWN, UP, Control
+
+from .conftest import answer, change, random_factors, tiny_unet
+from .tiny import PIPELINES
+
+RUN = {"seeds": range(2), "prompt": "a dog"}
+SCALES = (-1.0, 0.5, 2.0)
+TOLERANCE = 1e-5  # float32 outputs of size one, after some thirty layers
+NEAR = 1e-4  # latents of size one after twelve evaluations, each equal to about 1e-6
+
+
+def state(unet) -> dict[str, torch.Tensor]:
+    return {key: tensor.clone() for key, tensor in unet.state_dict().items()}
+
+
+def assert_untouched(unet, before) -> None:
+    after = unet.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+    assert not any(module._forward_hooks for module in unet.modules())
+
+
+def changed(unet, control: Control, scale: float):
+    """A copy of the network with the change in its weights."""
+    copy = type(unet).from_config(unet.config).eval()
+    weights = unet.state_dict()
+    changes = {f"{m}.weight": weights[f"{m}.weight"] + scale * change(control, m) for m in control.modules}
+    copy.load_state_dict(weights | changes)
+    return copy
+
+
+@pytest.fixture(params=["factors", "whole"])
+def control(request, pipe) -> Control:
+    """A control of the tiny network, as factors or as whole matrices."""
+    lora = Control("x", "slider", random_factors(pipe.unet))
+    whole = {f"{module}.weight": change(lora, module) for module in lora.modules}
+    return lora if request.param == "factors" else Control("x", "slider", whole)
+
+
+@pytest.fixture
+def smile(pair) -> Control:
+    return Control("smile", "slider", random_factors(pair.base))
+
+
+# On networks
+
+
+def test_attached_equals_weights_added_by_hand(pipe, control):
+    for scale in SCALES:
+        with controls.attach(pipe, control, scale=scale):
+            assert (answer(pipe.unet) - answer(changed(pipe.unet, control, scale))).abs().max() < TOLERANCE
+
+
+def test_every_exit_leaves_the_network_as_it_was(pipe, control):
+    unet, before, random, plain = pipe.unet, state(pipe.unet), torch.get_rng_state(), answer(pipe.unet)
+    modules = [(name, id(module)) for name, module in unet.named_modules()]
+    with controls.attach(unet, control, scale=2.0):
+        assert (answer(unet) - plain).abs().max() > 0.01
+    assert_untouched(unet, before)
+    with pytest.raises(KeyError, match="mine"), controls.attach(unet, control):
+        raise KeyError("mine")
+    assert_untouched(unet, before)
+    assert modules == [(name, id(module)) for name, module in unet.named_modules()]
+    assert not getattr(unet, "peft_config", {})
+    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(answer(unet), plain)
+
+
+def test_two_controls_add_up(pipe, control):
+    second = Control("y", "style", random_factors(pipe.unet, seed=5))
+    by_hand = answer(changed(changed(pipe.unet, second, 0.5), control, -2.0))
+    with controls.attach(pipe, control.at(-2.0), second, scale=0.5) as attached:
+        assert (answer(pipe.unet) - by_hand).abs().max() < TOLERANCE
+        assert [facts["scale"] for facts in attached.facts()] == [-2.0, 0.5]
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_adapters_of_the_caller_stay_as_they_are(pipe, control, active):
+    unet = pipe.unet
+    torch.manual_seed(4)
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False), "own")
+    unet.requires_grad_(False)
+    unet.enable_adapters() if active else unet.disable_adapters()
+    plain, before = answer(unet), state(unet)
+    trainable = [parameter.requires_grad for parameter in unet.parameters()]
+    with controls.attach(unet, control):
+        strong = answer(unet)
+    assert_untouched(unet, before)
+    assert list(unet.peft_config) == ["own"]
+    assert trainable == [parameter.requires_grad for parameter in unet.parameters()]
+    assert torch.equal(answer(unet), plain)
+    for module in control.modules:  # the same change in the layers' own weights
+        layer = unet.get_submodule(module)
+        getattr(layer, "base_layer", layer).weight.data += change(control, module)
+    assert (strong - answer(unet)).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize(("family", "ending"), [("sdxl", "attn1.to_k"), ("flux", "attn.to_k")])
+def test_fused_attention_is_refused_until_it_is_unfused(family, ending):
+    pipe = PIPELINES[family]().pipe
+    denoiser = pipe.components["unet" if family == "sdxl" else "transformer"]
+    name, layer = next((name, module) for name, module in denoiser.named_modules() if name.endswith(ending))
+    control = Control("x", "lora", {f"{name}.weight": torch.ones_like(layer.weight)})
+    denoiser.fuse_qkv_projections()
+    with pytest.raises(ValueError, match=r"does not evaluate .*to_k: call unfuse_qkv_projections\(\) first"):
+        controls.attach(denoiser, control).__enter__()
+    denoiser.unfuse_qkv_projections()
+    with controls.attach(denoiser, control):
+        pass
+
+
+@pytest.mark.parametrize("family", ["sdxl-refiner", "sd3", "flux", "sana-sprint"])
+def test_other_families_equal_diffusers_own_loading(family, tmp_path):
+    tiny = PIPELINES[family]()
+    denoiser = getattr(tiny.pipe, "unet", None) or tiny.pipe.transformer
+    part = "transformer" if denoiser is getattr(tiny.pipe, "transformer", None) else "unet"
+
+    def run() -> torch.Tensor:
+        torch.manual_seed(0)
+        return torch.as_tensor(getattr(tiny.pipe(**tiny.call, output_type=tiny.latent), tiny.field))
+
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for name, module in denoiser.named_modules():
+        if name.endswith(("to_q", "to_v")):
+            tensors[name + DOWN] = torch.randn(2, module.in_features, generator=generator)
+            tensors[name + UP] = torch.randn(module.out_features, 2, generator=generator)
+    path = Control("x", "lora", tensors, part=part).save(tmp_path / "x.safetensors")
+    assert all(key.startswith(f"{part}.") for key in load_file(path))
+    plain = run()
+    with controls.attach(tiny.pipe, controls.load(path)):
+        strong = run()
+    assert (strong - plain).abs().max() > 100 * TOLERANCE
+    assert torch.equal(run(), plain)
+    denoiser.load_lora_adapter(path, prefix=part, adapter_name="reference")
+    assert (run() - strong).abs().max() < TOLERANCE
+
+
+def test_what_does_not_fit_is_refused(pipe, smile):
+    before, name = state(pipe.unet), smile.modules[0]
+    foreign = Control("xl", "slider", {f"deeper.{key}": tensor for key, tensor in smile.tensors.items()})
+    wide = Control("wide", "slider", {name + DOWN: torch.ones(2, 99), name + UP: torch.ones(7, 2)})
+    norm = Control("norm", "slider", {"conv_norm_out.weight": torch.ones(16)})
+    zero = Control("zero", "slider", {key: t * (not key.endswith(UP)) for key, t in smile.tensors.items()})
+    for other, message in (
+        (foreign, r"control 'xl' is not for this UNet2DConditionModel: \d+ of its \d+ modules are not there"),
+        (wide, r"it changes .* by \(7, 99\), whose weight is"),
+        (norm, "conv_norm_out is a GroupNorm there, which takes no such change"),
+        (zero, "control 'zero x 1' changes nothing: its weights are 0, is it untrained"),
+        (smile.at(1.0, segment="base"), "a segment or window needs a dtviz.Pair"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            controls.attach(pipe, smile, other).__enter__()
+        assert_untouched(pipe.unet, before)
+    with pytest.raises(ValueError, match="without a denoiser"):
+        controls.attach("emoji-dmd", smile).__enter__()
+
+
+# In runs
+
+
+def run(pair: dtviz.Pair, *applied, **settings) -> tuple[torch.Tensor, list[dict]]:
+    """Final latents with controls, and the controls' facts."""
+    with controls.attach(pair, *applied) as attached:
+        trace = dtviz.generate(pair, **(RUN | settings), on_call=attached.on_call)
+    return trace.final, attached.facts()
+
+
+def by_hand(pair: dtviz.Pair, control: Control, scale: float, segment: str, **settings) -> torch.Tensor:
+    """Final latents of a pair whose networks have the change in their weights."""
+    plain = pair.base
+    distilled = pair.distilled if segment == "base" else changed(pair.distilled, control, scale)
+    pair.pipeline.unet = plain if segment == "distilled" else changed(plain, control, scale)
+    try:
+        return dtviz.generate(replace(pair, distilled=distilled), **RUN, **settings).final
+    finally:
+        pair.pipeline.unet = plain
+
+
+def near(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return bool((a - b).abs().max() < NEAR)
+
+
+@pytest.mark.parametrize(
+    ("method", "segment"),
+    [("base", "both"), ("distilled", "both"), ("hybrid", "both"), ("hybrid", "base"), ("hybrid", "distilled"), ("skip", "distilled")],
+)  # fmt: skip
+def test_a_run_equals_one_of_changed_weights(pair, smile, method, segment):
+    plain = dtviz.generate(pair, **RUN, method=method)
+    final, [facts] = run(pair, smile.at(0.7, segment=segment), method=method)
+    assert not near(plain.final, final)
+    assert near(final, by_hand(pair, smile, 0.7, segment, method=method))
+    assert facts["calls"] == {role: n if segment in ("both", role) else 0 for role, n in plain.steps_run.items()}
+    assert torch.equal(dtviz.generate(pair, **RUN, method=method).final, plain.final)
+
+
+def test_scale_zero_and_a_window_without_steps_are_the_plain_model_to_the_bit(pair, smile):
+    plain = dtviz.generate(pair, **RUN, method="hybrid").final
+    for applied in ([], [smile.at(0.0)], [smile.at(2.0, window=(1e-6, 0.0))]):
+        final, facts = run(pair, *applied, method="hybrid")
+        assert torch.equal(final, plain)
+        assert all(set(one["calls"].values()) == {0} for one in facts)
+
+
+@pytest.mark.parametrize("method", ["base", "distilled", "hybrid"])
+def test_a_window_is_of_noise_levels(pair, smile, method):
+    """Against networks whose weights are changed by hand before the calls at or below timestep 500 (sigma 1.64)."""
+    alpha = pair.base_scheduler.alphas_cumprod[500]
+    settings = {"method": method, "handover": "matched-sigma"}
+    final, [facts] = run(pair, smile.at(0.7, window=(float(((1 - alpha) / alpha) ** 0.5), 0.0)), **settings)
+    handles = []
+    for network in (pair.base, pair.distilled):
+        plain, strong = state(network), state(changed(network, smile, 0.7))
+
+        def choose(module, args, kwargs, plain=plain, strong=strong):
+            module.load_state_dict(strong if float(args[1]) <= 500 else plain)
+
+        handles.append(network.register_forward_pre_hook(choose, with_kwargs=True))
+    expected = dtviz.generate(pair, **RUN, **settings)
+    for handle in handles:
+        handle.remove()
+    assert near(final, expected.final)
+    assert 0 < sum(facts["calls"].values()) < sum(expected.steps_run.values())
+
+
+@pytest.mark.parametrize(("method", "segment"), [("hybrid", "both"), ("hybrid", "base"), ("hybrid", "distilled"), ("base", "both")])  # fmt: skip
+def test_one_network_whose_distilled_model_is_an_adapter(pipe, smile, method, segment):
+    """As with two networks."""
+    distilled = tiny_unet(1)
+    torch.manual_seed(3)
+    config = LoraConfig(r=2, target_modules=["to_q", "to_v", "proj_in"], init_lora_weights=False)
+    for unet in (distilled, pipe.unet):
+        unet.add_adapter(config, adapter_name="distilled")
+    pipe.unet.load_state_dict(distilled.state_dict())
+    pipe.unet.disable_adapters()
+    distilled.fuse_lora()
+    distilled.unload_lora()
+    scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    settings = {"distilled_scheduler": scheduler, "base_steps": 8, "base_guidance": 3.0, "batch_size": 2}
+    pair = dtviz.Pair(pipe, "distilled", **settings)
+    plain = dtviz.generate(pair, **RUN, method=method).final
+    final, _ = run(pair, smile.at(0.7, segment=segment), method=method)
+    assert torch.equal(dtviz.generate(pair, **RUN, method=method).final, plain)
+    pipe.unet.unload_lora()
+    assert near(final, by_hand(dtviz.Pair(pipe, distilled, **settings), smile, 0.7, segment, method=method))
+    assert not near(final, plain)
+
+
+def test_batches_and_guidance_do_not_matter(pair, smile):
+    """Five seeds in batches of two, guided base steps: as alone. Calls are those of one batch."""
+    settings = {"method": "hybrid", "base_guidance": 3.0, "handover": "matched-sigma"}
+    together, facts = run(pair, smile.at(0.7, segment="base"), seeds=range(5), **settings)
+    alone, expected = run(pair, smile.at(0.7, segment="base"), seeds=[4], **settings)
+    assert near(together[4:], alone)
+    assert facts == expected
+
+
+def test_attach_around_ones_own_call(pair, smile):
+    """`attach` and `dtviz.hybrid` around a pipeline's own call. The control is on in both segments."""
+    pipe = pair.pipeline
+    pipe.scheduler = pair.distilled_scheduler
+    call = {"prompt": "a dog", "num_inference_steps": 4, "guidance_scale": 0.0, "output_type": "latent"}
+    with controls.attach(pair, smile, scale=0.7), dtviz.hybrid(pipe, pair.distilled, k=1):
+        images = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+    pipe.unet, distilled = changed(pair.base, smile, 0.7), changed(pair.distilled, smile, 0.7)
+    with dtviz.hybrid(pipe, distilled, k=1):
+        expected = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+    assert near(images, expected)

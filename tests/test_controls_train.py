@@ -1,0 +1,398 @@
+"""Controls trained on tiny random pairs: against the sampler, the formulas and torch's AdamW; killed, resumed, restored."""
+
+import inspect
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from peft import LoraConfig
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+import dtviz
+from dtviz import controls
+from dtviz.controls import train_customisation, train_dreambooth, train_slider
+from dtviz.controls.control import DELTA, DOWN, UP, Control
+from dtviz.controls.train import (
+    ATTENTION,
+    CROSS_ATTENTION,
+    Conditions,
+    iteration_generator,
+    optimise,
+    predict,
+    rollout,
+    sampler_calls,
+    trainable_layers,
+    training,
+    training_timesteps,
+)
+from dtviz.core.decode import encode
+
+from .conftest import tiny_tokenizer, tiny_unet
+from .tiny import PIPELINES
+
+TEXTS = {"target": ["a dog", "a cat"], "positive": "happy", "negative": "sad"}
+QUICK = {"iterations": 2, "batch_size": 2, "progress": False}
+LORA = {"modules": ATTENTION, "rank": 2}
+EVERY_PAIR = pytest.mark.parametrize("kind", ["pair", "sdxl", "one_network"])
+BOTH = pytest.mark.parametrize("on", ["base", "distilled"])
+
+
+@pytest.fixture
+def sdxl() -> dtviz.Pair:
+    """Stable Diffusion XL's classes at tiny size, with two text encoders, pooled states and time ids."""
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=54, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1, projection_dim=16,
+    )  # fmt: skip
+    config = {"cross_attention_dim": 32, "addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    config["projection_class_embeddings_input_dim"] = 8 * 6 + 16
+    base, distilled = (UNet2DConditionModel.from_config(tiny_unet(0).config, **config).eval() for _ in range(2))
+    parts = {"tokenizer": tiny_tokenizer(), "tokenizer_2": tiny_tokenizer(), "text_encoder": CLIPTextModel(text).eval()}
+    parts["text_encoder_2"] = CLIPTextModelWithProjection(text).eval()
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, force_upcast=False, **blocks).eval()
+    timesteps = {"beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
+    scheduler = EulerDiscreteScheduler(**timesteps)
+    pipe = StableDiffusionXLPipeline(vae=vae, unet=base, scheduler=scheduler, add_watermarker=False, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"distilled_scheduler": EulerAncestralDiscreteScheduler(**timesteps), "size": (16, 16)}
+    return dtviz.Pair(pipe, distilled, **settings, base_steps=6, base_guidance=3.0)
+
+
+@pytest.fixture
+def one_network(pipe) -> dtviz.Pair:
+    """A pair whose distilled model is a LoRA on the base, switched off as `dtviz.load` leaves it."""
+    torch.manual_seed(4)
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=list(CROSS_ATTENTION), init_lora_weights=False), "distilled")
+    pipe.unet.disable_adapters()
+    pipe.unet.requires_grad_(False)
+    scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    return dtviz.Pair(pipe, "distilled", distilled_scheduler=scheduler, base_steps=8, base_guidance=3.0)
+
+
+def calls_of(pair: dtviz.Pair, on: str):
+    base = on == "base"
+    settings = {"steps": pair.base_steps if base else pair.steps, "guidance": 3.0 if base else pair.guidance}
+    return sampler_calls(pair, on, **settings)
+
+
+def snapshot(pair: dtviz.Pair) -> list:
+    """Everything about a pair's networks that a training could leave changed."""
+    networks = [pair.base] if isinstance(pair.distilled, str) else [pair.base, pair.distilled]
+    names = [[(name, type(module)) for name, module in network.named_modules()] for network in networks]
+    flags = [[(name, p.requires_grad, p.grad is None) for name, p in net.named_parameters()] for net in networks]
+    tensors = [value.clone() for network in networks for value in network.state_dict().values()]
+    tensors += [dtviz.generate(pair, "a dog", method=on, seeds=[1]).final for on in ("base", "distilled")]
+    return [names, flags, tensors]
+
+
+def assert_same(before: list, after: list) -> None:
+    assert before[:2] == after[:2]
+    assert all(torch.equal(x, y) for x, y in zip(before[2], after[2], strict=True))
+
+
+# Inputs of the denoiser, and the sampler
+
+
+@BOTH
+@EVERY_PAIR
+def test_a_rollout_to_the_end_is_the_samplers_own(kind, on, request):
+    """The same text states, pooled states, guidance, timesteps and noise. Only the order of sums in batches differs."""
+    pair = request.getfixturevalue(kind)
+    expected = dtviz.generate(pair, "a dog", method=on, seeds=[7], base_guidance=3.0).final
+    conditions, calls = Conditions(pair, ["a dog"], on), calls_of(pair, on)
+    with training(pair, on, **LORA) as trained:
+        generator = torch.Generator().manual_seed(7)
+        final = rollout(trained.network, calls, len(calls), conditions, ["a dog"], generator)
+    torch.testing.assert_close(final, expected, atol=1e-4, rtol=1e-4)
+    assert final.std() > 0.1
+
+
+def test_a_network_that_takes_its_guidance_as_an_input_gets_it(pair):
+    pair = replace(pair, distilled=UNet2DConditionModel.from_config(pair.base.config, time_cond_proj_dim=8).eval())
+    pair = replace(pair, guidance=4.0)
+    for guidance in (None, 8.0):
+        arguments = Conditions(pair, ["a dog"], "distilled", guidance=guidance).arguments["a dog"]
+        weight = torch.tensor([(guidance or 4.0) - 1])
+        expected = pair.pipeline.get_guidance_scale_embedding(weight, embedding_dim=8)
+        assert torch.equal(arguments["timestep_cond"], expected)
+    assert Conditions(pair, ["a dog"]).arguments["a dog"]["timestep_cond"] is None
+    assert train_slider(pair, name="x", on="distilled", **TEXTS, **QUICK).modules
+
+
+# Sliders
+
+
+@BOTH
+@EVERY_PAIR
+def test_the_first_loss_of_a_slider_is_the_formulas(kind, on, request):
+    """At first the slider changes nothing, so that the loss is eta² mean((e(pos) - e(neg))²), at the rollout's x_t."""
+    pair = request.getfixturevalue(kind)
+    slider = train_slider(pair, name="x", on=on, eta=3.0, **TEXTS, **(QUICK | {"iterations": 1}))
+    draws, calls = iteration_generator(0, 0), calls_of(pair, on)
+    prompts = [TEXTS["target"][row] for row in torch.randint(2, (2,), generator=draws).tolist()]
+    call = calls[int(torch.randint(len(calls), (), generator=draws))]
+    conditions = Conditions(pair, ["a dog", "a cat", "happy", "sad"], on)
+    with training(pair, on, **LORA) as trained, torch.no_grad():
+        x_t = rollout(trained.network, calls, call.index, conditions, prompts, draws)
+        x_t = call.scheduler.scale_model_input(x_t, call.timestep)
+        ends = [predict(trained.network, x_t, call.timestep, conditions.rows([end] * 2)) for end in ("happy", "sad")]
+    assert slider.facts["loss"] == pytest.approx(9 * F.mse_loss(*ends).item(), rel=1e-4)
+
+
+def test_both_directions_of_a_slider_are_learnt(pair):
+    """After training, scale 1 moves the prediction along e(pos) - e(neg), and scale -1 against it."""
+    options = {"iterations": 60, "batch_size": 4, "lr": 0.02, "alpha": 4.0, "steps": 2, "progress": False}
+    slider = train_slider(pair, name="x", eta=1.0, **TEXTS, **options)
+    conditions = Conditions(pair, ["a dog", "happy", "sad"])
+    x_t = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(9))
+
+    def output(text: str, scale: float) -> torch.Tensor:
+        with controls.attach(pair.base, slider, scale=scale), torch.no_grad():
+            return predict(pair.base, x_t, torch.tensor(999), conditions.rows([text] * 16)).flatten()
+
+    direction = output("happy", 0) - output("sad", 0)
+    for scale in (1, -1):
+        moved = output("a dog", scale) - output("a dog", 0)
+        assert F.cosine_similarity(scale * direction, moved, dim=0) > 0.5
+
+
+def test_the_facts_tell_how_it_was_trained(pair, tmp_path):
+    slider = train_slider(pair, name="smile", licence="MIT", on="distilled", **TEXTS, **QUICK)
+    facts = controls.load(slider.save(tmp_path / "smile.safetensors")).facts
+    assert facts["prompts"] == facts["neutral"] == ["a dog", "a cat"]
+    assert (facts["towards"], facts["licence"], facts["eta"], facts["steps"]) == ("happy", "MIT", 4.0, 4)
+    assert facts["trained_on"] == {"pair": "custom", "role": "distilled", "fingerprint": ""}
+    assert set(inspect.signature(train_slider).parameters) - {"pair", "name", "on", "state", "progress"} <= set(facts)
+
+
+# Customisations
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_first_loss_of_a_customisation_is_the_models_own(pair, kind):
+    scheduler = DDIMScheduler.from_config(pair.base_scheduler.config, prediction_type=kind)
+    pair = replace(pair, base_scheduler=scheduler, distilled_scheduler=LCMScheduler.from_config(scheduler.config))
+    images, texts = torch.rand(2, 3, 16, 16), ["a dog", "a cat"]
+    control = train_customisation(pair, images, name="x", prompts=texts, **(QUICK | {"iterations": 1}))
+    draws, x0 = iteration_generator(0, 0), encode(images, pair)
+    rows = torch.randint(2, (2,), generator=draws)
+    torch.rand(2, generator=draws)  # which samples lose their prompt: none
+    t = torch.randint(1000, (2,), generator=draws)
+    noise = torch.randn(2, 4, 8, 8, generator=draws)
+    a = DDPMScheduler.from_config(scheduler.config).alphas_cumprod[t].view(-1, 1, 1, 1)
+    x_t = a.sqrt() * x0[rows] + (1 - a).sqrt() * noise
+    goal = noise if kind == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * x0[rows]
+    with torch.no_grad():
+        output = predict(pair.base, x_t, t, Conditions(pair, texts).rows([texts[row] for row in rows]))
+    assert control.facts["loss"] == pytest.approx(F.mse_loss(output, goal).item(), rel=1e-4)
+
+
+@BOTH
+@pytest.mark.parametrize("full_rank", [False, True])
+def test_a_customisation_lowers_its_loss_on_what_it_is_said_to_change(pair, on, full_rank):
+    options = {"prompts": "a dog", "on": on, "full_rank": full_rank, "batch_size": 8, "progress": False}
+    images = torch.rand(1, 3, 16, 16)
+    first, last = (
+        train_customisation(pair, images, name="x", iterations=n, lr=0.05, alpha=8.0, **options) for n in (1, 25)
+    )
+    assert last.facts["loss"] < 0.98 * first.facts["loss"]
+    names = trainable_layers(pair, on, CROSS_ATTENTION)
+    assert set(last.tensors) == {name + form for name in names for form in ((DELTA,) if full_rank else (DOWN, UP))}
+    assert all(name.endswith(("attn2.to_k", "attn2.to_v")) for name in names)
+
+
+def test_a_distilled_model_is_trained_at_its_own_timesteps(pair, sdxl):
+    assert training_timesteps(pair, "distilled").tolist() == [999, 749, 499, 249]
+    assert training_timesteps(sdxl, "distilled").tolist() == [999, 749, 499, 249]
+    assert training_timesteps(pair, "base").tolist() == list(range(1000))
+
+
+def test_the_prior_adds_to_the_loss(pair):
+    options = {"name": "x", "prompt": "q dog", "class_prompt": "dog", "prior_images": 2} | QUICK | {"iterations": 1}
+    images = torch.rand(2, 3, 16, 16)
+    none, some, more = (
+        train_dreambooth(pair, images, prior_weight=w, **options).facts["loss"] for w in (0.0, 1.0, 3.0)
+    )
+    assert more - none == pytest.approx(3 * (some - none), rel=1e-4)
+    assert some > none
+
+
+# The network in training
+
+
+@BOTH
+@EVERY_PAIR
+def test_training_leaves_nothing_behind(kind, on, request):
+    pair = request.getfixturevalue(kind)
+    before, images = snapshot(pair), torch.rand(2, 3, 16, 16)
+    torch.manual_seed(0)
+    train_slider(pair, name="x", on=on, **TEXTS, **QUICK)
+    train_customisation(pair, images, name="x", prompts="a dog", on=on, full_rank=True, **QUICK)
+    train_dreambooth(pair, images, name="x", prompt="q dog", class_prompt="dog", on=on, prior_images=2, **QUICK)
+    drawn = torch.rand(3)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(3))  # the caller's random numbers are not used
+    assert_same(before, snapshot(pair))
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_an_error_in_training_leaves_nothing_behind(pair, rank):
+    before = snapshot(pair)
+    with pytest.raises(KeyError), training(pair, "base", CROSS_ATTENTION, rank=rank) as trained, torch.no_grad():
+        for parameter in trained.parameters.values():
+            parameter += 1
+        raise KeyError("in the middle of it")
+    assert_same(before, snapshot(pair))
+
+
+def test_what_is_trained_is_what_the_control_does(pair):
+    """In training at scale s, and with the control attached at s, the network answers the same; alpha and all."""
+    conditions, x_t = Conditions(pair, ["a dog"]), torch.randn(2, 4, 8, 8)
+    with training(pair, "base", ("to_q", "conv1"), rank=4, alpha=2.0) as trained, torch.no_grad():
+        for name, parameter in trained.parameters.items():
+            parameter.copy_(torch.randn_like(parameter) / 4 if name.endswith(UP) else parameter)
+        control = Control("x", "slider", trained.tensors())
+        trained.hooks.scale = -1.5 * trained.strength
+        expected = predict(trained.network, x_t, 500, conditions.rows(["a dog"] * 2))
+    with controls.attach(pair.base, control, scale=-1.5), torch.no_grad():
+        output = predict(pair.base, x_t, 500, conditions.rows(["a dog"] * 2))
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
+    with training(pair, "distilled", CROSS_ATTENTION) as trained, torch.no_grad():
+        moved = {name: parameter.normal_().clone() for name, parameter in trained.parameters.items()}
+        tensors = trained.tensors()
+    assert all(torch.equal(tensors[name], moved[name] - pair.distilled.get_parameter(name)) for name in moved)
+
+
+# The loop
+
+
+def line():
+    """A line to fit to noisy points, and its loss."""
+    torch.manual_seed(3)
+    parameters = {"slope": torch.nn.Parameter(torch.randn(3)), "offset": torch.nn.Parameter(torch.randn(()))}
+
+    def loss(iteration: int, draws: torch.Generator) -> torch.Tensor:
+        x = torch.randn(8, 3, generator=draws)
+        return (x @ parameters["slope"] + parameters["offset"] - x.sum(dim=1) - iteration % 2).square().mean()
+
+    return parameters, loss
+
+
+def fit(path=None, *, iterations=12, loss=None, **changed):
+    parameters, squares = line()
+    options = {"lr": 0.1, "seed": 5, "settings": {"rank": 4}, "progress": False} | changed
+    function = (lambda *_: loss(parameters)) if loss else squares
+    return optimise(parameters, function, iterations=iterations, state=path, **options), parameters
+
+
+def test_the_loop_is_adamw():
+    losses, parameters = fit()
+    by_hand, loss = line()
+    optimiser = torch.optim.AdamW(by_hand.values(), lr=0.1, weight_decay=0.01)
+    for iteration in range(12):
+        optimiser.zero_grad()
+        value = loss(iteration, iteration_generator(5, iteration))
+        value.backward()
+        optimiser.step()
+        assert value.item() == losses[iteration]
+    assert all(torch.equal(parameter, by_hand[name]) for name, parameter in parameters.items())
+
+
+def test_a_killed_training_goes_on_to_the_same_bits(pair, tmp_path):
+    options = {"iterations": 55, "batch_size": 1, "steps": 2, "progress": False, **TEXTS}
+    path = tmp_path / "slider.state"
+    child = os.fork()  # with what this process has loaded, so that a kill costs no seconds
+    if not child:
+        try:
+            train_slider(pair, name="x", state=path, **options)
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    resumed, undisturbed = (train_slider(pair, name="x", state=state, **options) for state in (path, None))
+    assert resumed.fingerprint == undisturbed.fingerprint
+    assert resumed.facts == undisturbed.facts
+    assert train_slider(pair, name="x", **(options | {"iterations": 1, "seed": 4})).fingerprint != resumed.fingerprint
+
+
+def test_a_state_of_another_training_is_refused(tmp_path):
+    path = tmp_path / "state"
+    fit(path)
+    for changed, name in (({"settings": {"rank": 8}}, "rank"), ({"seed": 6}, "seed"), ({"lr": 0.2}, "lr")):
+        with pytest.raises(ValueError, match=rf"other settings \({name}\)"):
+            fit(path, **changed)
+    with pytest.raises(ValueError, match="12 iterations, more than iterations=6"):
+        fit(path, iterations=6)
+    assert len(fit(path, iterations=20)[0]) == 20
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="state=.*cannot be read, is it damaged"):
+        fit(path)
+    with pytest.raises(FloatingPointError, match="iteration 0.*smaller lr than 1e"):
+        fit(lr=1e30, loss=lambda parameters: parameters["offset"] * torch.inf)
+
+
+# Errors, before anything slow
+
+
+@pytest.fixture
+def idle(pair) -> dtviz.Pair:
+    """A pair whose network must not be run."""
+    pair.base.register_forward_pre_hook(lambda *_: pytest.fail("the network was run before the arguments were checked"))
+    return pair
+
+
+def test_arguments_are_named(idle):
+    for changed, message in (
+        ({"on": "student"}, "on='student' is not one of base, distilled"),
+        ({"target": " "}, "target"),
+        ({"positive": ["a", "b", "c"]}, "positive.* one or 2"),
+        ({"negative": "happy"}, "positive='happy' and negative are the same"),
+        ({"rank": "4"}, "rank='4'"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"guidance": -1.0}, "guidance=-1.0"),
+        ({"modules": ["to_x"]}, "ends in 'to_x'; some end in .*to_k"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_slider(idle, name="x", **(TEXTS | QUICK | changed))
+    for images, changed, message in (
+        (torch.rand(3, 16, 16), {}, "images"),
+        (torch.rand(1, 3, 16, 16) * 255, {}, r"within \[0, 1\]"),
+        (torch.rand(2, 3, 16, 16), {"prompts": ["a", "b", "c"]}, "prompts.* one or 2"),
+        (torch.rand(2, 3, 16, 16), {"drop": 1.0}, "drop=1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_customisation(idle, images, name="x", **({"prompts": "a dog"} | QUICK | changed))
+
+
+def test_other_errors_are_named(pair):
+    with pytest.raises(ValueError, match="resize them"):
+        train_customisation(pair, torch.rand(1, 3, 32, 32), name="x", prompts="a dog", **QUICK)
+    with pytest.raises(ValueError, match="add a rare word"):
+        train_dreambooth(pair, torch.rand(1, 3, 16, 16), name="x", prompt="dog", class_prompt="dog", **QUICK)
+    pipe = PIPELINES["sd3"]().pipe
+    with pytest.raises(NotImplementedError, match="SD3Transformer2DModel is not a UNet"):
+        train_slider(dtviz.Pair(pipe, pipe.transformer), name="x", **TEXTS, **QUICK)
+    pair.base.half()
+    with pytest.raises(ValueError, match="float16"):
+        train_slider(pair, name="x", **TEXTS, **QUICK)

@@ -1,0 +1,372 @@
+"""`capture` records every step of any pipeline and changes nothing."""
+
+import copy
+import inspect
+import weakref
+
+import diffusers
+import pytest
+import torch
+
+import dtviz
+from dtviz.core.capture import Rows
+
+from .tiny import PIPELINES
+
+# These pipelines work on the last latents after the last step: a division by sigma_data, a blend with the image
+AFTER_THE_LAST_STEP = ("sana-sprint", "sdxl-inpaint")
+# No guidance, or none that can be turned off (Cascade's prior fails without)
+UNGUIDED = ("sd", "lcm", "flux", "sana-sprint", "ddim-pixels", "cascade-prior")
+RENORMALISED = ("qwenimage",)  # each token's guided output gets the conditional one's length
+SCHEDULERS = (
+    "DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+
+
+def run(pipe, **options) -> torch.Tensor:
+    generator = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    settings = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"} | options
+    return pipe(["a dog"] * 2, generator=generator, **settings).images
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_no_pixel_and_no_denoiser_call_changes(pipe, kind):
+    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
+    signature, calls = inspect.signature(pipe.scheduler.step), []
+    plain = run(pipe)
+    with dtviz.capture(pipe, x_t=True) as trace, pipe.unet.register_forward_hook(lambda *_: calls.append(1)):
+        # pipelines look into the signature for `generator`, and would drop the seed without it
+        assert inspect.signature(pipe.scheduler.step) == signature
+        assert isinstance(pipe.scheduler, getattr(diffusers, kind)) and type(pipe.scheduler).__name__ == kind
+        captured = run(pipe)
+    assert torch.equal(plain, captured) and torch.equal(trace.final, captured)
+    assert trace.x0.shape == trace.x_t.shape == (4, 2, 4, 8, 8)
+    assert trace.x0.dtype == torch.float32
+    assert (trace.sigmas.diff() < 0).all()
+    assert trace.steps_run == {"denoiser": 4} and len(calls) == 4
+    reference = weakref.ref(captured)
+    del captured
+    assert reference() is None  # the capture holds nothing of the run
+    assert trace.later_x0 is None and [call.step for call in trace.calls] == [0, 1, 2, 3]
+    assert trace.calls[2].x0.data_ptr() == trace.x0[2].data_ptr()  # no second copy
+    for part in (trace.x0, trace.x_t, trace.final):  # and no memory beyond the numbers
+        assert part.untyped_storage().nbytes() == part.numel() * 4
+
+
+@pytest.mark.parametrize("key", PIPELINES)
+def test_every_family_of_pipelines(key):
+    tiny = PIPELINES[key]()
+    kind = tiny.latent or tiny.images
+    plain = torch.as_tensor(tiny.run(kind))
+    with dtviz.capture(tiny.pipe, x_t=True) as trace:
+        captured = torch.as_tensor(tiny.run(kind))
+    assert torch.equal(plain, captured)
+    assert trace.x0.dtype == torch.float32 and trace.x0.isfinite().all()
+    assert len(trace.x0) == tiny.steps
+    assert (trace.sigmas.diff() < 0).all()
+    assert trace.x0[0].shape == trace.x_t[0].shape == trace.final.shape
+    if tiny.latent and key not in AFTER_THE_LAST_STEP:
+        assert torch.equal(trace.final.reshape(captured.shape), captured.float())
+
+
+@pytest.mark.parametrize("key", [key for key in PIPELINES if key not in UNGUIDED])
+def test_guidance_in_every_family(key):
+    """At the first step the conditional x0 is that of a run without guidance. The guided one lies beyond it."""
+    tiny = PIPELINES[key]()
+    kind = tiny.latent or tiny.images
+    with dtviz.capture(tiny.pipe, guidance=True) as trace:
+        tiny.run(kind)
+    with dtviz.capture(tiny.pipe) as plain:
+        tiny.run(kind, **{"true_cfg_scale" if key == "qwenimage" else "guidance_scale": 1.0})
+    close = {"atol": 1e-3 * float(trace.x0.abs().max()), "rtol": 0}
+    torch.testing.assert_close(trace.conditional[0], plain.x0[0], **close)
+    assert not torch.allclose(trace.unconditional[0], plain.x0[0], **close)
+    if key not in RENORMALISED:
+        added, direction = trace.x0 - trace.unconditional, trace.conditional - trace.unconditional
+        scale = (added * direction).sum() / (direction**2).sum()
+        assert scale > 1
+        torch.testing.assert_close(added, scale * direction, **close)
+
+
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
+def test_guidance_that_is_rescaled_or_off(pipe, kind):
+    pipe.scheduler, traces = getattr(diffusers, kind).from_config(pipe.scheduler.config), []
+    for options in ({"guidance_scale": 7.5}, {"guidance_scale": 7.5, "guidance_rescale": 0.7}, {"guidance_scale": 1.0}):
+        with dtviz.capture(pipe, guidance=True) as trace:
+            run(pipe, **options)
+        traces.append(trace)
+    guided, rescaled, plain = traces
+    mixed = guided.unconditional + 7.5 * (guided.conditional - guided.unconditional)
+    torch.testing.assert_close(mixed, guided.x0, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(rescaled.conditional[0], guided.conditional[0])
+    assert not torch.allclose(rescaled.x0[0], guided.x0[0], atol=1e-2)
+    assert torch.equal(plain.conditional, plain.x0) and plain.unconditional.isnan().all()
+
+
+def test_x0_equals_a_plain_loop(pipe):
+    """A second implementation: the denoising loop written out with DDIM's own formula."""
+    with dtviz.capture(pipe) as trace:
+        run(pipe)
+    text, empty = pipe.encode_prompt(["a dog"] * 2, "cpu", 1, True)
+    x = torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (3, 4)])
+    alphas = pipe.scheduler.alphas_cumprod
+    times = [999, 749, 499, 249]
+    for i, t in enumerate(times):
+        with torch.no_grad():
+            conditional, unconditional = pipe.unet(x, t, text).sample, pipe.unet(x, t, empty).sample
+        noise = unconditional + 3 * (conditional - unconditional)
+        x0 = (x - (1 - alphas[t]).sqrt() * noise) / alphas[t].sqrt()
+        # one batch of four here, two of two there: float order, magnified by sigma = 14.6
+        torch.testing.assert_close(trace.x0[i], x0, atol=2e-3, rtol=1e-4)
+        after = alphas[times[i + 1]] if i < 3 else torch.tensor(1.0)
+        x = after.sqrt() * x0 + (1 - after).sqrt() * noise
+    torch.testing.assert_close(trace.x0[-1], trace.final, atol=1e-5, rtol=1e-5)  # DDIM ends at its last x0
+    with dtviz.capture(pipe, dtype=torch.float16, x_t=True) as half:
+        run(pipe)
+    assert half.x0.dtype == half.x_t.dtype == torch.float16 and half.final.dtype == torch.float32
+    torch.testing.assert_close(half.x0.float(), trace.x0, atol=2e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_restored_on_every_exit(pipe, error):
+    def stop(pipe, step, timestep, kwargs):
+        if step == 1:
+            raise error
+        return kwargs
+
+    kind, state = type(pipe.scheduler), set(vars(pipe.scheduler))
+    with pytest.raises(error), dtviz.capture(pipe, guidance=True) as trace:
+        run(pipe, callback_on_step_end=stop)
+    assert trace.steps_run == {"denoiser": 2} and trace.x0.shape == (2, 2, 4, 8, 8)  # what was recorded is kept
+    assert type(pipe.scheduler) is kind and set(vars(pipe.scheduler)) == state
+    assert not pipe.unet._forward_hooks and not pipe.unet._forward_pre_hooks
+
+
+def test_one_capture_holds_one_run(pipe):
+    with dtviz.capture(pipe) as trace:
+        with pytest.raises(RuntimeError, match="do not nest"), dtviz.capture(pipe):
+            pass
+        run(pipe)  # the outer capture is unharmed
+    assert len(trace.x0) == 4
+    with pytest.raises(RuntimeError, match="one capture holds one run"), dtviz.capture(pipe):
+        run(pipe)
+        run(pipe)
+    with pytest.raises(RuntimeError, match="nothing was captured"), dtviz.capture(pipe):
+        pass
+
+
+def test_a_trace_is_empty_until_the_block_ends(pipe):
+    with dtviz.capture(pipe) as trace:
+        assert "filled in when" in repr(trace)
+        for name in ("x0", "x_t", "seeds", "prompt", "steps_run", "calls"):
+            with pytest.raises(AttributeError, match="block ends"):
+                getattr(trace, name)
+        run(pipe)
+    assert trace.x_t is None
+
+
+def test_bad_arguments_are_refused_before_the_run(pipe):
+    words = "scheduler='prior_scheduler': this StableDiffusionPipeline has scheduler"
+    with pytest.raises(ValueError, match=words), dtviz.capture(pipe, scheduler="prior_scheduler"):
+        pytest.fail("the block ran")
+    with pytest.raises(ValueError, match="dtype=torch.bfloat16 is not"), dtviz.capture(pipe, dtype=torch.bfloat16):
+        pytest.fail("the block ran")
+    pipe.scheduler = diffusers.PiflowScheduler()
+    with pytest.raises(NotImplementedError, match="its model predicts a policy"), dtviz.capture(pipe):
+        pytest.fail("the block ran")
+
+
+class Copying(diffusers.StableDiffusionPipeline):
+    """Steps a copy of its scheduler."""
+
+    def __call__(self, *args, **kwargs):
+        own = self.scheduler
+        self.scheduler = copy.deepcopy(own)
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self.scheduler = own
+
+
+class Replacing(diffusers.StableDiffusionPipeline):
+    """Puts another scheduler in place inside the call, as LEDITS++ does."""
+
+    def __call__(self, *args, **kwargs):
+        self.scheduler = diffusers.EulerDiscreteScheduler.from_config(self.scheduler.config)
+        return super().__call__(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [Copying, Replacing])
+def test_a_pipeline_may_copy_or_replace_its_scheduler(pipe, kind):
+    expected = run(kind(**pipe.components, requires_safety_checker=False))
+    other = kind(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    with dtviz.capture(other) as trace:
+        captured = run(other)
+    assert torch.equal(captured, expected) and torch.equal(trace.final, expected)
+    assert len(trace.x0) == 4
+    assert type(other.scheduler).__mro__[1] is diffusers.SchedulerMixin  # its own class again
+
+
+def test_a_copy_steps_itself(pipe):
+    x = torch.randn(1, 4, 8, 8)
+    with dtviz.capture(pipe) as trace:
+        other = copy.deepcopy(pipe.scheduler)
+        other.set_timesteps(7)
+        assert pipe.scheduler.num_inference_steps is None
+        run(pipe)
+        other.step(x, other.timesteps[0], x)  # recorded apart: the pipeline's own scheduler is the run
+    assert len(trace.x0) == 4
+    other.step(x, other.timesteps[1], x)  # the copy outlives the capture
+    assert type(other) is diffusers.DDIMScheduler
+    with pytest.raises(RuntimeError, match="stepped 2 copies of its scheduler"), dtviz.capture(pipe):
+        for _ in range(2):
+            other = copy.deepcopy(pipe.scheduler)
+            other.set_timesteps(4)
+            other.step(x, other.timesteps[0], x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "calls"), [("HeunDiscreteScheduler", 7), ("KDPM2DiscreteScheduler", 7), ("PNDMScheduler", 5)]
+)
+def test_every_call_and_the_step_it_belongs_to(pipe, kind, calls):
+    options = {"skip_prk_steps": True} if kind == "PNDMScheduler" else {}
+    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
+    with dtviz.capture(pipe, x_t=True) as trace:
+        run(pipe)
+    assert trace.x0.shape == trace.x_t.shape == (4, 2, 4, 8, 8)
+    assert len(trace.calls) == calls
+    steps = [call.step for call in trace.calls]
+    assert steps == sorted(steps) and set(steps) == {0, 1, 2, 3}
+    first = [trace.calls[steps.index(step)] for step in range(4)]
+    assert all(torch.equal(call.x0, x0) for call, x0 in zip(first, trace.x0, strict=True))
+    assert [call.sigma for call in first] == trace.sigmas.tolist()
+    inner = [call for i, call in enumerate(trace.calls) if i and call.step == trace.calls[i - 1].step]
+    assert all(not torch.equal(call.x0, trace.x0[call.step]) for call in inner)
+
+
+def test_rows_grow_and_shrink():
+    rows = Rows(torch.float32)
+    for i in range(5):
+        rows.add(torch.full((2,), float(i)), expected=2)
+    assert rows.tensor()[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert rows.tensor().untyped_storage().nbytes() == 5 * 2 * 4
+    with pytest.raises(RuntimeError, match=r"changed its shape from \(2,\) to \(3,\)"):
+        rows.add(torch.zeros(3), expected=2)
+
+
+# A whole diffusion model with known truth: the denoiser is the exact posterior of a Gaussian mixture. For x_t = a x0 + b n and
+# x0 from sum_k w_k N(mu_k, s²), E[x0 | x_t] is a softmax over the components of N(x_t; a mu_k, a² s² + b²) times
+# mu_k + a s² / (a² s² + b²) (x_t - a mu_k). Capture must record it, and sampling must give w.
+
+WEIGHTS, SPREAD = torch.tensor([0.5, 0.3, 0.2]), 0.4
+LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}  # sigma 157 at the end
+
+
+class Posterior(torch.nn.Module):
+    """An exact denoiser on 2-channel 1x1 latents. It knows the noise level by the timestep alone, as a real one."""
+
+    def __init__(self, scheduler) -> None:
+        super().__init__()
+        self.means = torch.tensor([[2.0, 0.0], [-1.0, 1.7], [-1.0, -1.7]])
+        self.kind, self.outputs = type(scheduler).__name__, []
+        self.alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), dim=0)
+
+    def level(self, t: torch.Tensor) -> tuple[float, float]:
+        if self.kind.startswith("FlowMatch"):
+            return 1 - float(t) / 1000, float(t) / 1000
+        if self.kind.startswith("EDM"):  # c_noise = log(sigma) / 4
+            return 1.0, float((4 * t).exp())
+        log_sigma = ((1 - self.alphas) / self.alphas).sqrt().log()
+        low, share = int(t), float(t) - int(t)
+        sigma = float((log_sigma[low] * (1 - share) + log_sigma[min(low + 1, 999)] * share).exp())
+        return (1 + sigma**2) ** -0.5, sigma * (1 + sigma**2) ** -0.5
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        a, b = self.level(t)
+        x, means = x.double(), self.means.double()[:, None, :, None, None]  # (component, 1, channel, 1, 1)
+        if self.kind.startswith("EDM"):  # its input comes scaled by c_in
+            x = x * (b**2 + 0.25) ** 0.5
+        variance = a**2 * SPREAD**2 + b**2
+        distances = ((x - a * means) ** 2).sum(dim=(2, 3, 4))  # (component, sample)
+        posterior = (WEIGHTS.double().log()[:, None] - distances / (2 * variance)).softmax(dim=0)
+        mean = (posterior[:, :, None, None, None] * (means + a * SPREAD**2 / variance * (x - a * means))).sum(dim=0)
+        self.outputs.append(mean.float())
+        noise = (x - a * mean) / b
+        if self.kind.startswith("FlowMatch"):
+            return (noise - mean).float()
+        if self.kind.startswith("EDM"):
+            skip, out = 0.25 / (b**2 + 0.25), b * 0.5 / (b**2 + 0.25) ** 0.5
+            return ((mean - skip * x) / out).float()
+        return noise.float()
+
+
+class MixturePipeline(diffusers.DiffusionPipeline):
+    """A custom pipeline. With `guided` it steps to get x0, takes the step back and steps with half of it, as Cosmos does."""
+
+    def __init__(self, unet, scheduler) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, samples: int, steps: int, guided: bool = False) -> torch.Tensor:
+        scheduler, options = self.scheduler, {}
+        scheduler.set_timesteps(steps)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(samples, 2, 1, 1, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
+        for t in scheduler.timesteps:
+            scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
+            output = self.unet(scale(x, t), t)
+            if guided:
+                x0 = scheduler.step(output.repeat(2, 1, 1, 1), t, x.repeat(2, 1, 1, 1), return_dict=False)[1][: len(x)]
+                scheduler._step_index -= 1
+                options = {"pred_original_sample": x0 * 0.5}
+            x = scheduler.step(output, t, x, return_dict=False, **options)[0]
+        return x
+
+
+TRAILING = {"timestep_spacing": "trailing"}
+SAMPLERS = {
+    "DDIMScheduler": {"clip_sample": False, **TRAILING},
+    "DDPMScheduler": {"clip_sample": False, **TRAILING},
+    "PNDMScheduler": {"skip_prk_steps": True, **TRAILING},
+    **dict.fromkeys(
+        ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler",
+         "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler", "DPMSolverMultistepScheduler",
+         "UniPCMultistepScheduler", "DEISMultistepScheduler"),
+        TRAILING,
+    ),
+    "DPMSolverSinglestepScheduler": {},
+    "EDMEulerScheduler": {"sigma_max": 80.0},
+    "FlowMatchEulerDiscreteScheduler": {},
+    "FlowMatchHeunDiscreteScheduler": {},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Should have t:UserWarning")  # torchsde, on rounded noise levels
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_x0_is_the_posterior_mean_and_samples_have_the_mixtures_weights(name):
+    betas = LINEAR if not name.startswith(("EDM", "FlowMatch")) else {}
+    scheduler = getattr(diffusers, name)(**betas, **SAMPLERS[name])
+    torch.manual_seed(0)
+    pipe = MixturePipeline(Posterior(scheduler), scheduler)
+    with dtviz.capture(pipe) as trace:
+        final = pipe(5_000, 60)
+    assert torch.equal(trace.final, final)
+    for call, output in zip(trace.calls, pipe.unet.outputs, strict=True):
+        # float32 noise of a sample at sigma is worth 6e-8 sigma of x0, some bits of it several times over
+        assert float((call.x0 - output).abs().max()) < max(1e-3, 2e-6 * min(call.sigma, 1e3)) * 2
+    nearest = torch.cdist(final.flatten(1), pipe.unet.means).argmin(dim=1)
+    shares = torch.bincount(nearest, minlength=3) / len(final)
+    # four standard errors of 5,000 draws are at most .028, and 60 steps leave an integration error of .01
+    assert float((shares - WEIGHTS).abs().max()) < 0.05, shares
+
+
+def test_a_step_that_is_taken_back_is_one_step():
+    scheduler = diffusers.EDMEulerScheduler(sigma_max=80.0)
+    pipe = MixturePipeline(Posterior(scheduler), scheduler)
+    with dtviz.capture(pipe, x_t=True) as trace:
+        pipe(50, 6, guided=True)
+    assert len(trace.x0) == len(trace.x_t) == len(pipe.unet.outputs) == 6
+    torch.testing.assert_close(trace.x0, torch.stack(pipe.unet.outputs) * 0.5, atol=1e-3, rtol=1e-3)

@@ -1,0 +1,66 @@
+"""Guidance is split, and the denoiser's forward is replaced and restored."""
+
+import pytest
+import torch
+
+import dtviz
+from dtviz.core.denoisers import split_guidance
+
+C, U = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def mixed(w: float) -> torch.Tensor:
+    return U + w * (C - U)
+
+
+@pytest.mark.parametrize("w", [1.1, 3.0, 7.5, 20.0])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("calls", [[torch.cat([U, C])], [torch.cat([C, U])], [C, U], [U, C]])
+def test_guidance_is_split_in_any_order_and_sign(w, sign, calls):
+    conditional, unconditional = split_guidance(calls, sign * mixed(w))
+    assert torch.equal(conditional, sign * C)
+    assert torch.equal(unconditional, sign * U)
+
+
+def test_special_cases_of_splitting():
+    rescaled = mixed(5.0) * torch.tensor([0.4, 0.7, 1.3])[:, None, None, None]
+    assert torch.equal(split_guidance([torch.cat([U, C])], rescaled)[0], C)
+    learned_variance = torch.cat([torch.cat([U, C]), torch.zeros(6, 4, 8, 8)], dim=1)
+    assert torch.equal(split_guidance([learned_variance], mixed(4.0))[1], U)
+    conditional, unconditional = split_guidance([C], C)
+    assert torch.equal(conditional, C) and unconditional is None
+    assert torch.equal(*split_guidance([torch.cat([C, C])], C))
+
+
+@pytest.mark.parametrize(
+    ("calls", "guided", "words"),
+    [
+        ([torch.cat([U, C, C])], mixed(2.0), "one or two denoiser outputs per step"),
+        ([], C, "one or two denoiser outputs per step"),
+        ([torch.zeros(3, 2, 8, 8)], C, "one or two denoiser outputs per step"),
+        ([C[:2]], C, "one or two denoiser outputs per step"),
+        ([torch.cat([U, C])], torch.randn(C.shape, generator=torch.Generator().manual_seed(1)), "not explained"),
+    ],
+)
+def test_other_kinds_of_guidance_are_refused(calls, guided, words):
+    with pytest.raises(NotImplementedError, match=words):
+        split_guidance(calls, guided)
+
+
+def test_everything_is_restored_after_an_interruption(pair, monkeypatch):
+    scheduler = pair.pipeline.scheduler
+    monkeypatch.setattr(pair.distilled, "forward", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        dtviz.generate(pair, "a dog", seeds=[0])
+    assert pair.pipeline.scheduler is scheduler
+    assert "forward" not in vars(pair.base)
+
+
+def test_a_forward_set_on_the_instance_is_called_and_restored(pair):
+    """Offloading hooks and compiled modules keep their forward in the instance."""
+    calls, plain = [], pair.base.forward
+    pair.base.forward = lambda *args, **kwargs: calls.append(1) or plain(*args, **kwargs)
+    own = pair.base.forward
+    dtviz.generate(pair, "a dog", method="base", base_steps=2, seeds=[0])
+    assert pair.base.forward is own
+    assert len(calls) == 2

@@ -1,0 +1,201 @@
+"""Hand-overs between schedulers of other orders and spaces, against plain reference loops."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import diffusers
+import pytest
+import torch
+
+import dtviz
+
+from .test_core_generate import CLOSE, TIMES, reference
+from .tiny import PIPELINES
+
+
+def heun(pair: dtviz.Pair, kind: str = "HeunDiscreteScheduler"):
+    return getattr(diffusers, kind).from_config(pair.pipeline.scheduler.config, timestep_spacing="trailing")
+
+
+def schedule(scheduler, steps: int) -> tuple[list[float], list[float]]:
+    """Sigmas and timesteps of Heun's steps, each once."""
+    scheduler.set_timesteps(steps)
+    sigmas, times = scheduler.sigmas.tolist(), scheduler.timesteps.tolist()
+    return [sigmas[0], *sigmas[1:-1:2], 0.0], [times[0], *times[1::2]]
+
+
+def noise_of(pair: dtviz.Pair, role: str) -> Callable[[torch.Tensor, float, float], torch.Tensor]:
+    """The noise that a denoiser predicts in a sample x0 + sigma noise."""
+    text = pair.pipeline.encode_prompt(["a dog"], "cpu", 1, False)[0]
+    network = pair.base if role == "base" else pair.distilled
+
+    @torch.no_grad()
+    def noise(x: torch.Tensor, sigma: float, t: float) -> torch.Tensor:
+        return network(x / (sigma**2 + 1) ** 0.5, t, text).sample
+
+    return noise
+
+
+def heun_step(noise, x: torch.Tensor, sigmas: list[float], times: list[float], step: int) -> torch.Tensor:
+    """Karras et al. 2022, algorithm 1 without churn: Euler there, and the mean of both slopes back."""
+    here, there = sigmas[step], sigmas[step + 1]
+    slope = noise(x, here, times[step])
+    ahead = x + (there - here) * slope
+    return ahead if there == 0 else x + (there - here) * (slope + noise(ahead, there, times[step + 1])) / 2
+
+
+def test_matched_sigma_is_base_ddim_then_the_distilled_model(pair):
+    """The base on its own 8-step DDIM grid (999, 874, 749, ...) down to the distilled model's 499."""
+    trace = dtviz.generate(pair, "a dog", method="hybrid", k=2, handover="matched-sigma", seeds=[5])
+    assert trace.timesteps.tolist() == [999, 874, 749, 624, 499, 249]
+    assert trace.steps_run == {"base": 4, "distilled": 2}
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(1, 4, 8, 8, generator=generator)
+    alphas, text = pair.pipeline.scheduler.alphas_cumprod, pair.pipeline.encode_prompt(["a dog"], "cpu", 1, False)[0]
+    for t, after in zip([999, 874, 749, 624], [874, 749, 624, 499], strict=True):
+        with torch.no_grad():
+            noise = pair.base(x, t, text).sample
+        x0 = (x - (1 - alphas[t]).sqrt() * noise) / alphas[t].sqrt()
+        x = alphas[after].sqrt() * x0 + (1 - alphas[after]).sqrt() * noise
+    expected = reference(pair, 5, ["distilled"] * 2, times=TIMES[2:], start=x, generator=generator)
+    torch.testing.assert_close(trace.final, expected, **CLOSE)
+
+
+def test_a_second_order_base_hands_over_at_the_end_of_a_step(pair):
+    """Eight Heun steps at 999, 874, ...: three whole ones down to 624, and one call from there to 499."""
+    pair = replace(pair, base_scheduler=heun(pair))
+    trace = dtviz.generate(pair, "a dog", method="hybrid", k=2, handover="matched-sigma", seeds=[5])
+    sigmas, times = schedule(heun(pair), 8)
+    noise, generator = noise_of(pair, "base"), torch.Generator().manual_seed(5)
+    x = torch.randn(1, 4, 8, 8, generator=generator) * sigmas[0]  # diffusers' init_noise_sigma with trailing spacing
+    for step in range(3):
+        x = heun_step(noise, x, sigmas, times, step)
+    alpha = pair.pipeline.scheduler.alphas_cumprod[499]
+    slope = noise(x, sigmas[3], times[3])
+    start = alpha.sqrt() * (x - sigmas[3] * slope) + (1 - alpha).sqrt() * slope
+    expected = reference(pair, 5, ["distilled"] * 2, times=TIMES[2:], start=start, generator=generator)
+    torch.testing.assert_close(trace.final, expected, **CLOSE)
+    assert trace.steps_run == {"base": 4, "distilled": 2}
+    assert trace.provenance["nfe"] == {"base": 7, "distilled": 2}
+    assert [call.step for call in trace.calls] == [0, 0, 1, 1, 2, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("method", ["skip", "distilled-scheduler", "matched-sigma"])
+def test_a_second_order_distilled_model(pair, method, k):
+    """It starts at the first call of a Heun step. A base on DDIM goes down to its noise level."""
+    pair = replace(pair, distilled_scheduler=heun(pair), timesteps=None)
+    options = {"method": "skip"} if method == "skip" else {"method": "hybrid", "handover": method}
+    trace = dtviz.generate(pair, "a dog", k=k, seeds=[5], base_steps=4, **options)
+    sigmas, times = schedule(heun(pair), 4)
+    base, distilled = noise_of(pair, "base"), noise_of(pair, "distilled")
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    first = sigmas[k] if method == "skip" else sigmas[0]
+    # diffusers leaves out the + 1 with trailing spacing; DDIM and a skipped start are at unit variance
+    x = x * (first if method == "distilled-scheduler" else (first**2 + 1) ** 0.5)
+    for step in range(0 if method != "skip" else k, 4):
+        if step < k and method == "matched-sigma":  # DDIM is Euler's method in sigma, at Heun's four sigmas
+            x = x + (sigmas[step + 1] - sigmas[step]) * base(x, sigmas[step], times[step])
+        else:
+            x = heun_step(base if step < k else distilled, x, sigmas, times, step)
+    torch.testing.assert_close(trace.final, x, **CLOSE)
+    assert trace.steps_run == ({} if method == "skip" else {"base": k}) | {"distilled": 4 - k}
+
+
+SECOND_ORDER = ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler", "PNDMScheduler")
+
+
+@pytest.mark.parametrize("kind", SECOND_ORDER)
+def test_every_second_order_base_runs_as_it_does_alone_until_it_hands_over(pair, kind):
+    pair = replace(pair, base_scheduler=heun(pair, kind), base_guidance=0.0)
+    options = {"seeds": [5], "x_t": True}
+    torch.manual_seed(0)  # DPM-Solver SDE draws from the global state
+    alone = dtviz.generate(pair, "a dog", method="base", **options)
+    torch.manual_seed(0)
+    trace = dtviz.generate(pair, "a dog", method="hybrid", k=1, handover="matched-sigma", **options)
+    n = trace.steps_run["base"]
+    torch.testing.assert_close(trace.x0[:n], alone.x0[:n])
+    sigma, x_t, x0 = float(trace.sigmas[n - 1]), trace.x_t[n - 1], trace.x0[n - 1]
+    assert alone.sigmas[n] <= trace.sigmas[n] * 1.002 < sigma
+    noise = (x_t * (sigma**2 + 1) ** 0.5 - x0) / sigma
+    expected = (x0 + trace.sigmas[n] * noise) / (trace.sigmas[n] ** 2 + 1).sqrt()
+    torch.testing.assert_close(trace.x_t[n], expected, **CLOSE)
+
+
+def test_the_global_random_state_is_kept(pair):
+    """The first calls of steps are found by a trial run of the scheduler, which draws noise if it is ancestral."""
+    pair = replace(pair, base_scheduler=heun(pair, "KDPM2AncestralDiscreteScheduler"))
+    before = torch.get_rng_state()
+    dtviz.generate(pair, "a dog", method="base", base_steps=2, seeds=[5])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_handovers_that_cannot_run_are_refused(pair):
+    pndm = replace(pair, distilled_scheduler=heun(pair, "PNDMScheduler"), timesteps=None)
+    with pytest.raises(NotImplementedError, match="PNDMScheduler cannot start in the middle"):
+        dtviz.generate(pndm, "a dog", method="skip", seeds=[0])
+    trace = dtviz.generate(pndm, "a dog", method="hybrid", handover="distilled-scheduler", seeds=[0])
+    assert trace.steps_run == {"base": 1, "distilled": 3}
+    assert trace.provenance["nfe"] == {"base": 4, "distilled": 9}  # Runge-Kutta: four calls in each of the first three
+    leading = diffusers.DDIMScheduler.from_config(pair.base_scheduler.config, timestep_spacing="leading")
+    low = replace(pair, base_scheduler=leading, base_steps=2)  # 501 and 1, both below the distilled model's 749
+    with pytest.raises(ValueError, match="no base step would run"):
+        dtviz.generate(low, "a dog", method="hybrid", handover="matched-sigma", seeds=[0])
+
+
+@pytest.mark.parametrize("base", ["FlowMatchEuler", "FlowMatchHeun"])
+def test_flow_models_hand_over_on_sigma(base):
+    """SD3: the base's eight sigmas are shifted by 3, the distilled model's four by 1. They meet at .5, on no base step."""
+    tiny = PIPELINES["sd3"]()
+    pipe, text, pooled = tiny.pipe, tiny.call["prompt_embeds"], tiny.call["pooled_prompt_embeds"]
+    pipe.encode_prompt = lambda **kwargs: (text, None, pooled, None)
+    torch.manual_seed(3)
+    distilled = type(pipe.transformer).from_config(pipe.transformer.config).eval()
+    options = {"base_scheduler": getattr(diffusers, f"{base}DiscreteScheduler")(shift=3.0)}
+    options["distilled_scheduler"] = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
+    pair = dtviz.Pair(pipe, distilled, base_steps=8, size=(16, 16), **options)
+    trace = dtviz.generate(pair, "a dog", method="hybrid", k=2, handover="matched-sigma", seeds=[5])
+
+    for scheduler, steps in ((pair.base_scheduler, 8), (pair.distilled_scheduler, 4)):
+        scheduler.set_timesteps(steps)
+    last = pair.distilled_scheduler.sigmas
+    first = [float(sigma) for sigma in pair.base_scheduler.sigmas.unique().flip(0) if sigma > last[2] * 1.001]
+
+    @torch.no_grad()
+    def velocity(network, x, sigma):
+        return network(x, text, pooled, torch.tensor([1000 * float(sigma)]), return_dict=False)[0]
+
+    x = torch.randn(trace.final.shape, generator=torch.Generator().manual_seed(5))
+    for here, there in zip(first, [*first[1:], float(last[2])], strict=True):
+        slope = velocity(pipe.transformer, x, here)
+        if base == "FlowMatchHeun" and there != float(last[2]):
+            slope = (slope + velocity(pipe.transformer, x + (there - here) * slope, there)) / 2
+        x = x + (there - here) * slope
+    for step in (2, 3):
+        x = x + (last[step + 1] - last[step]) * velocity(distilled, x, last[step])
+    torch.testing.assert_close(trace.final, x, atol=1e-4, rtol=1e-3)
+    assert trace.steps_run == {"base": len(first), "distilled": 2}
+    assert trace.provenance["nfe"]["base"] == (2 * len(first) - 1 if base == "FlowMatchHeun" else len(first))
+
+
+def test_guidance_may_change_from_step_to_step(pair):
+    """Two base steps, the first without guidance and the second with it. Equal scales are one scale."""
+    options = {"method": "hybrid", "k": 2, "handover": "distilled-scheduler", "seeds": [5]}
+    one = dtviz.generate(pair, "a dog", base_guidance=4.0, **options)
+    same = dtviz.generate(pair, "a dog", base_guidance=[4.0, 4.0], **options)
+    assert torch.equal(one.final, same.final)
+    mixed = dtviz.generate(pair, "a dog", base_guidance=[0.0, 4.0], **options)
+    assert mixed.provenance["nfe"] == {"base": 3, "distilled": 2}
+    torch.testing.assert_close(mixed.x0[0], dtviz.generate(pair, "a dog", **options).x0[0], **CLOSE)
+    pipe, alphas = pair.pipeline, pair.pipeline.scheduler.alphas_cumprod
+    text, empty = pipe.encode_prompt(["a dog"], "cpu", 1, True)
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(1, 4, 8, 8, generator=generator)
+    with torch.no_grad():
+        x0 = (x - (1 - alphas[999]).sqrt() * pair.base(x, 999, text).sample) / alphas[999].sqrt()
+        x = alphas[749].sqrt() * x0 + (1 - alphas[749]).sqrt() * torch.randn(x.shape, generator=generator)
+        unguided, guided = pair.base(x, 749, empty).sample, pair.base(x, 749, text).sample
+    noise = unguided + 4.0 * (guided - unguided)
+    torch.testing.assert_close(mixed.x0[1], (x - (1 - alphas[749]).sqrt() * noise) / alphas[749].sqrt(), **CLOSE)
+    with pytest.raises(ValueError, match="base_guidance has 3 values for 2 base steps"):
+        dtviz.generate(pair, "a dog", base_guidance=[0.0, 4.0, 4.0], **options)

@@ -1,0 +1,69 @@
+import json
+
+import diffusers
+import pytest
+import torch
+
+import dtviz
+
+
+def make(seeds=(3, 4), prompt="a dog") -> dtviz.Trace:
+    n = len(seeds)
+    return dtviz.Trace(
+        x0=torch.randn(5, n, 4, 8, 8),
+        sigmas=torch.linspace(10, 1, 5),
+        timesteps=torch.linspace(999, 99, 5),
+        final=torch.randn(n, 4, 8, 8),
+        seeds=tuple(seeds),
+        prompt=prompt,
+        steps_run={"base": 1, "distilled": 4},
+        provenance={"pair": "tiny", "guidance": 0.0},
+    )
+
+
+def same(a: dtviz.Trace, b: dtviz.Trace) -> bool:
+    ours, others = a.arrays(), b.arrays()
+    return (
+        ours.keys() == others.keys()
+        and all(map(torch.equal, ours.values(), others.values()))
+        and a.facts() == b.facts()
+    )
+
+
+def test_save_and_load(tmp_path):
+    trace = make()
+    assert same(dtviz.Trace.load(trace.save(tmp_path / "deep" / "dog.trace")), trace)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["dog.trace"]
+    assert json.loads(json.dumps(trace.facts())) == trace.facts()
+    with pytest.raises(FileNotFoundError, match="no trace at"):
+        dtviz.Trace.load(tmp_path / "none")
+
+
+def test_a_trace_with_all_its_parts_is_saved_and_selected(pipe, tmp_path):
+    pipe.scheduler = diffusers.HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    with dtviz.capture(pipe, guidance=True, x_t=True) as trace:
+        pipe(["a dog"] * 2, num_inference_steps=4, guidance_scale=3.0, output_type="latent")
+    again = dtviz.Trace.load(trace.save(tmp_path / "a.trace"))
+    assert {"x_t", "conditional", "unconditional", "later_x0", "call_steps"} <= trace.arrays().keys()
+    assert [call.step for call in again.calls] == [call.step for call in trace.calls]
+    assert same(again, trace)
+    assert same(dtviz.Trace.join([trace.select([0]), trace.select([1])]), trace)
+    assert repr(again) == (
+        "Trace(4 steps, 2 samples, latents (4, 8, 8), sigma 14.6 to 0.693, steps_run={'denoiser': 4})"
+    )
+
+
+def test_select_and_join_are_inverse():
+    trace = make(seeds=(1, 2, 3))
+    parts = [trace.select([0]), trace.select(slice(1, None))]
+    assert parts[1].seeds == (2, 3)
+    assert same(dtviz.Trace.join(parts), trace)
+    with pytest.raises(ValueError, match="share prompt and noise levels"):
+        dtviz.Trace.join([trace, make(prompt="a cat")])
+
+
+def test_lengths_must_fit():
+    with pytest.raises(ValueError, match="sigmas has length 4"):
+        dtviz.Trace(torch.zeros(5, 1, 1, 1, 1), torch.zeros(4), torch.zeros(5), torch.zeros(1, 1, 1, 1))
+    with pytest.raises(ValueError, match="seeds has 2 entries for 1 samples"):
+        dtviz.Trace(torch.zeros(5, 1, 1, 1, 1), torch.zeros(5), torch.zeros(5), torch.zeros(1, 1, 1, 1), seeds=(1, 2))

@@ -1,0 +1,114 @@
+"""Noise levels, precision and the DDIM step. x0 of every scheduler class is in test_core_schedulers.py."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+import dtviz
+from dtviz.core.capture import Recorder
+from dtviz.core.schedulers import exact
+from dtviz.core.x0 import ddim_step, noise_level, noise_to_signal, sigma_at, signal_and_noise
+
+SDXL = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+def test_learned_variance_is_dropped_and_other_shapes_are_refused():
+    scheduler = diffusers.DDPMScheduler(**SDXL, variance_type="learned_range")
+    x_t, output = torch.randn(1, 3, 4, 4), torch.randn(1, 6, 4, 4)
+    plain = diffusers.DDPMScheduler(**SDXL)
+    expected = dtviz.predict_x0(plain, output[:, :3], 500, x_t)
+    assert torch.equal(dtviz.predict_x0(scheduler, output, 500, x_t), expected)
+    with pytest.raises(ValueError, match=r"\(1, 6, 4, 4\)"):
+        dtviz.predict_x0(plain, output, 500, x_t)
+
+
+def test_half_precision_is_computed_in_float32():
+    scheduler = diffusers.DDIMScheduler(**SDXL)
+    x_t, output = torch.randn(1, 4, 8, 8).bfloat16(), torch.randn(1, 4, 8, 8).bfloat16()
+    x0 = dtviz.predict_x0(scheduler, output, 999, x_t)
+    assert x0.dtype == torch.float32
+    assert torch.equal(x0, dtviz.predict_x0(scheduler, output.float(), 999, x_t.float()))
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("DDIMScheduler", "EulerDiscreteScheduler"),
+        ("EulerDiscreteScheduler", "LCMScheduler"),
+        ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
+        ("FlowMatchEulerDiscreteScheduler", "DDIMScheduler"),
+    ],
+)
+def test_ddim_step_keeps_x0_and_noise(source, target):
+    """A mixture of known x0 and noise becomes exactly their mixture at the new level and in the new space."""
+    source, target = (
+        getattr(diffusers, name)(**({} if name.startswith("Flow") else SDXL)) for name in (source, target)
+    )
+    x0, noise, sigma, to_sigma = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), 0.875, 0.6
+    (a, b), (to_a, to_b) = signal_and_noise(source, exact(sigma)), signal_and_noise(target, exact(to_sigma))
+    x = ddim_step((a * x0 + b * noise).float(), x0, scheduler=source, sigma=sigma, to=target, to_sigma=to_sigma)
+    torch.testing.assert_close(x, (to_a * x0 + to_b * noise).float(), atol=1e-5, rtol=0)
+
+
+def test_signal_and_noise_of_the_three_spaces():
+    for name, expected, ratio in (
+        ("DDIMScheduler", (0.8, 0.6), 0.75),
+        ("EulerDiscreteScheduler", (1.0, 0.75), 0.75),
+        ("FlowMatchEulerDiscreteScheduler", (0.25, 0.75), 3.0),
+    ):
+        scheduler = getattr(diffusers, name)()
+        np.testing.assert_allclose([float(c) for c in signal_and_noise(scheduler, exact(0.75))], expected)
+        assert noise_to_signal(scheduler, 0.75) == ratio
+
+
+def test_zero_signal_is_infinite_sigma():
+    scheduler = diffusers.DDIMScheduler(**SDXL, rescale_betas_zero_snr=True)
+    assert sigma_at(scheduler, 999) == float("inf")
+    assert [float(c) for c in signal_and_noise(scheduler, noise_level(scheduler, 999))] == [0.0, 1.0]
+
+
+def test_one_noise_level_per_token():
+    """Video pipelines that condition on clean frames give each token its own timestep."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(4)
+    x0, noise = torch.rand(2, 3, 8), torch.randn(2, 3, 8)
+    sigma = torch.tensor([[0.0, 0.5, 1.0], [0.25, 0.25, 0.75]])
+    x_t = (1 - sigma)[..., None] * x0 + sigma[..., None] * noise
+    arguments = {"per_token_timesteps": sigma * 1000}
+    ours = dtviz.predict_x0(scheduler, noise - x0, scheduler.timesteps[0], x_t, arguments=arguments)
+    torch.testing.assert_close(ours, x0, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["DDIMScheduler", "LCMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler",
+     "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"],
+)  # fmt: skip
+def test_x0_never_asks_the_device_for_a_number(name):
+    """A tensor on the meta device has no numbers: asking for one, as waiting for a GPU does, fails."""
+    scheduler = getattr(diffusers, name)()
+    scheduler.set_timesteps(4)
+    scheduler.set_begin_index(0) if hasattr(scheduler, "set_begin_index") else None
+    x = torch.zeros(1, 4, 8, 8, device="meta")
+    assert dtviz.predict_x0(scheduler, x, scheduler.timesteps[1], x).device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_recording_does_not_wait_for_the_gpu(name):
+    """torch refuses every synchronising call."""
+    scheduler = getattr(diffusers, name)()
+    scheduler.set_timesteps(4, device="cuda")
+    scheduler.set_begin_index(0)
+    x, output = torch.randn(2, 2, 4, 8, 8, device="cuda")
+    recorder, step = Recorder(x_t=True), (scheduler, output, scheduler.timesteps[0], x)
+    for _ in range(2):  # the second call copies the first, and so allocates memory, which may wait
+        recorder.before_step(*step, expected=4, arguments={})
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        recorder.before_step(*step, expected=4, arguments={})
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    recorder.after_step((x,))
+    torch.testing.assert_close(recorder.fields()["x0"][1], dtviz.predict_x0(*step).cpu())

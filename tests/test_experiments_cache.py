@@ -1,0 +1,218 @@
+"""The cache: computed once, complete or absent, and computed again when damaged; with processes that are killed."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dtviz.experiments import cache as module
+from dtviz.experiments.cache import Cache, key
+from dtviz.files import ROOT
+
+SETTINGS = {"pair": "emoji-dmd", "prompt": "dog face", "seeds": [0, 1], "guidance": 3.0, "k": None}
+ARRAYS = {"x0": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "n": np.array(7), "mask": np.array([True, False])}
+LOAD = """
+import os, signal, sys, time
+import numpy as np
+from dtviz.experiments.cache import Cache
+cache = Cache(sys.argv[1])
+"""
+
+
+def process(code, root, **options):
+    return subprocess.Popen([sys.executable, "-c", LOAD + code, str(root)], cwd=ROOT, **options)
+
+
+def never():
+    raise AssertionError("computed again")
+
+
+def same(arrays, expected=ARRAYS):
+    assert arrays.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(arrays[name], array, strict=True)
+
+
+def leftovers(root):
+    return [
+        path.name for path in Path(root).rglob("*") if path.is_file() and path.suffix not in {".safetensors", ".lock"}
+    ]
+
+
+def test_computed_once_then_read(tmp_path):
+    cache = Cache(tmp_path)
+    same(cache.get_or_compute("images", SETTINGS, lambda: ARRAYS))
+    same(Cache(tmp_path).get_or_compute("images", dict(reversed(SETTINGS.items())), never))
+    path = cache.path("images", SETTINGS)
+    assert path == tmp_path / "images" / path.stem[:2] / f"{key('images', SETTINGS)}.safetensors"
+    data = path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert json.loads(header["__metadata__"]["settings"]) == SETTINGS
+    with pytest.raises(AssertionError, match="computed again"):
+        cache.get_or_compute("features", SETTINGS, never)
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((0, 3)),
+        np.array(1.5),
+        np.arange(6).reshape(2, 3).T,
+        np.arange(3, dtype=">f4"),
+        np.array([np.nan, np.inf], dtype=np.float16),
+        np.arange(4, dtype=np.uint8),
+        torch.arange(6.0, requires_grad=True).reshape(2, 3),
+    ],
+    ids=["empty", "scalar", "transposed", "big-endian", "nan", "uint8", "torch"],
+)
+def test_every_kind_of_array_comes_back_as_it_was(tmp_path, array):
+    cache = Cache(tmp_path)
+    first = cache.get_or_compute("a", {}, lambda: {"x": array})["x"]
+    read = cache.get_or_compute("a", {}, never)["x"]
+    np.testing.assert_array_equal(first, read, strict=True)
+    np.testing.assert_array_equal(read, array.detach().numpy() if isinstance(array, torch.Tensor) else array)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (None, "returned NoneType"),
+        ({}, "not empty"),
+        ({"x": np.array(["a"])}, "'x' of type"),
+        ({1: np.ones(2)}, "names must be str"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(tmp_path, result, message):
+    with pytest.raises(ValueError, match=message):
+        Cache(tmp_path).get_or_compute("a", {}, lambda: result)
+    assert list(tmp_path.rglob("*.safetensors")) == leftovers(tmp_path) == []
+
+
+def test_key_is_known_and_changes_with_everything():
+    assert key("images", {"b": [1, 2], "a": "é"}) == key("images", {"a": "é", "b": (1, 2)})
+    different = [("a", {}), ("b", {}), ("a", {"x": 1}), ("a", {"x": 1.5}), ("a", {"x": "1"}), ("a", {"x": None})]
+    different += [("a", {"x": True}), ("a", {"x": [1]}), ("a", {"x": [[1]]}), ("a", {"y": 1}), ("a", {"x": {"y": 1}})]
+    assert len({key(kind, settings) for kind, settings in different}) == len(different)
+    # sha256 of 'images\n{"seed":1}': a change of this makes every cached result be computed again
+    assert key("images", {"seed": 1}).startswith("f718274f54d7")
+
+
+@pytest.mark.parametrize("settings", [{"x": [1, float("inf")]}, {"x": range(3)}, {"x": np.int64(3)}, {"x": Path("a")}])
+def test_key_refuses_settings_and_kinds(settings):
+    with pytest.raises(ValueError, match="cannot name a result: .*; allowed are None"):
+        key("a", settings)
+    for kind in ("", "../a", "A", "a/b", ".a"):
+        with pytest.raises(ValueError, match="kind="):
+            key(kind, {})
+
+
+def test_default_root(monkeypatch, tmp_path):
+    monkeypatch.setenv("DTVIZ_STORE", str(tmp_path / "here"))
+    assert Cache().root == tmp_path / "here"
+    monkeypatch.delenv("DTVIZ_STORE")
+    assert Cache().root == ROOT / ".dtviz"
+
+
+def test_any_flipped_bit_is_noticed_or_harmless(tmp_path):
+    cache = Cache(tmp_path)
+    cache.get_or_compute("a", SETTINGS, lambda: ARRAYS)
+    path = cache.path("a", SETTINGS)
+    complete = path.read_bytes()
+    noticed = 0
+    for at in range(8 * len(complete)):
+        if at % 7:  # every seventh bit reaches each byte's every bit in turn, and keeps this under a second
+            continue
+        broken = bytearray(complete)
+        broken[at // 8] ^= 1 << at % 8
+        path.write_bytes(broken)
+        arrays = module._read(path, SETTINGS)
+        noticed += arrays is None
+        if arrays is not None:  # a flip in padding, or in the readable copy of the settings
+            same(arrays)
+    assert noticed > 0.6 * len(complete) * 8 / 7
+    for length in [*range(0, len(complete), 13), len(complete) - 1]:
+        path.write_bytes(complete[:length])
+        assert module._read(path, SETTINGS) is None
+
+
+def test_a_damaged_file_is_named_and_computed_again(tmp_path):
+    cache = Cache(tmp_path)
+    cache.get_or_compute("a", SETTINGS, lambda: ARRAYS)
+    path = cache.path("a", SETTINGS)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.warns(UserWarning, match=path.name):
+        same(cache.get_or_compute("a", SETTINGS, lambda: ARRAYS))
+    same(cache.get_or_compute("a", SETTINGS, never))
+
+
+def test_a_file_of_other_settings_is_not_read(tmp_path):
+    cache = Cache(tmp_path)
+    cache.get_or_compute("a", {"seed": 1}, lambda: ARRAYS)
+    other = cache.path("a", {"seed": 2})
+    other.parent.mkdir(parents=True, exist_ok=True)
+    other.write_bytes(cache.path("a", {"seed": 1}).read_bytes())
+    assert module._read(other, {"seed": 2}) is None
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, error, where):
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patched, pytest.raises(type(error)):
+        patched.setattr(os, where, fail)
+        Cache(tmp_path).get_or_compute("a", SETTINGS, lambda: ARRAYS)
+    assert list(tmp_path.rglob("*.safetensors")) == leftovers(tmp_path) == []
+    same(Cache(tmp_path).get_or_compute("a", SETTINGS, lambda: ARRAYS))
+
+
+def test_a_failing_compute_leaves_nothing_and_frees_the_key(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        Cache(tmp_path).get_or_compute("a", {}, lambda: {"x": 1 / 0})
+    same(Cache(tmp_path).get_or_compute("a", {}, lambda: ARRAYS))
+
+
+def test_killed_at_random_moments(tmp_path):
+    """Whatever is in its place after a kill is complete, and the next process goes on from there."""
+    code = """
+print("ready", flush=True)
+for i in range(10_000):
+    cache.get_or_compute("a", {"i": i}, lambda: {"x": np.full(20_000, i)})
+"""
+    rng, done = random.Random(0), 0
+    for _ in range(6):
+        child = process(code, tmp_path, stdout=subprocess.PIPE, text=True)
+        child.stdout.readline()
+        time.sleep(rng.uniform(0.05, 0.25))
+        child.kill()
+        child.communicate(timeout=60)
+        paths = list(tmp_path.rglob("*.safetensors"))
+        assert len(paths) >= done
+        done = len(paths)
+    cache = Cache(tmp_path)
+    assert done > 0
+    for i in range(done):
+        assert (cache.get_or_compute("a", {"i": i}, never)["x"] == i).all()
+
+
+def test_processes_that_need_the_same_compute_it_once(tmp_path):
+    code = """
+def compute():
+    with open(sys.argv[1] + "/log", "a") as log:
+        log.write("computed\\n")
+    time.sleep(0.5)
+    return {"x": np.arange(5)}
+print(cache.get_or_compute("a", {}, compute)["x"].sum())
+"""
+    children = [process(code, tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [child.communicate(timeout=60)[0].strip() for child in children] == ["10"] * 3
+    assert (tmp_path / "log").read_text() == "computed\n"

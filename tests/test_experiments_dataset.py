@@ -1,0 +1,345 @@
+"""The dataset job: bad rows, batches that do not depend on how the job was divided, killed processes, and scores."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+import dtviz
+from dtviz.experiments import dataset
+from dtviz.experiments.cache import Cache
+from dtviz.experiments.dataset import Row, generate_images, image_features, image_files, read_prompts, score_images
+from dtviz.files import ROOT
+from dtviz.metrics import quality
+from dtviz.metrics.embedders import embedder
+
+PROMPTS = ROOT / "data" / "prompts" / "emoji.csv"
+HYBRID = {"method": "hybrid"}
+
+
+@pytest.fixture
+def letters(pair):
+    """A pair whose tokenizer reads letters alone, and rows for it: seven images in batches of two."""
+    names = ("a dog", "a cat", "a dog", "an owl", "a fish", "a cat", "a dog")
+    return pair, [Row(f"{i:03}", prompt, 10 * i) for i, prompt in enumerate(names)]
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (Path(folder) / "images").iterdir()}
+
+
+# The prompts file
+
+
+def test_the_shipped_and_both_published_forms_are_read(tmp_path):
+    """COCO-30k has `image_id` with zeros, a source, quotes and line breaks. Others have an index and `case_number`."""
+    assert len(read_prompts(PROMPTS)) == 360
+    path = tmp_path / "coco.csv"
+    path.write_text(
+        'image_id,source,prompt,evaluation_seed\r\n000000571635,coco-30k,"A bathroom with a toilet, sink.",10030\r\n'
+        '000000482917,coco-30k,"A dog watching tv\n",64297\r\n'
+    )
+    expected = [Row("000000571635", "A bathroom with a toilet, sink.", 10030)]
+    assert read_prompts(path) == [*expected, Row("000000482917", "A dog watching tv\n", 64297)]
+    # with spaces around the heads, and a spreadsheet's rows of commas
+    path.write_text("\ufeff,case_number, prompt,evaluation_seed \n0,7,château,9223372036854775807\n,,,\n,8,a,03,,\n")
+    assert read_prompts(path) == [Row("7", "château", 2**63 - 1), Row("8", "a", 3)]
+
+
+HEAD = "case_number,prompt,evaluation_seed\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "lacks the columns case_number, prompt, evaluation_seed; it has none"),
+        ("case_number,text\n1,a\n", "line 1: lacks the columns prompt, evaluation_seed; it has case_number, text"),
+        (HEAD, "no rows"),
+        (HEAD + '1,"a,2\n', "unexpected end of data"),
+        (HEAD + "1,a dog,5\n2,,6\n", "line 3: prompt of case 2 is empty"),
+        (HEAD + '3,"a\ncat",seven\n', "line 3: evaluation_seed 'seven' must be an integer"),
+        (HEAD + "4,a, owl,8\n", "line 2: too many cells"),
+        (HEAD + "1,a dog,5\n1,a fish,9\n", "line 3: case '1' is there twice"),
+        (HEAD + "../5,a bird,10\n", "line 2: case '../5' must be a word"),
+        (HEAD + "6,a bee,-1\n", "evaluation_seed '-1'"),
+        (HEAD + "\n7\n", "line 3: prompt of case 7 is empty"),
+        (HEAD + "8,a cow,9223372036854775808\n", "evaluation_seed '9223372036854775808'"),
+    ],
+)
+def test_bad_rows_are_refused_by_line(tmp_path, text, words):
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words):
+        read_prompts(path)
+    path.write_bytes(HEAD.encode() + b"1,\xff\xfe,2\n")
+    with pytest.raises(ValueError, match="utf-8"):
+        read_prompts(path)
+
+
+# The job in one process
+
+
+def test_an_image_is_its_prompts_and_seeds_sample(letters, tmp_path):
+    pair, rows = letters
+    assert generate_images(pair, rows, tmp_path, settings=HYBRID, progress=False) == 7
+    for row in rows:
+        trace = dtviz.generate(pair, row.prompt, seeds=[row.seed], method="hybrid")
+        expected = 255 * dtviz.decode(trace, pair, final=True)[0].permute(1, 2, 0).numpy()
+        image = np.asarray(Image.open(tmp_path / "images" / f"{row.case}.png"), dtype=float)
+        assert np.abs(image - expected).max() <= 0.6  # half a level of rounding, and float32 in another batch
+    assert read_prompts(tmp_path / "prompts.csv") == rows
+    log = dataset.job_log(tmp_path)
+    assert [record["images"] for record in log] == [2, 2, 2, 1]
+    assert log[0]["nfe"] == {"base": 1, "distilled": 3}
+    job = json.loads((tmp_path / "job.json").read_text())
+    assert (job["pair"], job["rows"], job["batch_size"]) == ("custom", 7, 2)
+    assert job["settings"]["method"] == "hybrid" and job["settings"]["timesteps"] == [999, 749, 499, 249]
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_missing_and_damaged_images_are_generated_the_same_again(letters, tmp_path, monkeypatch):
+    pair, rows = letters
+    generate_images(pair, rows, tmp_path, settings=HYBRID, progress=False)
+    complete, seeds, generate = contents(tmp_path), [], dataset.generate
+    monkeypatch.setattr(dataset, "generate", lambda *a, **k: seeds.append(k["seeds"]) or generate(*a, **k))
+    assert generate_images(pair, rows, tmp_path, settings=HYBRID, progress=False) == 0
+    assert seeds == []
+    kept = tmp_path / "images" / "002.png"
+    before = kept.stat().st_mtime_ns
+    (tmp_path / "images" / "003.png").unlink()
+    (tmp_path / "images" / "006.png").write_bytes(complete["006.png"][:90])
+    with pytest.warns(UserWarning, match=r"006\.png cannot be read.*generated again"):
+        assert generate_images(pair, rows, tmp_path, settings=HYBRID, progress=False) == 2
+    assert seeds == [[20, 30], [60]]  # the whole batch, so that it is the same to the bit
+    assert kept.stat().st_mtime_ns == before
+    assert contents(tmp_path) == complete
+
+
+def test_a_batch_that_another_process_holds_comes_last(letters, tmp_path, monkeypatch):
+    """Its holder dies during the wait, and the batch is generated here."""
+    (tmp_path / ".locks").mkdir()
+    held = FileLock(tmp_path / ".locks" / "0.lock", thread_local=False)
+    held.acquire()
+    generate_batch, numbers = dataset._generate_batch, []
+
+    def observed(*arguments):
+        numbers.append(arguments[-1])
+        if len(numbers) == 3:
+            held.release()
+        return generate_batch(*arguments)
+
+    monkeypatch.setattr(dataset, "_generate_batch", observed)
+    generate_images(*letters, tmp_path, settings=HYBRID, progress=False)
+    assert numbers == [1, 2, 3, 0]
+
+
+def test_a_folder_holds_one_job(letters, tmp_path):
+    pair, rows = letters
+    generate_images(pair, rows[:2], tmp_path, settings=HYBRID, progress=False)
+    for arguments, words in (
+        ({"settings": HYBRID | {"k": 2}}, r"another job.*settings: there .* now .*'k': 2"),
+        ({"batch_size": 1}, "batch_size: there 2, now 1"),
+        ({"rows": [rows[0], rows[1]._replace(seed=1)]}, "prompts: there"),
+        ({"pair": replace(pair, fingerprint="other")}, "weights: there , now other"),
+    ):
+        given = {"pair": pair, "rows": rows[:2], "out": tmp_path, "settings": HYBRID, "progress": False} | arguments
+        with pytest.raises(ValueError, match=words):
+            generate_images(**given)
+
+
+def test_bad_arguments_and_images_are_refused_and_a_full_disk_leaves_no_image(letters, tmp_path, monkeypatch):
+    pair, rows = letters
+    for bad, size, words in (
+        (rows, 0, "batch_size=0"),
+        ([], 1, "rows has 0"),
+        ([Row("../1", "a", 1)], 1, "case '../1'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            generate_images(pair, bad, tmp_path, batch_size=size)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    generate_images(pair, rows[:2], tmp_path / "full", settings=HYBRID, progress=False)
+    (tmp_path / "full" / "images" / "001.png").unlink()
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(os, "fsync", full)
+        generate_images(pair, rows[:2], tmp_path / "full", settings=HYBRID, progress=False)
+    assert list(contents(tmp_path / "full")) == ["000.png"]
+    with torch.no_grad():
+        pair.pipeline.vae.post_quant_conv.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="cases 000, 001 are not finite"):
+        generate_images(pair, rows, tmp_path, settings=HYBRID, progress=False)
+    assert contents(tmp_path) == {}
+
+
+# Several processes on the embedded pair
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return dtviz.load("emoji-dmd"), read_prompts(PROMPTS)[:48]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(emoji, tmp_path_factory):
+    """48 images by one process, in batches of two."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    generate_images(*emoji, out, settings=HYBRID, batch_size=2, progress=False)
+    return contents(out)
+
+
+def test_two_processes_of_torchrun_share_the_work_and_make_the_same_images(undisturbed, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dtviz"]
+    command += ["generate", "--prompts", str(PROMPTS), "--out", str(tmp_path), "--first", "48", "--batch-size", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert contents(tmp_path) == undisturbed
+    assert sorted(record["batch"] for record in dataset.job_log(tmp_path)) == list(range(24))  # none twice
+    assert "process 1 of 2" in done.stdout and "process 2 of 2" in done.stdout
+    assert "48/48" in done.stderr  # one bar of both processes' images
+
+
+def forked(work) -> int:
+    """Start a process that runs `work` with what this one has loaded, so that a kill costs no seconds."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return child
+
+
+def test_killed_20_times_at_random_moments_nothing_is_lost(emoji, undisturbed, tmp_path):
+    """Two processes on one folder, both killed again and again; every third time not before one more image exists."""
+    rng, counts = random.Random(0), [0]
+    (tmp_path / "images").mkdir()
+
+    def work():
+        generate_images(*emoji, tmp_path, settings=HYBRID, batch_size=2, progress=False)
+
+    for i in range(20):
+        two, deadline = [forked(work) for _ in range(2)], time.monotonic() + 60
+        while i % 3 == 0 and dataset.count_images(tmp_path) == counts[-1] < 48 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.1))
+        for process in two:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+        counts.append(dataset.count_images(tmp_path))
+        for path in (tmp_path / "images").glob("*.png"):
+            with Image.open(path) as image:
+                image.load()  # complete
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 4 and counts[1] < 48  # it was at work when it was killed
+    work()
+    assert contents(tmp_path) == undisturbed
+    batches = [record["batch"] for record in dataset.job_log(tmp_path)]
+    assert sorted(batches) == sorted(set(batches))  # no batch was generated twice
+
+
+# Scores
+
+rng = np.random.default_rng(0)
+
+
+def paint(folder, count, *, size=(64, 64), shade=0.5, suffix="png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        coarse = np.clip(rng.normal(shade, 0.25, (8, 8, 3)), 0, 1)
+        Image.fromarray((coarse * 255).astype(np.uint8)).resize(size).save(folder / f"{i:03}.{suffix}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return embedder("efficientnet-lite0", device="cpu")
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A finished job of twelve images of two prompts, and its log."""
+    paint(tmp_path / "job" / "images", 12)
+    rows = [f"{i:03},{'dog face' if i % 2 else 'sunset'},{i}" for i in range(12)]
+    (tmp_path / "job" / "prompts.csv").write_text("\n".join(["case_number,prompt,evaluation_seed", *rows]) + "\n")
+    (tmp_path / "job" / "log").mkdir()
+    record = {"images": 4, "device": "cpu", "nfe": {"base": 1, "distilled": 3}}
+    log = "".join(json.dumps(record | {"batch": i, "seconds": s}) + "\n" for i, s in enumerate((9.0, 2.0, 2.4)))
+    (tmp_path / "job" / "log" / "a-1.jsonl").write_text(log)
+    return tmp_path / "job"
+
+
+def test_every_score_is_the_measures_own_on_the_same_features(job, lite, tmp_path):
+    real = paint(tmp_path / "real", 9, size=(80, 60), shade=0.7, suffix="jpg")
+    cache, clip = Cache(tmp_path / "cache"), embedder("emoji-clip", device="cpu")
+    table = score_images(job, embed=lite, reference=real, text=clip, cache=cache).set_index("measure")
+    a, b = (image_features(image_files(folder), lite, cache=cache) for folder in (job, real))
+    assert table.loc["FD", "value"] == quality.frechet_distance(a, b)
+    assert table.loc["class score", "value"] == quality.inception_score(lite.classify(a))
+    features = clip(np.stack([dataset.read_image(file) for file in image_files(job)]))
+    texts = clip.text(["sunset", "dog face"])
+    expected = np.mean([100 * (features[i::2] @ texts[i]).mean() for i in range(2)])
+    assert table.loc["emoji-clip score", "value"] == pytest.approx(expected, abs=1e-4)
+    assert table.loc["emoji-clip score", "n"] == 2  # prompts, not images
+    assert table.loc["denoiser evaluations an image", "value"] == 4
+    assert table.loc["seconds an image (cpu)", "value"] == pytest.approx(0.6)  # the median; the first batch warms up
+    assert not {"FID", "Inception score", "CLIP score"} & set(table.index)
+    assert table.loc["FD", "images"] == "jpg and png"
+    assert (table.loc["FD", "resize"], table.loc["FD", "n_reference"]) == ("160 px, bilinear, antialiased", 9)
+    itself = score_images(job, embed=lite, reference=job, cache=cache).set_index("measure")
+    assert itself.loc["FD", "value"] == pytest.approx(0, abs=1e-6)
+
+
+def test_features_are_cached_by_the_images_bytes_and_sizes_may_differ(tmp_path, lite):
+    folder, cache = paint(tmp_path / "mixed", 3), Cache(tmp_path / "cache")
+    Image.new("L", (30, 50), 128).save(folder / "grey.png")
+    (folder / "note.txt").write_text("no image")
+    with pytest.warns(UserWarning, match=r"skipped 1 files that are none of"):
+        files = image_files(folder)
+    first = image_features(files, lite, cache=cache)
+    alone = np.concatenate([lite.raw(dataset.read_image(file)[None]) for file in files])
+    assert np.abs(first - alone).max() < 1e-4 * np.abs(alone).max()
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 1
+    Image.new("RGB", (64, 64)).save(folder / "000.png")
+    assert not np.array_equal(image_features(files, lite, cache=cache)[0], first[0])
+
+
+def test_deep_and_turned_images_are_read_as_they_are_meant(tmp_path):
+    grey = np.array([[0, 257, 65535], [514, 1028, 32896]], dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    np.testing.assert_allclose(dataset.read_image(tmp_path / "deep.png"), np.stack([grey / 65535] * 3), atol=1e-6)
+    pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    expected = np.rot90(pixels, -1).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(dataset.read_image(tmp_path / "turned.png"), expected, atol=1e-6)
+
+
+def test_what_cannot_be_scored_is_refused(job, lite, tmp_path):
+    cache, plain = Cache(tmp_path / "cache"), paint(tmp_path / "plain", 2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no images"):
+        score_images(tmp_path / "empty", embed=lite, cache=cache)
+    with pytest.raises(ValueError, match=r"has no prompts\.csv"):
+        score_images(plain, embed=lite, text=embedder("emoji-clip", device="cpu"), cache=cache)
+    assert score_images(plain, embed=lite, cache=cache).empty  # too few for an Inception score
+    (plain / "001.png").write_bytes((plain / "001.png").read_bytes()[:90])
+    with pytest.raises(ValueError, match=r"001\.png cannot be read, is it damaged"):
+        score_images(plain, embed=lite, cache=cache)
+    (job / "images" / "003.png").rename(job / "images" / "other.png")
+    with pytest.raises(ValueError, match="has 12 images for 12 prompts, differing in 003"):
+        score_images(job, embed=lite, cache=cache)

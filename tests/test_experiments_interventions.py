@@ -1,0 +1,123 @@
+"""CADS, particle guidance and replaced x0: closed forms, an autograd oracle, and runs beside reference loops."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+import dtviz
+from dtviz.core.handover import DenoiserCall
+from dtviz.experiments.interventions import anneal, annealing_noise, cads, edit_named, mean_x0, own_x0, repel, zero_x0
+
+TIMES = (999, 749, 499, 249)
+CLOSE = {"atol": 5e-3, "rtol": 1e-3}  # float32 through four steps, whose x0 have magnitudes up to a few hundred
+
+
+def test_text_is_unchanged_below_the_interval_and_all_noise_above():
+    text, noise = torch.randn(2, 5, 4) * 3 + 1, torch.randn(2, 5, 4)
+    assert torch.equal(anneal(text, time=0.6, scale=0.3, noise=noise), text)
+    for scale in (0.1, 0.3):  # rescaling cancels the scale of pure noise
+        unit = (noise - noise.mean((1, 2), keepdim=True)) / noise.std((1, 2), keepdim=True)
+        expected = unit * text.std((1, 2), keepdim=True) + text.mean((1, 2), keepdim=True)
+        torch.testing.assert_close(anneal(text, time=0.9, scale=scale, noise=noise), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_equidistant_x0_move_away_from_their_mean():
+    """At the median distance the kernel is 1 / n, so the push is log(n) times the distance to the mean."""
+    corners = torch.eye(4).reshape(4, 1, 2, 2)
+    expected = corners + 0.5 * math.log(4) * (corners - corners.mean(0))
+    torch.testing.assert_close(repel(0.5)(corners, None), expected)
+    for x0 in (torch.randn(1, 2, 3), torch.ones(4, 2, 3)):  # nothing repels one x0, or equal ones
+        assert torch.equal(repel(1.0)(x0, None), x0)
+
+
+def test_the_push_is_the_gradient_of_the_log_potential():
+    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    bandwidth = torch.pdist(x.detach()).median() ** 2
+    potential = -torch.exp(-(torch.pdist(x) ** 2) * math.log(5) / bandwidth).sum()
+    (gradient,) = torch.autograd.grad(potential, x)
+    torch.testing.assert_close(repel(1.0)(x.detach(), None), x.detach() + bandwidth / 2 * gradient)
+
+
+def test_edits_replace_x0_at_the_hand_over_only():
+    x0, other = torch.randn(3, 4), torch.randn(3, 4)
+    call = DenoiserCall("base", None, torch.tensor(5), predict=lambda role: other if role == "distilled" else None)
+    at_handover = replace(call, hands_over=True)
+    for name, edit, expected in (
+        ("zero", zero_x0, 0 * x0),
+        ("mean", mean_x0, x0.mean(0).expand(3, 4)),
+        ("own", own_x0, other),
+    ):
+        assert edit(x0, call) is x0
+        assert torch.equal(edit(x0, at_handover), expected)
+        assert edit_named(name) is edit
+    assert torch.equal(edit_named(("repel", 0.5))(x0, call), repel(0.5)(x0, call))
+    for wrong in ("repel", "nothing", ("zero", 1)):
+        with pytest.raises(ValueError, match=r"is not one of 'zero', 'mean', 'own', \('repel', strength\)"):
+            edit_named(wrong)
+
+
+def annealed(pair, **settings):
+    with cads(pair, 0.25) as on_call:
+        return dtviz.generate(pair, "a dog", on_call=on_call, **settings)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+def test_cads_beside_a_reference_loop(pair, guidance):
+    """DMD2's loop written out. With guidance only the prompt's half of the batch is annealed, in the first step too."""
+    trace = annealed(pair, seeds=[5], guidance=guidance)
+    text, empty = pair.pipeline.encode_prompt(["a dog"], "cpu", 1, True)
+    alphas, generator = pair.pipeline.scheduler.alphas_cumprod, torch.Generator().manual_seed(5)
+    annealing = annealing_noise(5)
+    x = torch.randn(1, 4, 8, 8, generator=generator)
+    for i, t in enumerate(TIMES):
+        changed = anneal(text, time=t / 1000, scale=0.25, noise=torch.randn(text.shape[1:], generator=annealing)[None])
+        with torch.no_grad():
+            noise = pair.distilled(x, t, changed).sample
+            if guidance > 1:
+                unguided = pair.distilled(x, t, empty).sample
+                noise = unguided + guidance * (noise - unguided)
+        x0 = (x - (1 - alphas[t]).sqrt() * noise) / alphas[t].sqrt()
+        torch.testing.assert_close(trace.x0[i], x0, **CLOSE)
+        if i + 1 < len(TIMES):
+            after = alphas[TIMES[i + 1]]
+            x = after.sqrt() * x0 + (1 - after).sqrt() * torch.randn(x.shape, generator=generator)
+    plain = dtviz.generate(pair, "a dog", seeds=[5], guidance=guidance)
+    assert not torch.allclose(trace.x0[0], plain.x0[0], atol=1e-3)
+
+
+def test_annealing_is_the_seeds_own_and_ends_with_the_block(pair):
+    together = annealed(pair, seeds=[5, 6], batch_size=2, x_t=True)
+    torch.testing.assert_close(together.final[1:], annealed(pair, seeds=[6]).final, **CLOSE)
+    torch.testing.assert_close(together.final, annealed(pair, seeds=[5, 6], batch_size=1).final, **CLOSE)
+    plain = dtviz.generate(pair, "a dog", seeds=[5, 6], batch_size=2, x_t=True)
+    assert torch.equal(together.x_t[0], plain.x_t[0])  # the initial noise
+    assert not pair.base._forward_pre_hooks
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**32 + 5])
+def test_annealing_noise_is_not_the_samples_own(seed):
+    """torch reads the low 32 bits of a seed alone."""
+    own, other = torch.Generator().manual_seed(seed), annealing_noise(seed)
+    noise = [torch.randn(1000, generator=generator) for generator in (own, other)]
+    assert abs(torch.corrcoef(torch.stack(noise))[0, 1]) < 0.15  # five deviations of independent noise
+
+
+def test_a_run_with_particle_guidance(pair):
+    """After the first step the sample differs from the plain one by the push alone, times that level's signal."""
+    settings = {"method": "distilled", "seeds": [5, 6, 7], "batch_size": 3, "x_t": True}
+    plain, pushed = (dtviz.generate(pair, "a dog", edit_x0=repel(s), **settings) for s in (0.0, 0.5))
+    push = repel(0.5)(plain.x0[0], None) - plain.x0[0]
+    signal = 1 / (plain.sigmas[1] ** 2 + 1).sqrt()
+    torch.testing.assert_close(pushed.x_t[1] - plain.x_t[1], signal * push, **CLOSE)
+
+
+def test_bad_strengths_and_a_denoiser_without_text_are_refused(pair):
+    for strength in (-0.1, float("nan"), float("inf")):
+        for name, make in (("scale", partial(cads, pair)), ("strength", repel)):
+            with pytest.raises(ValueError, match=f"{name}={strength} must be a number of at least 0"), make(strength):
+                pass
+    with cads(pair, 0.1), pytest.raises(NotImplementedError, match="UNet2DConditionModel is not given its text"):
+        pair.base(torch.zeros(1, 4, 8, 8), 0, class_labels=None)

@@ -1,0 +1,108 @@
+"""slider_cases: controls of a CSV and those that are shipped, with their prompts and scores."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import dtviz
+from dtviz import controls
+from dtviz.experiments import slider_cases as cases
+from dtviz.models.classifiers import Classifier
+
+PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
+MODULE = "mid_block.attentions.0.proj_in"
+TENSORS = {f"{MODULE}.lora_A.weight": torch.ones(1, 3), f"{MODULE}.lora_B.weight": torch.ones(2, 1)}
+
+
+@pytest.fixture
+def listed(tmp_path) -> Path:
+    """A CSV of two controls, files beside it."""
+    for name in ("a", "b"):
+        controls.Control(name, "slider", TENSORS).save(tmp_path / "files" / f"{name}.safetensors")
+    rows = [
+        ("smile", "files/a.safetensors", "man", "grinning face", 1.5),
+        ("smile", "files/a.safetensors", "baby", "grinning face", 1.5),
+        ("age", "files/b.safetensors", "girl", "woman", 1.0),
+    ]
+    pd.DataFrame(rows, columns=list(cases.COLUMNS)).to_csv(tmp_path / "mine.csv", index=False)
+    return tmp_path / "mine.csv"
+
+
+def edit(path: Path, **columns) -> None:
+    pd.read_csv(path).assign(**columns).to_csv(path, index=False)
+
+
+def test_a_csv_of_ones_own(listed):
+    smile, age = cases.load("emoji-dmd", file=listed)
+    assert (smile.control.name, smile.prompts, smile.scale) == ("smile", ("man", "baby"), 1.5)
+    [score] = smile.measures
+    assert (score.name, score.embedder) == ("emoji-clip score", "emoji-clip")
+    clip = dtviz.embedder("emoji-clip")
+    np.testing.assert_allclose(age.measures[0]("girl", clip.text(["woman"])), 100, atol=1e-3)
+    images = clip(torch.rand(3, 3, 64, 64))
+    np.testing.assert_allclose(score("baby", images), 100 * images @ clip.text(["grinning face"])[0], atol=1e-4)
+    assert smile.facts()["fingerprint"] == smile.control.fingerprint
+    edit(listed, away=["angry face", "loudly crying face", "man"])
+    score, contrast = cases.load("emoji-dmd", file=listed)[0].measures
+    away = 100 * images @ clip.text(["loudly crying face"])[0]
+    assert contrast.name == "emoji-clip contrast"
+    np.testing.assert_allclose(contrast("baby", images), score("baby", images) - away, atol=1e-4)
+    edit(listed, away="")
+    assert len(cases.load("emoji-dmd", file=listed)[0].measures) == 1
+
+
+def test_a_csv_says_what_each_was_trained_on(listed):
+    assert cases.load("emoji-dmd", file=listed, trained_on="emoji-lcm") == []
+    edit(listed, trained_on=["base", "base", "emoji-lcm"])
+    [case] = cases.load("emoji-dmd", file=listed, trained_on="emoji-lcm")
+    assert case.control.name == "age"
+
+
+def test_what_a_csv_lacks_is_named(listed, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    edit(listed, file="someone/sliders/age.safetensors")
+    with pytest.raises(
+        dtviz.Unavailable, match="age.safetensors of control 'someone/sliders' is not in this machine's hub cache"
+    ):
+        cases.load("emoji-dmd", file=listed)
+    pd.read_csv(listed).drop(columns=["towards", "scale"]).to_csv(listed, index=False)
+    with pytest.raises(ValueError, match="lacks the columns towards, scale; it has control, file, prompt"):
+        cases.load("emoji-dmd", file=listed)
+    with pytest.raises(ValueError, match="for 'sdxl-dmd': give file=, a CSV with the columns control, file, prompt"):
+        cases.load("sdxl-dmd")
+
+
+def test_the_list_for_sdxl_is_complete():
+    table = pd.read_csv(PROMPTS / "sdxl_controls.csv", keep_default_na=False)
+    assert set(cases.COLUMNS) <= set(table.columns)
+    assert (table.groupby("control")["prompt"].nunique() == 8).all()
+    assert not table.duplicated(["control", "prompt"]).any()
+    assert (table[["file", "prompt", "towards"]] != "").all(axis=None)
+    assert cases.distilled_pairs("sdxl-lcm")["Turbo"] == "sdxl-turbo"
+
+
+def test_shipped_controls_by_what_they_were_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("DTVIZ_CONTROLS", str(tmp_path))
+    facts = {"prompts": ["man", "girl"], "positive": ["man", "woman"], "negative": ["baby", "baby"], "scale": 2.0}
+    for folder, role, pair in (("", "base", "emoji-dmd"), ("emoji-lcm", "distilled", "emoji-lcm")):
+        control = controls.Control("age", "slider", TENSORS, facts | {"trained_on": {"pair": pair, "role": role}})
+        control.save(tmp_path / folder / "age.safetensors")
+    [own] = cases.load("emoji-dmd")
+    assert (own.control.name, own.prompts, own.scale) == ("age", ("girl", "man"), 2.0)
+    assert [measure.name for measure in own.measures] == ["emoji-clip score", "emoji-clip contrast", "concept judge"]
+    [reverse] = cases.load("emoji-dmd", trained_on="emoji-lcm")
+    assert reverse.control.facts["trained_on"]["role"] == "distilled"
+    assert cases.load("emoji-dmd", trained_on="emoji-turbo") == []
+    assert controls.load("age").fingerprint == controls.load("emoji-lcm/age").fingerprint == own.control.fingerprint
+
+
+def test_a_classifier_score_compares_the_two_ends():
+    """Three classes along three axes. The posterior of one of two is a logistic function of their difference."""
+    classifier = Classifier("concept", "pixels", ("man", "baby", "woman"), np.eye(3), np.zeros(3))
+    score = cases.posterior(classifier, {"girl": "woman"}, {"girl": ("woman", "baby")})
+    features = np.array([[9.0, 1.0, 2.0], [0.0, 3.0, 0.5]])
+    np.testing.assert_allclose(score("girl", features), 100 / (1 + np.exp(-np.array([1.0, -2.5]))))
+    assert score.embedder == "pixels"

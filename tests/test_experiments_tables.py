@@ -1,0 +1,219 @@
+"""Tables with units: what is written is read back to the last digit, and Table 3 has the paper's layout."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtviz.controls import effect
+from dtviz.experiments import tables
+from dtviz.experiments.paper import printed
+from dtviz.metrics.concepts import ConceptPair
+from dtviz.metrics.diversity import mean_pairwise
+from dtviz.metrics.statistics import mean_interval
+
+UNIT = "1 - cosine"
+
+
+def paper():
+    """The paper's Table 3 as a long table, without its average."""
+    rows = printed("table3").query("prompt != 'Average'")
+    return rows.melt("prompt", var_name="method", value_name="value")
+
+
+def with_intervals():
+    return paper().assign(low=lambda t: t["value"] - 0.02, high=lambda t: t["value"] + 0.02, n=100)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.floats(allow_nan=False), min_size=1, max_size=4),
+    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), min_size=1), min_size=1, max_size=4),
+)
+def test_save_and_load_keep_every_digit_and_word(tmp_path_factory, values, prompts):
+    n = min(len(values), len(prompts))
+    prompts = [f"a {prompt}" for prompt in prompts]  # a prompt "12" is a number to any CSV reader
+    written = pd.DataFrame({"prompt": prompts[:n], "value": values[:n], "n": range(n)})
+    path = tables.save(written, tmp_path_factory.mktemp("t") / "t.csv", units={"value": "s"})
+    read = tables.load(path)
+    assert read["prompt"].tolist() == prompts[:n]
+    assert read["value"].tolist() == values[:n]
+    assert read.attrs["units"] == {"value": "s"}
+
+
+def test_save_marks_units_and_keeps_gaps(tmp_path):
+    written = pd.DataFrame({"prompt": ["NA", "null"], "value": [0.1, np.nan]})
+    path = tables.save(written, tmp_path / "deep" / "t.csv", units={"value": UNIT})
+    assert path.read_text().splitlines()[0] == "prompt,value [1 - cosine]"
+    pd.testing.assert_frame_equal(tables.load(path), written, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("frame", "units", "message"),
+    [
+        ({"value": [0.1]}, {}, r"\['value'\] hold floats and have no unit"),
+        ({"value": [0.1]}, {"value": "s", "low": "s"}, r"units name \['low'\]"),
+        ({"value": [0.1]}, {"value": "s]"}, "bracket"),
+        ({"x [m]": [1]}, {}, "bracket"),
+    ],
+)
+def test_save_refuses(tmp_path, frame, units, message):
+    with pytest.raises(ValueError, match=message):
+        tables.save(pd.DataFrame(frame), tmp_path / "t.csv", units=units)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tables.save(paper(), tmp_path / "t.csv", units={"value": UNIT})
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*t\.csv'"):
+        tables.save(paper().head(1), path, units={"value": UNIT})
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_wide_keeps_the_order_and_undoes_the_long_form():
+    shuffled = paper().iloc[::-1]
+    assert tables.wide(shuffled).index[0] == "Van Gogh art"
+    expected = printed("table3").set_index("prompt").drop("Average")
+    pd.testing.assert_frame_equal(tables.wide(paper()), expected, check_names=False, check_column_type=False)
+
+
+def test_wide_refuses_what_is_twice_or_missing():
+    with pytest.raises(ValueError, match=r"twice: \[\['Sunset beach', 'base'\]\]"):
+        tables.wide(pd.concat([paper(), paper().head(1)]))
+    with pytest.raises(ValueError, match=r"missing: \[\('Sunset beach', 'base'\)\]"):
+        tables.wide(paper().drop(index=0))
+
+
+def test_average_is_the_papers_and_comes_with_students_interval():
+    averaged = tables.add_average(with_intervals(), interval=mean_interval)
+    rows = averaged[averaged["prompt"] == "Average"].set_index("method")
+    assert rows["value"].round(3).to_dict() == {"base": 0.337, "distilled": 0.264, "hybrid": 0.350}
+    expected = mean_interval(paper().query("method == 'hybrid'")["value"])
+    assert (rows.loc["hybrid", "low"], rows.loc["hybrid", "high"]) == pytest.approx((expected.low, expected.high))
+    assert rows["n"].tolist() == [5, 5, 5]
+    assert averaged["n"].dtype == int
+    with pytest.raises(ValueError, match="already has"):
+        tables.add_average(averaged, interval=mean_interval)
+
+
+def test_best_is_what_the_paper_printed_bold_and_ties_share_it():
+    averaged = tables.wide(tables.add_average(paper(), interval=mean_interval))
+    bold = tables.best(averaged)
+    assert bold.idxmax(axis=1).tolist() == ["base", "hybrid", "hybrid", "base", "hybrid", "hybrid"]
+    assert bold.to_numpy().sum() == 6
+    tie = tables.best(pd.DataFrame({"base": [0.3001], "hybrid": [0.3002]}))
+    assert tie.loc[0].tolist() == [True, True]
+    assert tables.best(pd.DataFrame({"base": [0.3001], "hybrid": [0.3002]}), digits=4).loc[0].tolist() == [False, True]
+
+
+def test_show_bolds_the_best_and_prints_half_intervals():
+    html = tables.show(with_intervals().query("prompt == 'Person'")).to_html()
+    assert html.count("font-weight: bold") == 1
+    for text in ("0.484 ± 0.020", "0.347 ± 0.020", "0.461 ± 0.020"):
+        assert text in html
+
+
+# Tables that several notebooks make.
+
+
+class FakeStudy:
+    """A study whose features are known: base samples differ, the others are alike."""
+
+    seeds = (0, 1, 2)
+
+    def features(self, prompt, method, **settings):
+        return np.eye(3) if method == "base" else np.ones((3, 3)) + 0.1 * np.eye(3)
+
+    def ran(self, method, **settings):
+        return {"nfe": {"base": 2, "distilled": 3}}
+
+
+def test_measure_has_a_row_for_each_prompt_and_method():
+    methods = {"base": ("base", {}), "distilled": ("distilled", {"k": 1})}
+    table = tables.measure(FakeStudy(), ["dog", "cat"], methods)
+    assert table[["prompt", "method"]].values.tolist() == [[p, m] for p in ("dog", "cat") for m in methods]
+    assert table["value"].tolist() == [mean_pairwise(FakeStudy().features("", m)).value for m in methods] * 2
+    assert table["nfe"].tolist() == [5] * 4
+    assert table["accuracy"].isna().all()
+    points = tables.plane(table, x="nfe", y="value")
+    assert points["method"].tolist() == ["base", "distilled"]
+    assert points[["x", "x_low", "x_high"]].values.tolist() == [[5, 5, 5]] * 2
+    assert points["y"].tolist() == table["value"].head(2).tolist()
+
+
+def test_means_are_students_by_group_in_order_of_appearance():
+    table = paper()
+    means = tables.means(table, ["method"])
+    assert means["method"].tolist() == ["base", "distilled", "hybrid"]
+    for row in means.itertuples():
+        assert vars(mean_interval(table[table["method"] == row.method]["value"])) == {
+            name: getattr(row, name) for name in ("value", "low", "high", "n")
+        }
+
+
+def test_differences_leave_the_average_out():
+    averaged = tables.add_average(paper(), interval=mean_interval).assign(twice=lambda t: 2 * t["value"])
+    [(name, (a, b))] = tables.differences(averaged, [("hybrid", "base")], column="twice", label="x: ").items()
+    assert name == "x: hybrid - base"
+    assert (a / 2).tolist() == tables.wide(paper())["hybrid"].tolist()
+    assert len(b) == 5
+
+
+def test_effects_are_those_of_the_arrays():
+    rng = np.random.default_rng(0)
+    arrays = {model: (rng.normal(size=(8, 3)), rng.normal(size=(8, 3))) for model in ("base", "LCM")}
+    parts = []
+    for model, (original, controlled) in arrays.items():
+        index = pd.MultiIndex.from_product([[f"p{9 - i}" for i in range(8)], range(3)], names=["prompt", "seed"])
+        part = index.to_frame(index=False).assign(control="age", measure="score", model=model)
+        parts.append(part.assign(original=original.ravel(), controlled=controlled.ravel()))
+    table = tables.effects(pd.concat(parts))
+    assert table.columns[:3].tolist() == ["control", "measure", "model"]
+    pd.testing.assert_frame_equal(table.drop(columns=["control", "measure"]), effect(arrays, over="prompts"))
+    few = tables.effects(pd.concat(parts), least=9)
+    assert few["over"].tolist() == ["seeds", "seeds"]
+    assert [line.split(":")[0] for line in tables.conclude_effects(table)] == ["age, score, base", "age, score, LCM"]
+
+
+def test_missing_concepts_finds_the_change_of_mind():
+    classes, asked, alone = ("a", "b", "c", "d"), {"a and b": ConceptPair("a", "b", ("d", "c"))}, {"a": "a", "b": "b"}
+    final = np.array([[0.97, 0.01, 0.01, 0.01]])
+    changed = np.stack([[[0.02, 0.96, 0.01, 0.01]], [[0.03, 0.95, 0.01, 0.01]], final])  # shows b, ends as a
+    posteriors = {("base", "a and b"): changed, ("base", "a"): np.stack([final] * 3)}
+    posteriors["base", "b"] = posteriors["base", "a"][..., [1, 0, 2, 3]]
+    rules = {"classes": classes, "seeds": [10], "present": 0.9, "absent": 0.1}
+    table = tables.missing_concepts(posteriors, asked, alone, **rules)
+    [row] = table[table["level"] >= 0.9].to_dict("records")
+    assert (row["condition"], row["concept"], row["seed"], row["step"], row["final"]) == ("asked for", "b", 10, 1, "a")
+    assert table["condition"].value_counts().to_dict() == {
+        "asked for": 1, "not asked for, same images": 2, "not asked for, own prompt": 2,
+    }  # fmt: skip
+
+
+def test_errors_are_every_fourth_sample_of_another_prompt():
+    mixed = tables.with_errors([np.full((7, 1), float(i)) for i in range(3)])
+    for i, rows in enumerate(mixed):
+        assert np.flatnonzero(rows[:, 0] != i).tolist() == [2, 6]
+    with pytest.raises(ValueError, match="at least 2"):
+        tables.with_errors([np.zeros((3, 1))])
+
+
+def test_agreement_is_one_for_a_monotone_measure():
+    table = paper().rename(columns={"value": "distance"}).assign(square=lambda t: t["distance"] ** 2, flat=1.0)
+    rows = tables.agreement(table, ["distance", "square", "flat"], other="distance")
+    assert rows.index.tolist() == ["distance", "square"]
+    assert rows[["value", "over prompts"]].to_numpy() == pytest.approx(np.ones((2, 2)))
+
+
+def test_values_told_apart_of_sure_and_unsure_posteriors():
+    assert tables.values_told_apart(np.full((4, 2), 0.5)) == pytest.approx({"values": 2, "told": 1, "spread": 2})

@@ -1,0 +1,68 @@
+"""The command line: exit statuses, one-line errors, and the README's commands."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from dtviz.__main__ import _value, main
+from dtviz.experiments import notebooks
+from dtviz.files import ROOT
+
+
+def command_line(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dtviz", *arguments]
+    environment = os.environ | environment
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("figures --only fig55", "fig55"),
+        ("figures --jobs 0", "jobs=0"),
+        ("figures --pair emoji-dmdd", "emoji-dmdd"),
+        ("figures -p n_sed 3", "n_sed"),
+        ("figures --pair sdxl-dmd", "sdxl-dmd"),
+        ("generate --prompts {bad} --out {out}", "line 2: evaluation_seed 'x'"),
+        ("score {out}", "out holds no images"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_2(arguments, words, tmp_path):
+    (tmp_path / "bad.csv").write_text("case_number,prompt,evaluation_seed\n1,a dog,x\n")
+    arguments = arguments.format(bad=tmp_path / "bad.csv", out=tmp_path / "out")
+    if "score" in arguments:
+        arguments += " --embedder efficientnet-lite0"
+    done = command_line(*arguments.split(), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("dtviz: ") and done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_documented_commands_are_accepted(monkeypatch):
+    """Each `dtviz figures` of the README and docs names existing notebooks and parameters."""
+    texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    commands = [found for text in texts for found in re.findall(r"python -m dtviz (figures [^`#\n]*)", text)]
+    assert commands
+    chosen = []
+    monkeypatch.setattr(notebooks, "check_available", lambda name: None)
+    monkeypatch.setattr(notebooks, "_run_all", lambda names, *_: chosen.append(names))
+    for command in commands:
+        assert main(shlex.split(command.replace("NAME", "fig5"))) == 0, command
+    assert len(chosen) == len(commands)
+
+
+def test_pairs_are_listed():
+    assert "emoji-dmd" in command_line("pairs").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("3", 3), ("1e-5", 1e-5), ("True", True), ("dog face", "dog face"), ("", "")]
+)
+def test_values_on_the_command_line(text, value):
+    assert _value(text) == value
+    assert type(_value(text)) is type(value)

@@ -1,0 +1,176 @@
+"""metrics.concepts against cases with known truth, loops, closed forms, and classifiers that are unsure or wrong."""
+
+import numpy as np
+import pytest
+from scipy import special
+
+from dtviz.metrics.concepts import (
+    ConceptPair,
+    calibration,
+    changes_of_mind,
+    concept_pairs,
+    concept_posterior,
+    marginal_entropy,
+    mutual_information,
+    occlude,
+    occlusion_box,
+    occlusion_windows,
+)
+from dtviz.metrics.diversity import entropy
+
+
+@pytest.mark.parametrize(
+    ("steps", "final", "changed", "level", "step"),
+    [
+        ((0.1, 0.95, 0.97, 0.92, 0.2), 0.0, True, 0.95, 2),  # shown at steps 1 to 3, best at 2
+        ((0.95, 0.92, 0.1, 0.0, 0.0), 0.0, True, 0.92, 0),  # from the very first step
+        ((0.1, 0.1, 0.1, 0.9, 0.9), 0.1, True, 0.9, 3),  # until the very last one; both thresholds count
+        ((0.9, 0.9, 0.1, 0.99, 0.1), 0.0, True, 0.9, 0),  # the flicker at 3 is higher, but is one
+        ((0.1, 0.99, 0.2, 0.99, 0.1), 0.0, False, 0.2, 1),  # two flickers
+        ((0.89, 0.89, 0.89, 0.89, 0.89), 0.0, False, 0.89, 0),  # never shown
+        ((0.95, 0.95, 0.95, 0.95, 0.95), 0.97, False, 0.95, 0),  # and still there
+        ((0.95, 0.95, 0.5, 0.5, 0.5), 0.11, False, 0.95, 0),  # not quite absent
+    ],
+)
+def test_changes_of_known_cases(steps, final, changed, level, step):
+    changes = changes_of_mind(np.array(steps)[:, None, None], [[final]], present=0.9, absent=0.1, steps=2)
+    assert (changes.changed.item(), changes.level.item(), changes.step.item()) == (changed, level, step)
+
+
+def test_changes_by_a_loop_over_every_run():
+    rng = np.random.default_rng(0)
+    posteriors, final = rng.uniform(size=(9, 20, 6)), rng.uniform(size=(20, 6))
+    for needed in (1, 2, 3):
+        changes = changes_of_mind(posteriors, final, present=0.5, absent=0.4, steps=needed)
+        for sample, concept in np.ndindex(20, 6):
+            curve = posteriors[:, sample, concept].tolist()
+            start = max(range(10 - needed), key=lambda first: min(curve[first : first + needed]))
+            run = curve[start : start + needed]
+            assert changes.level[sample, concept] == min(run)
+            assert changes.step[sample, concept] == start + run.index(max(run))
+            assert changes.changed[sample, concept] == (min(run) >= 0.5 and final[sample, concept] <= 0.4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"final": np.zeros((2, 2))}, "must be"),
+        ({"posteriors": np.full((4, 1, 1), 1.1)}, "posteriors of shape"),
+        ({"final": [[np.nan]]}, "final of shape"),
+        ({"absent": 0.9}, "absent=0.9 and present=0.9"),
+        ({"steps": 5}, "steps=5 must be from 1 to the 4"),
+    ],
+)
+def test_changes_refuse(settings, message):
+    with pytest.raises(ValueError, match=message):
+        changes_of_mind(**({"posteriors": np.zeros((4, 1, 1)), "final": [[0.0]]} | settings))
+
+
+def test_a_classifier_that_draws_the_truth_from_its_posteriors_is_calibrated():
+    rng = np.random.default_rng(0)
+    posteriors = rng.dirichlet([0.3] * 5, size=20_000)
+    truth = (rng.uniform(size=(20_000, 1)) > posteriors.cumsum(axis=1)).sum(axis=1)
+    result = calibration(posteriors, truth)
+    # The standard error of a share of 20,000 is at most .0035; ten bins' mean absolute error of 2,000 each about .01.
+    assert result.accuracy == pytest.approx(result.confidence, abs=0.014)
+    assert result.error < 0.02
+    sure = np.eye(5)[posteriors.argmax(axis=1)]  # the same first choices, all of them certain
+    assert calibration(sure, truth).error == pytest.approx(1 - result.accuracy, abs=1e-12)
+    with pytest.raises(ValueError, match="must be"):
+        calibration([[0.5, 0.5]], [0, 1])
+
+
+def test_concept_posterior_against_one_text_is_a_logistic_curve_and_two_concepts_do_not_compete():
+    cosines = np.array([[0.31, 0.31, 0.2], [0.1, 0.2, 0.25]])
+    posterior = concept_posterior(cosines, [[0.25], [0.25]])
+    np.testing.assert_allclose(posterior, special.expit(100 * (cosines - 0.25)), rtol=1e-12)
+    assert posterior[0, 0] == posterior[0, 1] > 0.99
+    np.testing.assert_allclose(concept_posterior([0.3], [0.3, 0.3, 0.3]), [1 / 4])  # one of four alike
+    with pytest.raises(ValueError, match="must be"):
+        concept_posterior([0.3], [])
+
+
+def test_concept_pairs_use_every_concept_once_in_each_place():
+    names = ["a", "b", "c", "d", "e"]
+    pairs = concept_pairs(names)
+    assert pairs[0] == ConceptPair("a", "b", ("e", "c"))
+    assert pairs[-1] == ConceptPair("e", "a", ("d", "b"))
+    for places in zip(*((one.first, one.second, *one.others) for one in pairs), strict=True):
+        assert sorted(places) == names
+    with pytest.raises(ValueError, match="at least four different"):
+        concept_pairs(["a", "b", "c", "a"])
+
+
+def test_sure_posteriors_are_labels():
+    """One certain value an image: the information is the labels' entropy, its correction included."""
+    labels = np.random.default_rng(1).integers(0, 4, 25)
+    assert mutual_information(np.eye(6)[labels]) == pytest.approx(entropy(labels), abs=1e-15)  # two are never said
+    assert marginal_entropy(np.eye(6)[labels]) == pytest.approx(entropy(labels) - 3 / 50, abs=1e-15)
+    doubt = np.full((40, 5), 0.2)  # an unsure classifier: entropy and no information
+    assert (marginal_entropy(doubt), mutual_information(doubt)) == pytest.approx((np.log(5), 0), abs=1e-15)
+
+
+def test_information_is_the_mean_divergence_from_the_mean():
+    """The second definition: mean over images of KL(posterior || mean), and symmetric in images and in values."""
+    p = np.random.default_rng(0).dirichlet([0.5, 1.0, 2.0, 3.0], size=30)
+    correction = (p.var(axis=0) / p.mean(axis=0)).sum() / 60
+    divergence = special.rel_entr(p, p.mean(axis=0)).sum(axis=1).mean()
+    assert mutual_information(p) == pytest.approx(divergence + correction, abs=1e-14)
+    assert mutual_information(p[::-1, ::-1]) == pytest.approx(mutual_information(p), abs=1e-14)
+
+
+def test_correction_takes_the_bias_of_few_images_away():
+    """Dirichlet posteriors, whose expected entropy is known: psi(A + 1) - sum a / A psi(a + 1)."""
+    a = np.array([0.3, 0.3, 0.6, 0.8])
+    share, total = a / a.sum(), a.sum()
+    truth = special.entr(share).sum() - (special.digamma(total + 1) - (share * special.digamma(a + 1)).sum())
+    draws = np.random.default_rng(0).dirichlet(a, size=(2000, 10))
+    corrected = [mutual_information(p) for p in draws]
+    plain = [special.rel_entr(p, p.mean(axis=0)).sum(axis=1).mean() for p in draws]
+    assert truth - np.mean(plain) > 10 * np.std(corrected) / np.sqrt(len(draws))  # ten images: too low by .05
+    assert abs(truth - np.mean(corrected)) < 0.25 * (truth - np.mean(plain))
+
+
+@pytest.mark.parametrize("bad", [np.ones((2, 2)), [[1.5, -0.5]], [0.5, 0.5], np.zeros((0, 2)), [[np.nan, 1.0]]])
+def test_posteriors_that_are_none_are_refused(bad):
+    with pytest.raises(ValueError, match="probabilities"):
+        mutual_information(bad)
+
+
+def test_windows_cover_every_pixel_and_stay_inside():
+    for height, width, size, stride in ((64, 64, 16, 8), (64, 64, 16, 7), (5, 9, 4, 3), (3, 3, 8, 2)):
+        count = np.zeros((height, width), int)
+        for top, left, bottom, right in occlusion_windows(height, width, size=size, stride=stride):
+            assert 0 <= top < bottom <= min(height, top + size) and 0 <= left < right <= min(width, left + size)
+            count[top:bottom, left:right] += 1
+        assert count.min() >= 1
+    with pytest.raises(ValueError, match="stride=5 must be from 1 to size=4"):
+        occlusion_windows(8, 8, size=4, stride=5)
+
+
+@pytest.mark.parametrize("truth", [(16, 24, 40, 48), (0, 0, 16, 16), (40, 8, 64, 24)])
+def test_the_box_is_around_what_the_score_sees(truth):
+    """The score is the red of one rectangle; a second, paler one elsewhere must not stretch the box."""
+    top, left, bottom, right = truth
+    image = np.ones((3, 64, 64))
+    image[1:, top:bottom, left:right] = 0
+    image[1:, 48:64, 48:64] = 0.8
+    places = occlusion_windows(64, 64, size=8, stride=4)
+    hidden = occlude(image, places)
+    for (t, x, b, r), one in zip(places, hidden, strict=True):  # a white border: the place is white, the rest the same
+        expected = image.copy()
+        expected[:, t:b, x:r] = 1
+        np.testing.assert_array_equal(one, expected)
+    drops = (1 - image[1]).sum() - (1 - hidden[:, 1]).sum(axis=(1, 2))
+    # A patch of 8 reaches half of its own size over an edge before half of its drop is gone, and strides are 4.
+    assert np.abs(np.subtract(occlusion_box(drops, places, shape=(64, 64)), truth)).max() <= 4
+
+
+def test_the_box_is_the_connected_region_of_the_largest_drop():
+    places = occlusion_windows(2, 6, size=2, stride=2)
+    assert occlusion_box([0.6, 0.0, 1.0], places, shape=(2, 6)) == (0, 4, 2, 6)  # the left one is not connected
+    assert occlusion_box([0.6, 0.5, 1.0], places, shape=(2, 6)) == (0, 0, 2, 6)
+    assert occlusion_box([0.6, 0.5, 1.0], places, shape=(2, 6), share=0.7) == (0, 4, 2, 6)
+    for drops, message in (([-1.0, 0.0, -0.5], "nothing to box"), ([1.0, 0.0], r"drops \(2,\)")):
+        with pytest.raises(ValueError, match=message):
+            occlusion_box(drops, places, shape=(2, 6))

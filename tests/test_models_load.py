@@ -1,0 +1,416 @@
+"""Loading pairs. Hub pairs have tiny random weights in each repository's layout, loaded by the code of the real ones.
+
+The oracle of every sampler is the pair's own diffusers pipeline, called by hand as the model cards say.
+"""
+
+import inspect
+import math
+import socket
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import diffusers
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import dtviz
+from dtviz.files import data
+from dtviz.models.load import check_available, load, read_weights
+from dtviz.models.registry import FLUX, PIXART, SANA, SD15, SD35, SDXL, SPECS
+
+from .repos import BASES, sana_parts, sana_transformer
+
+EMBEDDED = [name for name, spec in SPECS.items() if spec.embedded]
+CALLS = {SDXL: {}, SD15: {}, SD35: {}, FLUX: {"height": 32, "width": 32}}
+CALLS |= {
+    base: {"use_resolution_binning": False, "height": side, "width": side} for base, side in ((PIXART, 16), (SANA, 32))
+}
+CALLS[SANA]["complex_human_instruction"] = None  # two thousand letters, each a token here
+DISTILLED = {  # how a distilled network differs from its base
+    "sdxl-lcm": {"time_cond_proj_dim": 16},
+    "flux-schnell": {"guidance_embeds": False},
+    "sana-sprint": {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"},
+}
+EVEN, LCM = [999, 749, 499, 249], [999, 759, 499, 259]
+TIMESTEPS = {
+    "sdxl-dmd": EVEN, "sdxl-lcm": LCM, "sdxl-turbo": EVEN, "sdxl-lightning": EVEN, "sdxl-dmd-lora": EVEN,
+    "sdxl-lcm-lora": LCM, "sdxl-lightning-lora": EVEN, "sdxl-hyper-lora": EVEN, "sdxl-tcd-lora": LCM, "sd15-lcm-lora": LCM,
+    "sd15-hyper-lora": EVEN, "pixart-lcm": LCM, "flux-schnell": [1000, 750, 500, 250],
+    # 3 s / (1 + 2 s) of even steps between that of 1 and that of 1/1000, as SD 3's own scheduler has it
+    "sd35-turbo": [1000 * 3 * s / (1 + 2 * s) for s in np.linspace(1, 3 / 1002, 4)],
+    "sana-sprint": [1000 * math.sin(t) / (math.sin(t) + math.cos(t)) for t in (math.pi / 2, 1.3)],
+}  # fmt: skip
+# Names of the two factors in published files, and the factor alpha / rank; kohya's where nothing is said
+KOHYA = ("lora_unet_{}.lora_down.weight", "lora_unet_{}.lora_up.weight", 0.5)
+KEYS = {
+    "sdxl-tcd-lora": ("unet.{}.lora_A.weight", "unet.{}.lora_B.weight", 1.0),
+    "sdxl-dmd-lora": ("unet.{}.lora.down.weight", "unet.{}.lora.up.weight", 1.0),
+}
+
+
+def lora_keys(name: str, module: str) -> list[str]:
+    keys = KEYS.get(name, KOHYA)
+    return [key.format(module.replace(".", "_") if keys is KOHYA else module) for key in keys[:2]]
+
+
+def random_lora(name: str, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A LoRA of rank 2 on the attentions of a network, under the keys of this pair's published file."""
+    state = {}
+    for path, module in network.named_modules():
+        if path.endswith(("to_q", "to_k", "to_v", "to_out.0")) and isinstance(module, torch.nn.Linear):
+            down, up = lora_keys(name, path)
+            state |= {
+                down: torch.randn(2, module.in_features) * 0.3,
+                up: torch.randn(module.out_features, 2) * 0.3,
+            }
+            if name not in KEYS:
+                state[down.replace("lora_down.weight", "alpha")] = torch.tensor(1.0)
+    return state
+
+
+def save_distilled(name: str, network: torch.nn.Module, folder: Path, variant: str | None = None) -> None:
+    """Save a network in the layout of this pair's repository. Of a LoRA it is the base."""
+    folder.mkdir(parents=True)
+    if SPECS[name].adapter:
+        save_file(random_lora(name, network), folder / SPECS[name].file)
+    elif "." in SPECS[name].file:
+        save_file(network.state_dict(), folder / SPECS[name].file)
+    else:
+        network.save_pretrained(folder / SPECS[name].file, variant=variant)
+
+
+def lay_out(name: str, folder: Path, monkeypatch) -> str:
+    """Save a hub pair's repositories in a folder, and let its name mean them."""
+    spec = SPECS[name]
+    base, distilled = folder / "org" / "base", folder / "org" / "distilled"
+    torch.manual_seed(0)
+    network = BASES[spec.base](base)
+    if not spec.adapter:
+        torch.manual_seed(1)
+        network = type(network).from_config(network.config, **DISTILLED.get(name, {}))
+    save_distilled(name, network, distilled)
+    settings = {key: value for key, value in spec.settings.items() if key != "size"}
+    settings["call"] = settings.get("call", {}) | CALLS[spec.base]
+    monkeypatch.setitem(SPECS, name, replace(spec, base=str(base), distilled=str(distilled), settings=settings))
+    return name
+
+
+def by_hand(pair: dtviz.Pair) -> torch.Tensor:
+    """Latents of the distilled model by one pipeline call with its network and scheduler, as its card says."""
+    network = pair.distilled if isinstance(pair.distilled, torch.nn.Module) else pair.base
+    scheduler = type(pair.distilled_scheduler).from_config(pair.distilled_scheduler.config)
+    components = pair.pipeline.components | {pair.denoiser_name: network, "scheduler": scheduler}
+    unchecked = {"requires_safety_checker": False} if "safety_checker" in components else {}
+    pipe = type(pair.pipeline)(**components, **unchecked)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": pair.steps, "guidance_scale": pair.guidance, "output_type": "latent"} | pair.call
+    if pair.timesteps is not None:
+        scheduler.register_to_config(original_inference_steps=1000)
+        call = {"timesteps": list(pair.timesteps)} | {k: v for k, v in call.items() if k != "num_inference_steps"}
+    if "eta" in inspect.signature(scheduler.step).parameters:
+        call["eta"] = 0.3 if type(scheduler).__name__ == "TCDScheduler" else 0.0
+    if isinstance(pair.distilled, str):
+        pair.base.set_adapters(pair.distilled)
+        pair.base.enable_adapters()
+    try:
+        return pipe("a dog", generator=[torch.Generator().manual_seed(0)], **call).images
+    finally:
+        if isinstance(pair.distilled, str):
+            pair.base.disable_adapters()
+
+
+@pytest.mark.parametrize("name", TIMESTEPS)
+def test_a_hub_pair(name, tmp_path, monkeypatch):
+    """Timesteps and sigmas, capture, every method at k = 1; base and distilled model are what diffusers makes of them."""
+    repository = SPECS[name].base
+    pair, spec = load(lay_out(name, tmp_path, monkeypatch), device="cpu"), SPECS[name]
+    assert type(pair.distilled_scheduler).__name__ == spec.scheduler
+    assert isinstance(pair.distilled, str) == spec.adapter
+
+    distilled = dtviz.generate(pair, "a dog", method="distilled", seeds=[0])
+    np.testing.assert_allclose(distilled.timesteps, TIMESTEPS[name], rtol=1e-5)
+    if name != "sana-sprint":  # below, by its own pipeline
+        torch.testing.assert_close(distilled.final, by_hand(pair), atol=2e-4, rtol=2e-4)
+    reference = type(pair.distilled_scheduler).from_config(pair.distilled_scheduler.config)
+    if repository in (FLUX, SANA):
+        sigmas = [t / 1000 for t in TIMESTEPS[name]]
+    elif hasattr(reference, "sigmas") and "alphas_cumprod" not in vars(reference):
+        reference.set_timesteps(pair.steps)
+        sigmas = reference.sigmas[:-1]
+    else:  # noise over signal at these timesteps
+        signal = reference.alphas_cumprod[torch.tensor(TIMESTEPS[name])]
+        sigmas = ((1 - signal) / signal).sqrt()
+    np.testing.assert_allclose(distilled.sigmas, sigmas, rtol=2e-3)
+
+    base = dtviz.generate(pair, "a dog", method="base", base_steps=6, seeds=[0])
+    call = {"num_inference_steps": 6, "guidance_scale": pair.base_guidance, "output_type": "latent"} | dict(pair.call)
+    with dtviz.capture(pair.pipeline) as trace:
+        plain = pair.pipeline("a dog", generator=[torch.Generator().manual_seed(0)], **call)
+    torch.testing.assert_close(base.final, plain.images.float(), atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(base.x0, trace.x0, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(base.sigmas, trace.sigmas)
+
+    for method in ("hybrid", "skip"):
+        trace = dtviz.generate(pair, "a dog", method=method, k=1, seeds=[0, 1], handover="distilled-scheduler")
+        assert torch.isfinite(trace.final).all()
+        assert trace.steps_run["distilled"] == pair.steps - 1
+    matched = dtviz.generate(pair, "a dog", method="hybrid", handover="matched-sigma", base_steps=12, seeds=[0])
+    assert torch.isfinite(matched.final).all()
+    assert matched.steps_run["distilled"] == pair.steps - 1
+    assert matched.sigmas[matched.steps_run["base"]] == pytest.approx(float(distilled.sigmas[1]), rel=1e-3)
+    assert (matched.sigmas.diff() < 0).all() or repository not in (SDXL, SD15)
+
+
+def test_sana_sprint_is_its_own_pipelines_sampler(tmp_path, monkeypatch):
+    """TrigFlow's two steps, by diffusers' SanaSprintPipeline on the same weights, noise and guidance."""
+    pair = load(lay_out("sana-sprint", tmp_path, monkeypatch), device="cpu")
+    network = sana_transformer(**DISTILLED["sana-sprint"]).eval()
+    network.load_state_dict(pair.distilled.state_dict())
+    parts = {name: getattr(pair.pipeline, name) for name in sana_parts()}
+    pipe = diffusers.SanaSprintPipeline(transformer=network, scheduler=diffusers.SCMScheduler(), **parts)
+    pipe.set_progress_bar_config(disable=True)
+    for guidance in (4.5, 2.0):
+        call = {"generator": [torch.Generator().manual_seed(0)], "output_type": "latent", "guidance_scale": guidance}
+        ours = dtviz.generate(pair, "a dog", method="distilled", seeds=[0], guidance=guidance)
+        torch.testing.assert_close(ours.final, pipe("a dog", **call, **pair.call).images, atol=1e-4, rtol=1e-4)
+
+
+def test_flux_guidance_and_noise_levels(tmp_path, monkeypatch):
+    """Guidance is an input of the base alone, and noise levels shift with the size."""
+    pair = load(lay_out("flux-schnell", tmp_path, monkeypatch), device="cpu")
+    inputs = []
+    hook = pair.distilled.register_forward_pre_hook(
+        lambda _, args, kwargs: inputs.append(kwargs.get("guidance")), with_kwargs=True
+    )
+    options = {"method": "hybrid", "seeds": [0], "handover": "distilled-scheduler"}
+    usual, strong = (dtviz.generate(pair, "a dog", base_guidance=g, **options) for g in (None, 7.0))
+    hook.remove()
+    assert inputs == [None] * 6
+    assert usual.provenance["base_guidance"] == 1.0
+    assert not torch.equal(usual.x0[0], strong.x0[0])
+    with pytest.raises(ValueError, match="base_guidance=0.0 must be at least 1"):
+        dtviz.generate(pair, "a dog", base_guidance=0.0, **options)
+
+    base = dtviz.generate(pair, "a dog", method="base", base_steps=4, seeds=[0])
+    tokens = (32 // 4) ** 2  # two latent cells of two pixels a side
+    mu = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
+    expected = math.exp(mu) / (math.exp(mu) + 1 / torch.tensor([1.0, 0.75, 0.5, 0.25]) - 1)
+    torch.testing.assert_close(base.sigmas, expected)
+    matched = dtviz.generate(pair, "a dog", method="hybrid", base_steps=4, seeds=[0])
+    assert matched.provenance["handover"] == "matched-sigma"
+    above = [float(s) for s in expected if s > 0.75]
+    np.testing.assert_allclose(matched.sigmas, [*above, 0.75, 0.5, 0.25], rtol=1e-5)
+
+
+def test_paper_settings(tmp_path, monkeypatch):
+    """LCM's own grid for DMD2, and guidance 0 for LCM, which is refused without `paper_settings`."""
+    lay_out("sdxl-dmd", tmp_path / "dmd", monkeypatch)
+    for paper, timesteps in ((False, EVEN), (True, LCM)):
+        pair = load("sdxl-dmd", device="cpu", paper_settings=paper)
+        assert pair.paper_settings == paper
+        trace = dtviz.generate(pair, "a dog", method="distilled", seeds=[0])
+        assert trace.timesteps.tolist() == timesteps
+
+    lay_out("sdxl-lcm", tmp_path / "lcm", monkeypatch)
+    trained, paper = (load("sdxl-lcm", device="cpu", paper_settings=value) for value in (False, True))
+    assert [pair.guidance for pair in (trained, paper)] == [8.0, 0.0]
+    trace = dtviz.generate(paper, "a dog", method="distilled", seeds=[0])
+    torch.testing.assert_close(trace.final, by_hand(paper), atol=2e-4, rtol=2e-4)
+    with pytest.raises(ValueError, match="guidance=0 must be at least 1"):
+        dtviz.generate(trained, "a dog", method="distilled", guidance=0, seeds=[0])
+
+
+@pytest.mark.parametrize("name", ["sdxl-hyper-lora", "sdxl-dmd-lora", "sdxl-tcd-lora"])
+def test_a_lora_changes_the_base_as_its_file_says(name, tmp_path, monkeypatch):
+    """Each matrix by alpha / rank of up down, computed from the file's keys of each kind."""
+    pair = load(lay_out(name, tmp_path, monkeypatch), device="cpu")
+    state, scale = load_file(Path(SPECS[name].distilled) / SPECS[name].file), KEYS.get(name, KOHYA)[2]
+    torch.manual_seed(0)
+    network = BASES[SDXL](tmp_path / "again").eval()
+    for key, weight in network.named_parameters():
+        down, up = lora_keys(name, key.removesuffix(".weight"))
+        if down in state:
+            weight.data += scale * state[up] @ state[down]
+    distilled = dtviz.generate(pair, "a dog", method="distilled", seeds=[0])
+    expected = dtviz.generate(replace(pair, distilled=network), "a dog", method="distilled", seeds=[0])
+    torch.testing.assert_close(distilled.final, expected.final, atol=1e-3, rtol=1e-3)
+
+
+def test_a_lora_that_does_nothing_or_too_much_is_refused(tmp_path, monkeypatch):
+    name = lay_out("sdxl-hyper-lora", tmp_path, monkeypatch)
+    file = Path(SPECS[name].distilled) / SPECS[name].file
+    state = load_file(file)
+    query = next(key for key in state if "attn1_to_q.lora_down" in key).split(".")[0]
+    text = {
+        f"lora_te1_text_model_encoder_layers_0_self_attn_q_proj.{end}": state[f"{query}.{end}"].clone()
+        for end in ("lora_down.weight", "lora_up.weight", "alpha")
+    }
+    uneven = {key: value * 3 if "up_blocks" in key and "alpha" in key else value for key, value in state.items()}
+    for bad, message in (
+        ({key: value * ("lora_up" not in key) for key, value in state.items()}, "leaves the base as it is"),
+        (uneven, "alpha_pattern keys did not match"),  # peft's warning; the LoRA would be wrong
+        (state | text, r"changes \['text_encoder'\], which base and distilled model share"),
+    ):
+        save_file(bad, file)
+        with pytest.raises(ValueError, match=f"pair 'sdxl-hyper-lora'.*{message}"):
+            load(name, device="cpu")
+
+
+def test_a_pickle_is_read_as_weights_only_and_with_a_warning(tmp_path, monkeypatch):
+    name = lay_out("sdxl-dmd", tmp_path, monkeypatch)
+    file = Path(SPECS[name].distilled) / SPECS[name].file
+    state = read_weights(file)
+    file.unlink()
+    torch.save(state, file.with_suffix(".bin"))
+    with pytest.warns(UserWarning, match=r"dmd2_sdxl_4step_unet_fp16.bin is a pickle, read as weights only"):
+        pair = load(name, device="cpu")
+    assert torch.equal(pair.distilled.state_dict()["conv_in.weight"], state["conv_in.weight"])
+
+
+@pytest.mark.parametrize(("name", "offload"), [("sdxl-dmd", "model"), ("sdxl-dmd", True), ("sdxl-hyper-lora", True)])
+def test_offloading_changes_nothing(name, offload, tmp_path, monkeypatch):
+    """diffusers' hooks; on a CPU, where host and device are one."""
+    lay_out(name, tmp_path, monkeypatch)
+    pairs = [load(name, device="cpu", offload=kind) for kind in (offload, False)]
+    for method in ("hybrid", "base", "distilled"):
+        traces = [dtviz.generate(pair, "a dog", method=method, base_steps=3, seeds=[0]) for pair in pairs]
+        torch.testing.assert_close(traces[0].final, traces[1].final, atol=1e-4, rtol=1e-4)
+    images = [dtviz.decode(trace, pair, final=True) for trace, pair in zip(traces, pairs, strict=True)]
+    torch.testing.assert_close(*images, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="offload='disk' is not one of False, True, 'model'"):
+        load(name, offload="disk")
+
+
+# Local files, the hub, and neither
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """An empty cache of the hub, and no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("diffusers.utils.constants.HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+    def refuse(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    return tmp_path / "hub"
+
+
+def snapshots(name: str, cache: Path, variant: str | None = "fp16") -> None:
+    """Save a pair of the SDXL family in the cache, at the pinned commits."""
+    spec = SPECS[name]
+    repos = zip((spec.base, spec.distilled), spec.revisions, strict=True)
+    base, distilled = (cache / f"models--{repo.replace('/', '--')}" / "snapshots" / commit for repo, commit in repos)
+    network = BASES[SDXL](cache.parent / "plain")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(cache.parent / "plain", dtype=torch.float16)
+    pipe.save_pretrained(base, variant=variant)
+    save_distilled(name, network.half(), distilled, variant)
+
+
+@pytest.mark.parametrize("name", ["sdxl-lightning", "sdxl-turbo", "sdxl-hyper-lora"])
+def test_a_cached_pair_is_loaded_at_the_pinned_commits_without_a_network(name, cache, monkeypatch):
+    absent = pytest.raises(dtviz.Unavailable, match=f"missing: {SDXL}")
+    with absent:
+        load(name)
+    snapshots(name, cache)
+    check_available(name)
+    assert load(name, device="cpu", dtype=torch.float16).base.dtype == torch.float16
+    start = time.monotonic()
+    with absent:
+        load(name, device="cpu", dtype=torch.float32)  # only files of the variant are there
+    with monkeypatch.context() as patch, absent:
+        patch.setitem(SPECS, name, replace(SPECS[name], revisions=("0" * 40, None)))
+        check_available(name)
+    for file in cache.glob("models--stabilityai--stable-diffusion-xl*/snapshots/*/text_encoder_2/*.safetensors"):
+        file.unlink()
+    command = f"`hf download {SDXL} --revision {SPECS[name].revisions[0]}` where there is a network"
+    with pytest.raises(dtviz.Unavailable, match=f"model hub is out of reach. Run {command}.*emoji-dmd"):
+        check_available(name)
+    assert time.monotonic() - start < 5
+
+
+def test_missing_files_are_downloaded_at_the_pinned_commits(cache, monkeypatch):
+    name, calls = "sdxl-turbo", []
+
+    def download(repo, *, revision, local_files_only=False, **options):
+        folder = cache / f"models--{repo.replace('/', '--')}" / "snapshots" / revision
+        if local_files_only and not folder.exists():
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
+        if not local_files_only:
+            calls.append((repo, revision))
+        if len(calls) == 1 and not folder.exists():
+            snapshots(name, cache)
+        return str(folder)
+
+    monkeypatch.setattr("dtviz.files.hub_reachable", lambda: True)
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    pair, spec = load(name, device="cpu", dtype=torch.float16), SPECS[name]
+    assert calls == [(spec.base, spec.revisions[0]), (spec.distilled, spec.revisions[1])]
+    assert load(name, device="cpu", dtype=torch.float16).fingerprint == pair.fingerprint
+    assert len(calls) == 2  # the second time from local files
+
+    def refuse(repo, **options):
+        raise OSError("gated")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", refuse)
+    message = "pair 'sdxl-lcm': the model hub does not give .* gated.*`hf auth login`"
+    with pytest.raises(dtviz.Unavailable, match=message):
+        load("sdxl-lcm", device="cpu", dtype=torch.float16)
+
+
+def test_an_embedded_pair_without_its_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("DTVIZ_MODELS", str(tmp_path))
+    with pytest.raises(dtviz.Unavailable, match="pair 'emoji-dmd' lacks files of emoji-base.*make models"):
+        check_available("emoji-dmd")
+
+
+# The shipped models
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_shipped_pairs(name, capfd):
+    """Loaded by diffusers' own classes, silently; the middle of a red heart is red."""
+    pair = load(name, device="cpu")
+    assert capfd.readouterr() == ("", "")
+    assert type(pair.pipeline).__name__ == "StableDiffusionPipeline"
+    network = pair.base if isinstance(pair.distilled, str) else pair.distilled
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    image = dtviz.decode(dtviz.generate(pair, "red heart", seeds=[0]), pair, final=True)[0]
+    assert image.shape == (3, 64, 64)
+    red, green, blue = image[:, 24:40, 24:40].mean((1, 2))
+    assert red > max(green, blue) + 0.2
+
+
+def test_a_lora_pair_is_one_network():
+    """With its adapter switched off, before and after a run of the distilled model, it is the base."""
+    pair, whole = load("emoji-dmd-lora", device="cpu"), load("emoji-dmd", device="cpu")
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (pair.base, whole.base)]
+    assert sizes[0] < 1.4 * sizes[1]
+    before, _, after = (
+        dtviz.generate(pair, "dog face", method=method, seeds=[0, 1], base_steps=4).final
+        for method in ("base", "distilled", "base")
+    )
+    torch.testing.assert_close(
+        before, dtviz.generate(whole, "dog face", method="base", seeds=[0, 1], base_steps=4).final
+    )
+    assert torch.equal(before, after)
+
+
+def test_fingerprints_differ_between_pairs_and_agree_on_the_base():
+    """The first is that of v0.1: cached results depend on it."""
+    pairs = [load(name, device="cpu") for name in ("emoji-dmd", "emoji-dmd-lora", "emoji-lcm")]
+    assert [pair.fingerprint for pair in pairs] == ["0be10e6aaad9eba4", "73a7e79a422ea7c6", "8aac1a7d023f4189"]
+    assert {pair.base_fingerprint for pair in pairs} == {"cb554c6986b276d1"}
+
+
+def test_the_base_loads_as_any_pipeline():
+    """By diffusers alone and without a dtype, from half-precision files."""
+    pipe = diffusers.DiffusionPipeline.from_pretrained(data("models") / SPECS["emoji-dmd"].base)
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
