@@ -80,22 +80,14 @@ def hybrid(
     if base is None:
         raise ValueError(f"pipe is a {type(pipe).__name__} without a unet or transformer")
     scales = {"base": base_guidance, "distilled": guidance}
-    counter = _StepCounter(pipe, HybridRun(_check(k, base, distilled, scales)), scales)
+    run = HybridRun(_check(k, base, distilled, scales))
     if base_guidance is not None and embeds_guidance(base):
         scales["base"] = base_guidance or 1.0  # an input of the network, for which 1 means none
-    router = DenoiserRouter(
-        pipe,
-        base,
-        distilled,
-        next_call=counter.next_call,
-        is_doubled=counter.is_doubled,
-        evaluations=counter.run.nfe,
-    )
-    counter.router = router
+    counter = _StepCounter(pipe, base, distilled, run, scales)
     try:
         counter.follow(pipe.scheduler)
-        with router.active():
-            yield counter.run
+        with counter.router.active():
+            yield run
     finally:
         counter.release()
     counter.end_call()
@@ -124,8 +116,9 @@ def _check(k: int, base: torch.nn.Module, distilled: Any, scales: dict[str, floa
 class _StepCounter:
     """Count the steps of the pipeline's scheduler, whose `step` is overridden on the instance as in `capture`."""
 
-    def __init__(self, pipe: Any, run: HybridRun, scales: dict[str, float | None]) -> None:
+    def __init__(self, pipe: Any, base, distilled, run: HybridRun, scales: dict[str, float | None]) -> None:
         self.pipe, self.run, self.scales = pipe, run, scales
+        self.router = DenoiserRouter(pipe, base, distilled, self.next_call, self.is_doubled, evaluations=run.nfe)
         self.schedulers: list[Any] = []
         self.inputs: list[tuple[str, int, bool]] = []  # since the last step: role, size, whether the batch is doubled
 
