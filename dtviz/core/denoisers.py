@@ -99,9 +99,9 @@ class DenoiserRouter:
         """
         base, forward = self.base, self.base.forward
         own_forward = vars(base).get("forward")  # set on the instance by an offload hook, for example
-        switch = AdapterSwitch(base, self.distilled) if isinstance(self.distilled, str) else None
         plain = getattr(base, "_orig_mod", base)  # of a compiled module
         first = next(iter(inspect.signature(plain.forward).parameters))  # "sample", or "hidden_states" of transformers
+        switch = AdapterSwitch(base, self.distilled) if isinstance(self.distilled, str) else None
 
         def answer(call: Any, sample: torch.Tensor, args: tuple, kwargs: dict[str, Any]):
             if switch is not None:
@@ -137,11 +137,6 @@ class DenoiserRouter:
             kwargs = {name: value for name, value in kwargs.items() if name not in GUIDANCE_INPUTS}
         if scale is None and not embedded:  # left to the pipeline, and counted by the caller
             return denoiser(sample, *args, **kwargs)
-        if doubled and n % 2:
-            raise NotImplementedError(
-                f"{type(self.pipe).__name__} evaluates {n} inputs at once: this kind of guidance can only be left to the "
-                "pipeline, by base_guidance=None and guidance=None"
-            )
         if both and not doubled:
             raise ValueError(
                 f"{role} guidance {scale:g} needs the unconditional prediction, and this call of "
@@ -184,13 +179,12 @@ class AdapterSwitch:
 
         layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
         self.before = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in layers]
-        self.fused = [(layer, list(layer.merged_adapters)) for layer in layers if layer.merged]
+        self.fused = {layer: list(layer.merged_adapters) for layer in layers if layer.merged}
         self.distilled, self.role = distilled, None
-        fused = dict(self.fused)
-        for layer in fused:  # fused adapters stay on, as adapters, while the roles change
+        for layer in self.fused:  # fused adapters stay on, as adapters, while the roles change
             layer.unmerge()
         self.active = [
-            (layer, list(dict.fromkeys([*([] if disabled else active), *fused.get(layer, [])])))
+            (layer, list(dict.fromkeys([*([] if disabled else active), *self.fused.get(layer, [])])))
             for layer, active, disabled in self.before
         ]
 
@@ -209,7 +203,7 @@ class AdapterSwitch:
         for layer, active, disabled in self.before:
             layer.set_adapter(active)
             layer.enable_adapters(not disabled)
-        for layer, names in self.fused:
+        for layer, names in self.fused.items():
             layer.merge(adapter_names=names)
 
 

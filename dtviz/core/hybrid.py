@@ -139,8 +139,14 @@ class _StepCounter:
         doubled = getattr(self.pipe, "do_classifier_free_guidance", None)
         if doubled is None:
             doubled = len(sample) % 2 == 0 and torch.equal(*sample.chunk(2))
-        self.inputs.append((self.role(self.pipe.scheduler), len(sample), doubled))
+        role = self.role(self.pipe.scheduler)
+        if doubled and len(sample) % 2 and not self._left_to_pipeline(role):
+            self._refuse(f"evaluates {len(sample)} inputs at once")
+        self.inputs.append((role, len(sample), doubled))
         return bool(doubled)
+
+    def _left_to_pipeline(self, role: str) -> bool:
+        return self.scales[role] is None and not embeds_guidance(self.router.network(role))
 
     def _refuse(self, reason: str) -> None:
         raise NotImplementedError(
@@ -185,7 +191,7 @@ class _StepCounter:
             for role, inputs, doubled in self.inputs:
                 if self.scales[role] is not None and inputs != samples * (2 if doubled else 1):
                     self._refuse(f"evaluates {inputs} inputs for {samples} samples")
-                if self.scales[role] is None and not embeds_guidance(self.router.network(role)):
+                if self._left_to_pipeline(role):
                     self.run.nfe[role] += inputs // samples
             self.inputs.clear()
             role, begins = self.role(scheduler), find(scheduler).begins(scheduler)
