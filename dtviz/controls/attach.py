@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ..core.denoisers import denoiser_of, network
 from ..core.handover import DenoiserCall
 from ..core.pair import Pair
-from .control import DELTA, DOWN, SHOWN, UP, Applied, Control
+from .control import DOWN, SHOWN, UP, Applied, Control
 
 ROLES = ("base", "distilled")
 
@@ -37,7 +37,8 @@ def attach(target: Any, *controls: Control | Applied, scale: float = 1.0) -> Ite
         scale: factor of the change of each plain `Control`. Negative turns a slider the other way.
 
     Raises:
-        ValueError: a control is for other modules or shapes, or changes nothing, or the network's attention is fused.
+        ValueError: a control is for other modules or shapes, or changes nothing, or the network does not run its layers
+            (fused attention, a compiled network).
 
     with dtviz.controls.attach(pipe, dtviz.controls.load("age"), scale=2):
         images = pipe("woman").images
@@ -51,18 +52,15 @@ def attach(target: Any, *controls: Control | Applied, scale: float = 1.0) -> Ite
             for denoiser in _networks(target, applied.segment):
                 hooks.append(stack.enter_context(LayerHooks(denoiser, applied.control)))
                 hooks[-1].scale = applied.scale if always else 0.0
-            if not any(tensor.any() for key, tensor in applied.control.tensors.items() if not key.endswith(DOWN)):
+            if not any(tensor.any() for key, tensor in applied.control.tensors.items() if key.endswith(UP)):
                 raise ValueError(f"control {str(applied)!r} changes nothing: its weights are 0, is it untrained?")
         yield attached
 
 
 class Attached:
-    """The controls of an `attach` block.
+    """The controls of an `attach` block. For each: its `LayerHooks`, one a network, and in how many calls of a role it was on.
 
-    Attributes:
-        controls: each `Applied`.
-        hooks: for each control its `LayerHooks`, one for each network.
-        calls: for each control the number of denoiser calls of each role in which it was on, in the latest batch.
+    `calls` counts the denoiser calls of the latest batch.
     """
 
     def __init__(self, controls: list[Applied]) -> None:
@@ -88,9 +86,8 @@ class Attached:
 class LayerHooks:
     """A control on one network: a forward hook on each changed layer, until the end of a `with` block. Off at scale 0.
 
-    Attributes:
-        layers: changed layers by module name. Of a layer that peft has wrapped, the one inside.
-        tensors: those of the control, cast to the layer's input when used. A `Parameter` in training is not cast.
+    `layers` are the changed layers by the control's module names. Of a layer that peft has wrapped, it is the one inside.
+    `tensors` are cast to the layer's input when used. A `Parameter` in training is not cast.
     """
 
     def __init__(self, denoiser: torch.nn.Module, control: Control) -> None:
@@ -107,12 +104,11 @@ class LayerHooks:
     def _add(self, module: str, layer: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
         if self.scale == 0:
             return None
-        if module + DELTA in self.tensors:
-            change = _multiply(layer, self._tensor(module + DELTA, inputs[0]), inputs[0])
-        else:
-            hidden = _multiply(layer, self._tensor(module + DOWN, inputs[0]), inputs[0])
-            up = self._tensor(module + UP, inputs[0])
-            change = F.linear(hidden, up) if up.ndim == 2 else F.conv2d(hidden, up)
+        hidden, up = (
+            _multiply(layer, self._tensor(module + DOWN, inputs[0]), inputs[0]),
+            self._tensor(module + UP, inputs[0]),
+        )
+        change = F.linear(hidden, up) if up.ndim == 2 else F.conv2d(hidden, up)
         return (output + self.scale * change).to(output.dtype)
 
     def _tensor(self, key: str, like: torch.Tensor) -> torch.Tensor:
@@ -136,20 +132,27 @@ def _networks(target: Any, segment: str) -> list[torch.nn.Module]:
 
 
 def _layers(denoiser: torch.nn.Module, control: Control) -> dict[str, torch.nn.Module]:
-    """Return the layers that a control changes, after checking that they fit."""
+    """Return the layers that a control changes, by its own module names, after checking that they fit."""
     modules = dict(denoiser.named_modules())
+    if any(module._compiled_call_impl is not None for module in modules.values()) or "_orig_mod" in modules:
+        raise ValueError("the network is compiled, which skips hooks: attach to one that torch.compile has not seen")
+    names: dict[str, str | None] = {}
+    for name in modules:  # kohya's files have underscores for dots
+        flat = name.replace(".", "_")
+        names[flat] = None if flat in names else name
+    names |= {name: name for name in modules}
     problem = f"control {control.name!r} is not for this {type(denoiser).__name__}"
-    if missing := [name for name in control.modules if name not in modules]:
+    if missing := [name for name in control.modules if names.get(name) is None]:
         count = f"{len(missing)} of its {len(control.modules)} modules are not there"
         raise ValueError(f"{problem}: {count}, such as {', '.join(missing[:SHOWN])}")
-    layers = {name: getattr(modules[name], "base_layer", modules[name]) for name in control.modules}
+    layers = {name: getattr(modules[names[name]], "base_layer", modules[names[name]]) for name in control.modules}
     for name, layer in layers.items():
         if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) or getattr(layer, "groups", 1) != 1:
             raise ValueError(f"{problem}: {name} is a {type(layer).__name__} there, which takes no such change")
         if control.shape(name) != layer.weight.shape:
             shapes = f"by {control.shape(name)}, whose weight is {tuple(layer.weight.shape)} there"
             raise ValueError(f"{problem}: it changes {name} {shapes}")
-        if _is_fused(modules[name.rpartition(".")[0]]):
+        if _is_fused(modules[names[name].rpartition(".")[0]]):
             raise ValueError(f"attention is fused and does not evaluate {name}: call unfuse_qkv_projections() first")
     return layers
 

@@ -25,18 +25,22 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from ..core.denoisers import denoiser_of
 from ..files import Unavailable, data, hub_reachable, load_weights_only, one_line, reading, write_atomic
 
-DOWN, UP, DELTA = ".lora_A.weight", ".lora_B.weight", ".weight"
+DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 SEGMENTS = ("both", "base", "distilled")
 HEADER = "dtviz"  # in a file's metadata: everything of a control but its tensors, as JSON
 PEFT, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 DIFFUSERS_SETTINGS = "lora_adapter_metadata"  # peft's settings in the metadata of a diffusers file
 DEFAULT = "pytorch_lora_weights.safetensors"  # diffusers' name for a LoRA
-OTHER_PARTS = ("text_encoder_2.", "text_encoder.", "text_encoder_3.", "vae.")
 REPO = r"[\w-][\w.-]*/[\w-][\w.-]*"  # owner/name
 SHOWN = 3  # names in an error
+# Parts of a tensor's name that show another kind of change
+UNSUPPORTED = {
+    "hada_": "a LoHa (LyCORIS)", "lokr_": "a LoKr (LyCORIS)", "oft_": "an OFT", "dora_scale": "a DoRA",
+    "lora_magnitude_vector": "a DoRA", "lora_mid": "a Tucker LoRA (LyCORIS)", "custom_diffusion": "a file of whole matrices",
+}  # fmt: skip
+BASE_CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")  # peft's initialisations that change the base as well
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +49,8 @@ class Control:
 
     Attributes:
         name, kind: for figures and files. The kind is "slider", "style", "lora" or another word.
-        tensors: for each changed module either `<module>.lora_A.weight` (rank, in, ...) and `<module>.lora_B.weight` (out,
-            rank, ...), whose product is the change at scale 1; or `<module>.weight`, the change itself.
+        tensors: for each changed module `<module>.lora_A.weight` (rank, in, ...) and `<module>.lora_B.weight` (out, rank, ...).
+            Their product is the change at scale 1. A module of kohya's files has underscores for dots.
         facts: JSON-compatible origin: "prompts", "towards" (text of the upper end), "trained_on", "licence", training settings;
             or "left_out", parts of a file that do not belong to the denoiser, such as "text_encoder, 72 tensors".
         part: name of the denoiser in its pipeline, "unet" or "transformer".
@@ -62,21 +66,19 @@ class Control:
         if not self.tensors:
             raise ValueError(f"control {self.name!r} has no tensors: it would change nothing")
         for key, tensor in self.tensors.items():
-            module, form = split(key)
             if not tensor.isfinite().all():
                 raise ValueError(f"tensor {key!r} of control {self.name!r} holds nan or infinity")
-            if form == DELTA:
-                continue
+            module = module_of(key)
             down, up = self.tensors.get(module + DOWN), self.tensors.get(module + UP)
-            if down is None or up is None or down.shape[0] != up.shape[1] or module + DELTA in self.tensors:
-                keys = sorted(key for key in self.tensors if split(key)[0] == module)
+            if down is None or up is None or up.shape != (len(up), len(down), *[1] * (down.ndim - 2)):
+                keys = sorted(f"{key} {tuple(t.shape)}" for key, t in self.tensors.items() if module_of(key) == module)
                 needed = f"{DOWN[1:]} (rank, in) and {UP[1:]} (out, rank)"
                 raise ValueError(f"control {self.name!r}: module {module!r} needs {needed}, and has {keys}")
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Names of the changed modules, sorted."""
-        return tuple(sorted({split(key)[0] for key in self.tensors}))
+        return tuple(sorted({module_of(key) for key in self.tensors}))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,20 +96,15 @@ class Control:
 
     def shape(self, module: str) -> tuple[int, ...]:
         """Return the shape of the weight that a module is changed by."""
-        if module + DELTA in self.tensors:
-            return tuple(self.tensors[module + DELTA].shape)
         return (len(self.tensors[module + UP]), *self.tensors[module + DOWN].shape[1:])
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, for `load`. diffusers' `load_lora_weights` reads it too if it holds factors alone."""
+        """Write one safetensors file, for `load`. diffusers' `load_lora_weights` reads it too."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"name": self.name, "kind": self.kind, "facts": dict(self.facts)}
         record |= {"part": self.part, "fingerprint": self.fingerprint}
-        tensors = {
-            (key if split(key)[1] == DELTA else f"{self.part}.{key}"): tensor.detach().cpu().contiguous()
-            for key, tensor in sorted(self.tensors.items())
-        }
+        tensors = {f"{self.part}.{key}": self.tensors[key].detach().cpu().contiguous() for key in sorted(self.tensors)}
         write_atomic(path, save(tensors, metadata={HEADER: json.dumps(record, sort_keys=True)}))
         return path
 
@@ -121,8 +118,7 @@ class Applied:
     """A control at a scale, in some steps and at some noise levels of a run.
 
     Attributes:
-        control: the control.
-        scale: factor of its change. Negative turns a slider the other way; 0 is the plain model.
+        scale: factor of its change. Negative turns a slider the other way. 0 is the plain model.
         segment: steps in which it is on: "both", "base" or "distilled".
         window: (high, low) noise levels sigma between which it is on, both included; None: all. A step counts by the
             level that it starts from, so one distilled step can skip a window that holds ten steps of the base.
@@ -164,33 +160,27 @@ class Applied:
         return f"{self.control.name} x {self.scale:g}" + (f" ({', '.join(limits)})" if limits else "")
 
 
-def load(path: str | Path, *, weight_name: str | None = None, base: Any = None, name: str = "") -> Control:
-    """Load a control: dtviz's own file, a LoRA of diffusers, peft or kohya, or diffusers' Custom Diffusion weights.
+def load(path: str | Path, *, weight_name: str | None = None, name: str = "") -> Control:
+    """Load a control: dtviz's own file, or a LoRA of diffusers, peft or kohya.
 
     Args:
         path: name of a shipped control, a file, a folder that holds one, or a repository of the hub, "owner/name".
         weight_name: file of the folder or repository. None: diffusers' name for a LoRA.
-        base: for Custom Diffusion: the pair, pipeline or denoiser that was tuned.
         name: name of the control. "": the one in the file, or the file's own.
 
     Raises:
-        ValueError: the file is damaged, of an unsupported form, or needs `base`. The message names the file.
-        Unavailable: the file is not in the hub's cache, and the hub is out of reach.
+        ValueError: the file is damaged, or is not a LoRA that can be applied exactly. The message names the file.
+        Unavailable: the file is not in the hub's cache, and the hub does not give it.
     """
     file = _find(path, weight_name)
     tensors, header = _read(file)
     try:
         if HEADER in header:
             return _own(tensors, json.loads(header[HEADER]), name)
-        name = name or Path(path).name.removesuffix(file.suffix)
-        if keys := [key for key in tensors if "dora_scale" in key]:  # diffusers would leave it out
-            raise ValueError(f"it is a DoRA, which is not supported; it holds {keys[0]}")
-        if any("custom_diffusion" in key for key in tensors):
-            return _custom_diffusion(name, tensors, base)
         settings = header.get(DIFFUSERS_SETTINGS, "{}")
         if file.name == PEFT:
             settings = file.with_name(PEFT_SETTINGS).read_text()
-        return _lora(name, tensors, json.loads(settings))
+        return _lora(name or Path(path).name.removesuffix(file.suffix), tensors, json.loads(settings))
     except Exception as error:  # diffusers and peft document no error for names that they do not know
         reason = str(error) if type(error) is ValueError else one_line(error)
         raise ValueError(f"{file}: {textwrap.shorten(reason, 260, placeholder=' ...')}") from error
@@ -201,12 +191,12 @@ def shipped() -> list[Control]:
     return [load(file) for file in sorted(data("controls").rglob("*.safetensors"))]
 
 
-def split(key: str) -> tuple[str, str]:
-    """Return a tensor's module and form, one of DOWN, UP and DELTA."""
-    for form in (DOWN, UP, DELTA):
-        if key.endswith(form) and len(key) > len(form):
-            return key.removesuffix(form), form
-    raise ValueError(f"tensor {key!r} is named neither <module>{DOWN}, <module>{UP} nor <module>{DELTA}")
+def module_of(key: str) -> str:
+    """Return the module of a tensor's name."""
+    module = key.removesuffix(DOWN).removesuffix(UP)
+    if module in ("", key):
+        raise ValueError(f"tensor {key!r} is named neither <module>{DOWN} nor <module>{UP}")
+    return module
 
 
 def _own(tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any], name: str) -> Control:
@@ -219,36 +209,60 @@ def _own(tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any], name: s
 
 
 def _lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> Control:
-    """Return LoRA factors as a control, by diffusers' own conversions. `settings` are peft's, {} if there are none."""
-    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+    """Return LoRA factors as a control. `settings` are peft's, {} if there are none."""
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
-    blocks = SimpleNamespace(layers_per_block=2)  # of SD 1, 2 and XL; some files number the blocks of the original code
-    factors, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=blocks)
-    if alphas is None:  # not kohya's
-        alphas = {key: tensor for key, tensor in tensors.items() if key.endswith(".alpha")}
-        factors = {key: tensor for key, tensor in tensors.items() if key not in alphas}
-    others = Counter(key.split(".")[0] for key in factors if key.startswith(OTHER_PARTS))
+    for mark, kind in UNSUPPORTED.items():
+        if keys := [key for key in tensors if mark in key]:
+            raise ValueError(f"it is {kind}, which is not supported: {len(keys)} tensors such as {keys[0]}")
+    settings = {_bare(key): value for key, value in settings.items()}
+    if str(settings.get("init_lora_weights")).lower().startswith(BASE_CHANGED):
+        raise ValueError(f"it belongs to a changed base: init_lora_weights={settings['init_lora_weights']!r}")
+    factors, alphas, others, wrong = {}, {}, Counter(), []
+    renamed = convert_unet_state_dict_to_peft(_converted(dict(tensors)))
+    for key, value in renamed.items():
+        bare = _bare(key)
+        if part := re.match(r"(text_encoder\w*|vae)\.|(lora_te[123]?)_", bare):
+            others[part[1] or part[2]] += 1
+        elif bare.endswith(".alpha"):
+            alphas[bare.removesuffix(".alpha").removesuffix(DOWN)] = float(value)
+        elif bare.endswith((DOWN, UP)):
+            factors[bare] = value
+        else:
+            wrong.append(bare)
     left_out = [f"{part}, {n} tensors" for part, n in sorted(others.items())]
-    own, alphas = (
-        {_bare(key): value for key, value in convert_unet_state_dict_to_peft(named).items() if not key.startswith(OTHER_PARTS)}
-        for named in (factors, alphas)
-    )  # fmt: skip
-    if wrong := [key for key in own if not key.endswith((DOWN, UP))]:
+    wrong += [f"{module}.alpha" for module in alphas if module + UP not in factors]
+    if wrong:
         raise ValueError(f"{len(wrong)} of its {len(tensors)} tensors are no LoRA factors: {', '.join(wrong[:SHOWN])}")
-    if not own:
+    if not factors:
         raise ValueError(f"none of it is for the denoiser, but {'; '.join(left_out) or 'for nothing at all'}")
-    ranks = {split(key)[0]: tensor.shape[1] for key, tensor in own.items() if key.endswith(UP)}
-    alphas = {key.removesuffix(".alpha").removesuffix(DOWN): float(alpha) for key, alpha in alphas.items()}
+    ranks = {module_of(key): tensor.shape[1] for key, tensor in factors.items() if key.endswith(UP)}
     if settings and not alphas:
-        bare = {_bare(key): value for key, value in settings.items()}
-        alphas = {module: _alpha(bare, module, rank) for module, rank in ranks.items()}
+        alphas = {module: _alpha(settings, module, rank) for module, rank in ranks.items()}
     for module, alpha in alphas.items():
-        up = own[module + UP]
+        up = factors[module + UP]
         exact = up.float() * (alpha / ranks[module])
-        own[module + UP] = exact.to(up.dtype) if torch.equal(exact.to(up.dtype).float(), exact) else exact
-    part = "transformer" if any(key.startswith("transformer.") for key in factors) else "unet"
-    return Control(name, "lora", own, {"left_out": left_out} if left_out else {}, part)
+        factors[module + UP] = exact.to(up.dtype) if torch.equal(exact.to(up.dtype).float(), exact) else exact
+    part = "transformer" if any(key.startswith("transformer.") for key in renamed) else "unet"
+    return Control(name, "lora", factors, {"left_out": left_out} if left_out else {}, part)
+
+
+def _converted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors whose modules have the names of the models' original code under diffusers' names, by its conversions."""
+    from diffusers.loaders import FluxLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+
+    modules = [key.removeprefix("lora_unet_") for key in tensors]
+    if any(module.startswith(("double_blocks", "single_blocks")) for module in modules):
+        # in float32, because alpha is multiplied in
+        return FluxLoraLoaderMixin.lora_state_dict({key: tensor.float() for key, tensor in tensors.items()})
+    if any(module.startswith(("input_blocks_", "middle_block_", "output_blocks_")) for module in modules):
+        blocks = SimpleNamespace(layers_per_block=2)  # of SD 1, 2 and XL
+        state, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=blocks)
+        factors = [key for key in tensors if key.endswith(("_down.weight", "_up.weight"))]
+        if len(state) != len(factors):  # two names became one
+            raise ValueError(f"diffusers reads {len(state)} of its {len(factors)} factors")
+        return state | (alphas or {})
+    return tensors
 
 
 def _alpha(settings: Mapping[str, Any], module: str, rank: int) -> float:
@@ -260,24 +274,12 @@ def _alpha(settings: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha * rank**0.5 if settings.get("use_rslora") else alpha
 
 
-def _custom_diffusion(name: str, tensors: Mapping[str, torch.Tensor], base: Any) -> Control:
-    """Return tuned attention weights less their base's."""
-    if base is None:
-        raise ValueError("it holds whole tuned weights: give base=, the pair, pipeline or denoiser that was tuned")
-    own = {key.replace(".base_layer.", "."): tensor for key, tensor in denoiser_of(base).state_dict().items()}
-    change = {}
-    for key, tensor in tensors.items():
-        key = _bare(key).replace(".processor.", ".").replace("_custom_diffusion", "")
-        if key not in own or own[key].shape != tensor.shape:
-            raise ValueError(f"its weight {key} does not fit those of base")
-        difference = tensor.float() - own[key].cpu().float()
-        if key.endswith(DELTA) or difference.any():  # `Control` refuses the change of a bias
-            change[key] = difference
-    return Control(name, "custom-diffusion", change)
-
-
 def _bare(key: str) -> str:
-    return re.sub(r"^(base_model\.model\.)?(unet\.|transformer\.)?", "", key).replace(".default.weight", ".weight")
+    """Return a name without the prefix of the denoiser, in peft's words."""
+    key = re.sub(r"^(base_model\.model\.)?(unet\.|transformer\.|lora_unet_|lora_transformer_)?", "", key)
+    for old, new in ((".default.weight", ".weight"), (".lora_down.", ".lora_A."), (".lora_up.", ".lora_B.")):
+        key = key.replace(old, new)
+    return key
 
 
 def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -290,18 +292,16 @@ def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def _find(path: str | Path, weight_name: str | None) -> Path:
     """Return the file on this machine. It is downloaded from the hub if needed."""
-    repo, path = str(path), Path(path)
-    for file in (path, path / (weight_name or DEFAULT), data("controls") / f"{path}.safetensors"):
+    repo, path, wanted = str(path), Path(path).expanduser(), weight_name or DEFAULT
+    for file in (path, path / wanted, data("controls") / f"{path}.safetensors"):
         if file.is_file():
             return file
     if path.is_dir() or path.suffix in (".safetensors", ".bin", ".pt") or not re.fullmatch(REPO, repo):
-        kinds = (
-            f"shipped control, file, folder with {weight_name or DEFAULT} (or weight_name), or repository (owner/name)"
-        )
+        kinds = f"shipped control, file, folder with {wanted} (or weight_name), or repository (owner/name)"
         raise FileNotFoundError(f"path={repo!r} is no {kinds}")
     if weight_name == PEFT:
         _download(repo, PEFT_SETTINGS)
-    return _download(repo, weight_name or DEFAULT)
+    return _download(repo, wanted)
 
 
 def _download(repo: str, name: str) -> Path:
@@ -310,9 +310,13 @@ def _download(repo: str, name: str) -> Path:
 
     with suppress(FileNotFoundError):
         return Path(hf_hub_download(repo, name, local_files_only=True))
+    reason = "the model hub is out of reach"
     if hub_reachable():
-        return Path(hf_hub_download(repo, name))
-    problem = f"{name} of control {repo!r} is not in this machine's hub cache and the model hub is out of reach"
+        try:
+            return Path(hf_hub_download(repo, name))
+        except Exception as error:  # of the hub's client and of the library below it, with many lines
+            reason = f"the model hub does not give it: {one_line(error)}"
     raise Unavailable(
-        f"{problem}: run `hf download {repo} {name}` where there is a network, and set HF_HOME to its cache"
+        f"path={repo!r} is no file or folder here, {name} of that repository is not in this machine's hub cache, and {reason}. "
+        f"Where there is a network, run `hf download {repo} {name}` and set HF_HOME to its cache"
     )

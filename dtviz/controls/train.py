@@ -3,27 +3,20 @@
 smile = dtviz.controls.train_slider(pair, name="smile", target=["man", "baby"], positive="grinning face", negative="angry face")
 style = dtviz.controls.train_customisation(pair, images, name="line art", prompts=["dog face", "house"])
 dog = dtviz.controls.train_dreambooth(pair, photos, name="rex", prompt="sks dog", class_prompt="dog")
-
-All three run one loop, `optimise`. With a state file, a killed training continues to the same bits (on a CPU).
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
-from safetensors import safe_open
-from safetensors.torch import save
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map, tree_map_only
 from tqdm.auto import tqdm
@@ -33,23 +26,20 @@ from ..core.denoisers import AdapterSwitch, embeds_guidance, guidance_input, net
 from ..core.generate import generate
 from ..core.handover import DenoiserCall, denoising_calls
 from ..core.pair import Pair, role_scheduler
-from ..files import content_hash, reading, write_atomic
 from .attach import ROLES, LayerHooks
-from .control import DELTA, DOWN, UP, Control
+from .control import DOWN, UP, Control
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # self- and cross-attention, as in diffusers' DreamBooth LoRA
 CROSS_ATTENTION = ("attn2.to_k", "attn2.to_v")  # keys and values of the text, as in Custom Diffusion
 GUIDANCE = 3.0  # of a slider's rollouts on the base, as published
 WEIGHT_DECAY = 0.01
-SAVE_EVERY = 50  # iterations
 
 
 def train_slider(
     pair: Pair, *, name: str, target: str | Sequence[str], positive: str | Sequence[str], negative: str | Sequence[str],
     neutral: str | Sequence[str] | None = None, on: str = "base", eta: float = 4.0, rank: int = 4, alpha: float = 1.0,
     modules: Sequence[str] = ATTENTION, iterations: int = 1000, batch_size: int = 1, lr: float = 2e-4,
-    steps: int | None = None, guidance: float | None = None, seed: int = 0, licence: str = "",
-    state: str | Path | None = None, progress: bool = True,
+    steps: int | None = None, guidance: float | None = None, seed: int = 0, licence: str = "", progress: bool = True,
 ) -> Control:  # fmt: skip
     """Train a Concept Slider: a LoRA whose scale moves an attribute up and down (Gandikota et al. 2024, equation 7).
 
@@ -57,20 +47,17 @@ def train_slider(
 
         e(x_t, target)  ->  e(x_t, neutral) + s eta (e(x_t, positive) - e(x_t, negative))
 
-    It holds for noise, v and velocity: all are linear in the noise at a given x_t. ValueError: an argument is out of range.
+    It holds for noise, v and velocity: all are linear in the noise at a given x_t.
 
     Args:
         pair: base and distilled model, UNets in float32 or bfloat16.
-        name, licence: of the control. Its facts hold these settings.
         target: prompts to be moved. Each sample takes one of them.
         positive, negative, neutral: ends of the scale, and what the target is without the slider (None: itself). One for each
             target, or for all.
         on: "base" or "distilled", whose weights, sampler and timesteps are used.
         eta: strength of the guidance.
-        rank, alpha, modules: of the LoRA. `modules` are name endings of linear and convolution layers.
-        iterations, batch_size, lr, seed: of AdamW. The defaults are published, for SDXL.
+        modules: name endings of the linear and convolution layers that get a LoRA.
         steps, guidance: of the sampler. None: the pair's steps; guidance 3 on the base, the pair's on the distilled model.
-        state: file from which a killed run continues. None keeps nothing.
     """
     targets = _texts("target", target)
     ends = {"positive": positive, "negative": negative, "neutral": targets if neutral is None else neutral}
@@ -79,14 +66,19 @@ def train_slider(
         raise ValueError(f"positive={positive!r} and negative are the same: there is nothing between them")
     own_steps, own_guidance = (pair.base_steps, GUIDANCE) if on == "base" else (pair.steps, pair.guidance)
     steps, guidance = own_steps if steps is None else steps, own_guidance if guidance is None else guidance
-    _check_numbers(eta=eta, rank=rank, alpha=alpha, iterations=iterations, batch_size=batch_size, lr=lr, steps=steps)
+    numbers = {"eta": eta, "rank": rank, "alpha": alpha, "batch_size": batch_size, "iterations": iterations, "lr": lr}
+    numbers |= {"steps": steps}
+    _check_numbers(numbers)
     if not guidance >= 0:
         raise ValueError(f"guidance={guidance} must be at least 0; 0 and 1 are the conditional model")
     trainable_layers(pair, on, modules)
     conditions = Conditions(pair, sorted({text for part in texts.values() for text in part}), on, guidance=guidance)
-    settings = texts | {"trained_on": _origin(pair, on), "eta": eta, "rank": rank, "alpha": alpha}
-    settings |= {"modules": list(modules), "batch_size": batch_size, "steps": steps, "guidance": guidance}
-    with training(pair, on, modules, rank=rank, alpha=alpha, seed=seed) as trained:
+    facts = (
+        texts
+        | numbers
+        | {"trained_on": _origin(pair, on), "modules": list(modules), "guidance": guidance, "seed": seed}
+    )
+    with training(pair, on, modules, rank=rank, alpha=alpha, seed=seed) as (denoiser, hooks):
 
         def loss(iteration: int, generator: torch.Generator) -> torch.Tensor:
             sign = (1, -1)[iteration % 2]
@@ -94,31 +86,28 @@ def train_slider(
             chosen = {part: [those[row] for row in rows] for part, those in texts.items()}
             calls = sampler_calls(pair, on, steps=steps, guidance=guidance)  # anew: schedulers count their steps
             call = calls[int(torch.randint(len(calls), (), generator=generator))]
-            trained.hooks.scale = sign * trained.strength
-            x_t = rollout(trained.network, calls, call.index, conditions, chosen["target"], generator)
+            hooks.scale = sign * alpha / rank
+            x_t = rollout(denoiser, calls, call.index, conditions, chosen["target"], generator)
             x_t = call.scheduler.scale_model_input(x_t, call.timestep)
-            trained.hooks.scale = 0
+            hooks.scale = 0
             inputs = conditions.rows([*chosen["neutral"], *chosen["positive"], *chosen["negative"]])
             with torch.no_grad():
-                outputs = predict(trained.network, torch.cat([x_t] * 3), call.timestep, inputs)
-            plain, upper, lower = outputs.chunk(3)
-            trained.hooks.scale = sign * trained.strength
-            output = predict(trained.network, x_t, call.timestep, conditions.rows(chosen["target"]))
+                plain, upper, lower = predict(denoiser, torch.cat([x_t] * 3), call.timestep, inputs).chunk(3)
+            hooks.scale = sign * alpha / rank
+            output = predict(denoiser, x_t, call.timestep, conditions.rows(chosen["target"]))
             return F.mse_loss(output, plain + sign * eta * (upper - lower))
 
-        facts = {"prompts": targets, "towards": texts["positive"][0], "licence": licence}
-        run = {"iterations": iterations, "lr": lr, "seed": seed, "state": state, "progress": progress}
-        return _train(trained, loss, name=name, kind="slider", settings=settings, facts=facts, **run)
+        facts |= {"prompts": targets, "towards": texts["positive"][0], "licence": licence}
+        return optimise(hooks, loss, name=name, kind="slider", facts=facts, progress=progress)
 
 
 def train_customisation(
     pair: Pair, images: torch.Tensor, *, name: str, prompts: str | Sequence[str], on: str = "base",
-    full_rank: bool = False, class_prompt: str | None = None, prior_images: int = 100, prior_weight: float = 1.0,
-    drop: float = 0.0, rank: int = 4, alpha: float = 4.0, modules: Sequence[str] = CROSS_ATTENTION,
-    iterations: int = 500, batch_size: int = 2, lr: float | None = None, seed: int = 0, kind: str = "style",
-    licence: str = "", state: str | Path | None = None, progress: bool = True,
+    class_prompt: str | None = None, prior_images: int = 100, prior_weight: float = 1.0, drop: float = 0.0, rank: int = 4,
+    alpha: float = 4.0, modules: Sequence[str] = CROSS_ATTENTION, iterations: int = 500, batch_size: int = 2, lr: float = 1e-4,
+    seed: int = 0, kind: str = "style", licence: str = "", progress: bool = True,
 ) -> Control:  # fmt: skip
-    """Learn a style or subject in the layers that read the text, after Custom Diffusion (Kumari et al. 2023).
+    """Learn a style or subject as a LoRA of the layers that read the text, after Custom Diffusion (Kumari et al. 2023).
 
     The loss is the squared error of the prediction on noised images, at all timesteps on the base and at its own few on the
     distilled model. The text encoder is not trained. Other arguments are as for `train_slider`.
@@ -126,20 +115,17 @@ def train_customisation(
     Args:
         images: (n, 3, height, width) in [0, 1], of the size that the pair generates.
         prompts: one for all images, or one for each.
-        full_rank: train the whole matrices, as Custom Diffusion does, instead of a LoRA.
         class_prompt: prompt of images that the network generates first, and keeps (prior preservation). None: no prior.
         prior_images, prior_weight: number of those images, and weight of their loss.
         drop: share of samples without prompt, for a style: guidance amplifies what depends on the prompt.
-        lr: None: 1e-4 for a LoRA, 1e-5 in full rank.
     """
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError("images must be a tensor (n, 3, height, width) in [0, 1], n at least 1")
     if not images.is_floating_point() or not 0 <= float(images.min()) <= float(images.max()) <= 1:
         raise ValueError("images must be floating point within [0, 1]: divide uint8 by 255")
     texts = _texts("prompts", prompts, len(images))
-    lr = (1e-5 if full_rank else 1e-4) if lr is None else lr
-    run = {"iterations": iterations, "batch_size": batch_size, "lr": lr}
-    _check_numbers(rank=rank, alpha=alpha, prior_images=prior_images, **run)
+    numbers = {"rank": rank, "alpha": alpha, "batch_size": batch_size, "iterations": iterations, "lr": lr}
+    _check_numbers(numbers | {"prior_images": prior_images})
     if not prior_weight >= 0 or not 0 <= drop < 1:
         raise ValueError(f"prior_weight={prior_weight} must be at least 0, and drop={drop} at least 0 and below 1")
     trainable_layers(pair, on, modules)
@@ -152,19 +138,27 @@ def train_customisation(
         priors = generate(pair, class_prompt, method=on, seeds=range(seed, seed + prior_images)).final.to(latents)
         prior = {"class_prompt": class_prompt, "images": prior_images, "weight": prior_weight}
     digest = hashlib.sha256(images.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
-    settings = {"prompts": list(dict.fromkeys(texts)), "images": {"number": len(images), "sha256": digest[:16]}}
-    settings |= {"trained_on": _origin(pair, on), "prior": prior, "drop": drop, "modules": list(modules)}
-    lora = {} if full_rank else {"rank": rank, "alpha": alpha}
-    settings |= {"batch_size": batch_size} | lora
+    facts = {
+        "prompts": list(dict.fromkeys(texts)),
+        "images": {"number": len(images), "sha256": digest[:16]},
+        "seed": seed,
+    }
+    facts |= {
+        "trained_on": _origin(pair, on),
+        "prior": prior,
+        "drop": drop,
+        "modules": list(modules),
+        "licence": licence,
+    }
     noising = DDPMScheduler.from_config(pair.base_scheduler.config)
     times = training_timesteps(pair, on)
-    with training(pair, on, modules, seed=seed, **lora) as trained:
+    with training(pair, on, modules, rank=rank, alpha=alpha, seed=seed) as (denoiser, hooks):
 
         def error(x0: torch.Tensor, prompts: Sequence[str], generator: torch.Generator) -> torch.Tensor:
             t = times[torch.randint(len(times), (len(x0),), generator=generator)].to(x0.device)
             noise = torch.randn(x0.shape, generator=generator).to(x0)
             goals = {"epsilon": noise, "v_prediction": noising.get_velocity(x0, noise, t), "sample": x0}
-            output = predict(trained.network, noising.add_noise(x0, noise, t), t, conditions.rows(prompts))
+            output = predict(denoiser, noising.add_noise(x0, noise, t), t, conditions.rows(prompts))
             return F.mse_loss(output, goals[noising.config.prediction_type])
 
         def loss(_: int, generator: torch.Generator) -> torch.Tensor:
@@ -177,15 +171,14 @@ def train_customisation(
             rows = torch.randint(len(priors), (batch_size,), generator=generator)
             return value + prior_weight * error(priors[rows], [class_prompt] * len(rows), generator)
 
-        run = {"iterations": iterations, "lr": lr, "seed": seed, "state": state, "progress": progress}
-        return _train(trained, loss, name=name, kind=kind, settings=settings, facts={"licence": licence}, **run)
+        return optimise(hooks, loss, name=name, kind=kind, facts=numbers | facts, progress=progress)
 
 
 def train_dreambooth(
     pair: Pair, images: torch.Tensor, *, name: str, prompt: str, class_prompt: str, on: str = "base",
     prior_images: int = 100, prior_weight: float = 1.0, rank: int = 4, alpha: float = 4.0,
     modules: Sequence[str] = ATTENTION, iterations: int = 500, batch_size: int = 1, lr: float = 1e-4, seed: int = 0,
-    licence: str = "", state: str | Path | None = None, progress: bool = True,
+    licence: str = "", progress: bool = True,
 ) -> Control:  # fmt: skip
     """Learn a subject under a rare word, as a LoRA on all attention (DreamBooth, Ruiz et al. 2023; diffusers' LoRA form).
 
@@ -197,16 +190,8 @@ def train_dreambooth(
     return train_customisation(
         pair, images, name=name, prompts=prompt, kind="dreambooth", class_prompt=class_prompt, on=on, rank=rank,
         prior_images=prior_images, prior_weight=prior_weight, alpha=alpha, modules=modules, iterations=iterations,
-        batch_size=batch_size, lr=lr, seed=seed, licence=licence, state=state, progress=progress,
+        batch_size=batch_size, lr=lr, seed=seed, licence=licence, progress=progress,
     )  # fmt: skip
-
-
-def _train(trained: Training, loss, *, name, kind, settings, facts, iterations, lr, seed, state, progress) -> Control:
-    """Run the loop and return the control. The loss in its facts is the mean of the last tenth."""
-    run = {"iterations": iterations, "lr": lr, "seed": seed}
-    losses = optimise(trained.parameters, loss, **run, settings=settings, state=state, progress=progress, title=name)
-    last = losses[-max(1, len(losses) // 10) :]
-    return Control(name, kind, trained.tensors(), settings | run | facts | {"loss": sum(last) / len(last)})
 
 
 def trainable_layers(pair: Pair, on: str, modules: Sequence[str]) -> dict[str, torch.nn.Module]:
@@ -228,49 +213,25 @@ def trainable_layers(pair: Pair, on: str, modules: Sequence[str]) -> dict[str, t
     return chosen
 
 
-@dataclass(frozen=True)
-class Training:
-    """A network in training: its trainable parameters, and the original weights or the hooks of the new LoRA."""
-
-    network: torch.nn.Module
-    parameters: dict[str, torch.nn.Parameter]
-    originals: dict[str, torch.Tensor]
-    hooks: LayerHooks | None = None
-    strength: float = 1.0  # alpha / rank of the LoRA
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the tensors of the resulting control."""
-        values = {key: parameter.detach().clone() for key, parameter in self.parameters.items()}
-        values |= {key: values[key] - original for key, original in self.originals.items()}
-        return {key: (self.strength * value if key.endswith(UP) else value).cpu() for key, value in values.items()}
-
-
 @contextmanager
 def training(
-    pair: Pair, on: str, modules: Sequence[str], *, rank: int | None = None, alpha: float = 1.0, seed: int = 0
-) -> Iterator[Training]:
-    """Make a new LoRA of a role's network trainable, or without `rank` its layers' own weights. Restore all on every exit."""
+    pair: Pair, on: str, modules: Sequence[str], *, rank: int, alpha: float = 1.0, seed: int = 0
+) -> Iterator[tuple[torch.nn.Module, LayerHooks]]:
+    """Attach a new trainable LoRA to a role's network. Yield the network and the hooks. Restore all on every exit."""
     layers, denoiser = trainable_layers(pair, on, modules), network(pair.base, pair.distilled, on)
     required = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
-    weights = {name + DELTA: layer.weight for name, layer in layers.items()} if rank is None else {}
-    originals = {name: weight.detach().clone() for name, weight in weights.items()}
     switch = AdapterSwitch(pair.base, pair.distilled) if isinstance(pair.distilled, str) else None
     try:
         if switch:  # the distillation LoRA
             switch.use(on)
         denoiser.requires_grad_(False)
-        if rank is None:
-            yield Training(denoiser, {name: weight.requires_grad_() for name, weight in weights.items()}, originals)
-            return
         with LayerHooks(denoiser, Control("untrained", "lora", _new_factors(layers, rank, seed))) as hooks:
             hooks.tensors = {key: torch.nn.Parameter(t.to(denoiser.device)) for key, t in hooks.tensors.items()}
             hooks.scale = alpha / rank
-            yield Training(denoiser, hooks.tensors, {}, hooks, alpha / rank)
+            yield denoiser, hooks
     finally:
         if switch:
             switch.restore()
-        for name, original in originals.items():
-            weights[name].data.copy_(original)
         for parameter, value in required.items():
             parameter.requires_grad_(value).grad = None
 
@@ -287,11 +248,9 @@ def _new_factors(layers: Mapping[str, torch.nn.Module], rank: int, seed: int) ->
 
 
 class Conditions:
-    """The arguments that a pair's own pipeline gives its denoiser beside x_t, for each prompt.
+    """The arguments that a pair's own pipeline gives its denoiser beside x_t, for each prompt. "" is the unconditional one.
 
-    Attributes:
-        arguments: by prompt and name; tensors of one row, or dicts of them. "" is the unconditional one.
-        shape: (channels, height, width) of the latents.
+    `arguments` are by prompt and name: tensors of one row, or dicts of them. `shape` is that of the latents.
     """
 
     @torch.no_grad()
@@ -327,7 +286,7 @@ class Conditions:
 
 
 def predict(denoiser: torch.nn.Module, x_t: torch.Tensor, timestep: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
-    """Return the denoiser's output (n, channels, height, width), float32, for x_t as its scheduler scales it."""
+    """Return the denoiser's output, float32, for x_t as its scheduler scales it."""
     return denoiser(x_t.to(denoiser.dtype), timestep, **arguments, return_dict=False)[0].float()
 
 
@@ -366,22 +325,16 @@ def training_timesteps(pair: Pair, on: str) -> torch.Tensor:
 
 
 def optimise(
-    parameters: Mapping[str, torch.nn.Parameter], loss: Callable[[int, torch.Generator], torch.Tensor], *,
-    iterations: int, lr: float, seed: int, settings: Mapping[str, Any], state: str | Path | None = None,
-    progress: bool = True, title: str = "train",
-) -> list[float]:  # fmt: skip
-    """Minimise `loss` with AdamW, in place, and return the loss of every iteration, also of those before an interruption.
+    hooks: LayerHooks, loss: Callable[[int, torch.Generator], torch.Tensor], *,
+    name: str, kind: str, facts: dict[str, Any], progress: bool = True,
+) -> Control:  # fmt: skip
+    """Minimise `loss` with AdamW, and return the control. The loss in its facts is the mean of the last tenth.
 
-    `loss` takes the iteration, from 0, and a generator of its own. A state is thus complete with parameters, moments and losses.
-    A state of other `settings`, or with more iterations, raises ValueError; a loss that is not finite FloatingPointError.
+    `loss` takes the iteration, from 0, and a generator of its own. `facts` hold iterations, lr, seed, alpha and rank.
     """
-    facts = json.loads(json.dumps({**settings, "seed": seed, "lr": lr, "weight_decay": WEIGHT_DECAY}))
-    optimiser = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=WEIGHT_DECAY)
-    tensors, path = _training_tensors(parameters, optimiser), None if state is None else Path(state)
-    losses = _resume(path, facts, tensors) if path is not None and path.exists() else []
-    if len(losses) > iterations:
-        raise ValueError(f"state={str(state)!r} has made {len(losses)} iterations, more than iterations={iterations}")
-    bar = tqdm(range(len(losses), iterations), initial=len(losses), total=iterations, desc=title, disable=not progress)
+    lr, seed, losses = facts["lr"], facts["seed"], []
+    optimiser = torch.optim.AdamW(hooks.tensors.values(), lr=lr, weight_decay=WEIGHT_DECAY)
+    bar = tqdm(range(facts["iterations"]), desc=name, disable=not progress)
     for iteration in bar:
         value = loss(iteration, iteration_generator(seed, iteration))
         value.backward()
@@ -390,14 +343,10 @@ def optimise(
         losses.append(value.item())
         if not math.isfinite(losses[-1]):
             raise FloatingPointError(f"loss {losses[-1]} in iteration {iteration}: give a smaller lr than {lr:g}")
-        if path is not None and ((iteration + 1) % SAVE_EVERY == 0 or iteration + 1 == iterations):
-            record = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
-            record["losses"] = torch.tensor(losses, dtype=torch.float64)
-            text = json.dumps(facts)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, save(record, metadata={"dtviz": text, "sha256": _hash(text, record)}))
         bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
-    return losses
+    strength, last = facts["alpha"] / facts["rank"], losses[-max(1, len(losses) // 10) :]
+    tensors = {key: (strength if key.endswith(UP) else 1) * t.detach().cpu() for key, t in hooks.tensors.items()}
+    return Control(name, kind, tensors, facts | {"loss": sum(last) / len(last)})
 
 
 def iteration_generator(seed: int, iteration: int) -> torch.Generator:
@@ -406,37 +355,7 @@ def iteration_generator(seed: int, iteration: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int(mixed[0]))
 
 
-def _training_tensors(parameters: Mapping[str, torch.nn.Parameter], optimiser) -> dict[str, torch.Tensor]:
-    """Return the tensors that training changes in place: parameters, and AdamW's moments and steps, here from 0."""
-    tensors = {}
-    for name, parameter in parameters.items():
-        moments = {moment: torch.zeros_like(parameter) for moment in ("exp_avg", "exp_avg_sq")}
-        optimiser.state[parameter] = {"step": torch.tensor(0.0)} | moments
-        parts = {"value": parameter.detach()} | optimiser.state[parameter]
-        tensors |= {f"{part}.{name}": tensor for part, tensor in parts.items()}
-    return tensors
-
-
-def _resume(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> list[float]:
-    """Read a state into the tensors, and return the losses so far."""
-    with reading(f"state={str(path)!r}"), safe_open(path, framework="pt") as file:
-        header, saved = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        record = dict(json.loads(header["dtviz"]))
-        if header["sha256"] != _hash(header["dtviz"], saved):
-            raise ValueError("it does not fit its hash")
-    if others := sorted(key for key in facts if record.get(key) != facts[key]):
-        raise ValueError(f"state={str(path)!r} is of other settings ({', '.join(others)}); remove it, or name another")
-    for key, tensor in tensors.items():
-        tensor.copy_(saved[key])
-    return saved["losses"].tolist()
-
-
-def _hash(facts: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the hash of a state: one flipped bit would silently train another control."""
-    return content_hash(facts, {key: tensor.flatten().view(torch.uint8).numpy() for key, tensor in tensors.items()})
-
-
-def _check_numbers(**values: float) -> None:
+def _check_numbers(values: Mapping[str, float]) -> None:
     """Refuse a number that is not finite and above 0. All but lr, eta and alpha must be integers."""
     for name, value in values.items():
         whole = name not in ("lr", "eta", "alpha")

@@ -1,13 +1,9 @@
 """Concepts and attributes that a classifier reads in images, and where in the image it reads them (Figure 3).
 
-    changes = changes_of_mind(posteriors, final, present=0.9, absent=0.1)          # of each step's x0, of the final image
-    changes.changed.any(axis=1).mean()                                             # share of samples that changed
+    changes = changes_of_mind(posteriors, final)          # of each step's x0, of the final image
+    changes.changed.any(axis=1).mean()                    # share of samples that changed
 
-    places = occlusion_windows(64, 64, size=16, stride=8)
-    occlusion_box(score(image) - score(occlude(image, places)), places, shape=(64, 64))     # (top, left, bottom, right)
-
-Entropies are in nats, boxes in pixels with bottom and right excluded. Every function raises ValueError for shapes that
-do not fit and values out of range.
+Entropies are in nats, boxes in pixels with bottom and right excluded. ValueError: a shape does not fit, a value is out of range.
 """
 
 from typing import NamedTuple
@@ -42,13 +38,10 @@ class ConceptPair(NamedTuple):
 
 
 def changes_of_mind(posteriors, final, *, present: float = 0.9, absent: float = 0.1, steps: int = 2) -> Changes:
-    """Find the concepts that x0 shows for several consecutive steps and that the final image lacks.
+    """Find the concepts that x0 shows for `steps` consecutive steps and that the final image lacks.
 
-    Args:
-        posteriors: (step, sample, concept) in [0, 1], the probability that each step's x0 shows each concept.
-        final: (sample, concept), the same for the final image.
-        present, absent: x0 shows a concept from `present` on, and the final image lacks one up to `absent`.
-        steps: how many consecutive steps have to show it.
+    posteriors: (step, sample, concept) in [0, 1], that each step's x0 shows each concept; final: (sample, concept). x0 shows a
+    concept from `present` on, and the final image lacks one up to `absent`.
     """
     posteriors, final = _in_unit_range(posteriors, name="posteriors"), _in_unit_range(final, name="final")
     if posteriors.ndim != 3 or posteriors.shape[1:] != final.shape:
@@ -65,16 +58,14 @@ def changes_of_mind(posteriors, final, *, present: float = 0.9, absent: float = 
 
 
 def calibration(posteriors, truth, *, bins: int = 10) -> Calibration:
-    """Measure whether the first choice is right as often as its posterior says.
+    """Measure whether the first choice is right as often as its posterior (n, class) says. truth: (n,) the right class.
 
     The error is sum_b n_b / n |accuracy_b - confidence_b| over equal bins of the posterior (Guo et al. 2017, eq. 3).
-    posteriors: (n, class), rows that sum to one. truth: (n,) the index of the right class.
     """
     posteriors, truth = _in_unit_range(posteriors, name="posteriors"), np.asarray(truth)
     if posteriors.ndim != 2 or truth.shape != posteriors.shape[:1] or bins < 1:
-        raise ValueError(
-            f"posteriors {posteriors.shape}, truth {truth.shape} must be (n, class), (n,), bins={bins} >= 1"
-        )
+        shapes = f"posteriors {posteriors.shape}, truth {truth.shape}"
+        raise ValueError(f"{shapes} must be (n, class), (n,), bins={bins} >= 1")
     confidence, right = posteriors.max(axis=1), posteriors.argmax(axis=1) == truth
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = np.bincount(which, weights=right - confidence, minlength=bins)  # n_b (accuracy_b - confidence_b)
@@ -83,11 +74,9 @@ def calibration(posteriors, truth, *, bins: int = 10) -> Calibration:
 
 
 def concept_posterior(cosines, rest, *, scale: float = 100.0) -> np.ndarray:
-    """Return the probability that an image shows each concept and not any of the rest, from cosines with texts.
+    """Return exp(s c) / (exp(s c) + sum_r exp(s c_r)), the posterior of each concept alone, not calibrated.
 
-    exp(s c) / (exp(s c) + sum_r exp(s c_r)) for each concept alone, so that two concepts do not compete.
-    cosines: (..., concept) with a text of each concept. rest: (..., text) with texts that lack all. scale: s, the model's
-    logit scale (100 for OpenAI's CLIPs). The result is not calibrated.
+    cosines: (..., concept) with a text of each concept. rest: (..., text) with texts that lack all. scale: s, the logit scale.
     """
     cosines, rest = np.asarray(cosines, dtype=np.float64), np.asarray(rest, dtype=np.float64)
     if not cosines.ndim or cosines.shape[:-1] != rest.shape[:-1] or not rest.shape[-1]:
@@ -96,11 +85,7 @@ def concept_posterior(cosines, rest, *, scale: float = 100.0) -> np.ndarray:
 
 
 def concept_pairs(concepts) -> list[ConceptPair]:
-    """Pair each concept with the next, the last with the first. Controls are the ones before and after the two.
-
-    >>> concept_pairs(["dog", "cat", "sofa", "lamp"])[0]
-    ConceptPair(first='dog', second='cat', others=('lamp', 'sofa'))
-    """
+    """Pair each concept with the next, the last with the first. Controls are the ones before and after the two."""
     names = tuple(concepts)
     if len(names) < 4 or len(set(names)) != len(names):
         raise ValueError(f"concepts={names} must be at least four different ones: two are asked for, two are controls")
@@ -116,8 +101,8 @@ def marginal_entropy(posteriors) -> float:
 def mutual_information(posteriors) -> float:
     """Return the mutual information of image and attribute, of posteriors (n, v): exp of it is the effective number of values.
 
-    The entropy of the mean posterior, less the mean entropy of each. n copies of one unsure posterior give 0. A term
-    sum_v var_v / mean_v / (2 n) corrects for few images; for sure posteriors it is that of `diversity.entropy`.
+    It is the entropy of the mean posterior, less the mean entropy of each. A term sum_v var_v / mean_v / (2 n) corrects for
+    few images.
     """
     p = _probabilities(posteriors)
     mean = p.mean(axis=0)
@@ -151,9 +136,6 @@ def occlusion_box(drops, places, *, shape: tuple[int, int], share: float = 0.5) 
 
     drops: (n,) how far the score falls when each of the places (n, 4) of `occlusion_windows` is hidden. shape: height and
     width of the image. share: the region is connected and has at least this share of the largest mean drop everywhere.
-
-    >>> occlusion_box([0.0, 1.0], occlusion_windows(4, 2, size=2, stride=2), shape=(4, 2))
-    (2, 0, 4, 2)
     """
     drops, places = np.asarray(drops, dtype=np.float64), np.asarray(places)
     if places.shape != (*drops.shape, 4) or not 0 < share <= 1:

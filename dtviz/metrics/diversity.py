@@ -3,8 +3,8 @@
     mean_pairwise(features)              # Estimate(value=.34, low=.31, high=.37, n=100), 1 - cosine
     vendi(features)                      # effective number of different images
 
-Features are (n, d), one row an image. They are normalised here, so only directions count.
-Every function raises ValueError for features of another shape, rows of length zero, and values that are not finite.
+Features are (n, d), one row an image. They are normalised here, so only directions count. ValueError: another shape, a row of
+length zero, a value that is not finite.
 """
 
 import numpy as np
@@ -17,8 +17,7 @@ def mean_pairwise(features, *, confidence: float = 0.95) -> Estimate:
     """Return the mean of 1 - cosine over all pairs of images, with a jackknife-t interval over images.
 
     U = 2 / (n (n - 1)) sum_{i<j} d_ij and U_{-i} = (T - 2 r_i) / ((n - 1)(n - 2)), r_i the row sums, T their total.
-    The pairs are not independent, so the interval is over images. docs/numbers.md gives its coverage.
-    features: (n, d), n >= 2. The interval is nan for n = 2. The value is in [0, n / (n - 1)].
+    The interval is nan for n = 2. docs/numbers.md gives its coverage. The value is in [0, n / (n - 1)].
 
     >>> mean_pairwise([[1.0, 0.0], [0.0, 2.0]]).value
     1.0
@@ -41,8 +40,7 @@ def mean_pairwise(features, *, confidence: float = 0.95) -> Estimate:
 def vendi(features, *, q: float = 2) -> float:
     """Return the Vendi score exp H_q(eigenvalues of K / n), K the cosines: the effective number of images, 1 to n.
 
-    Compare at equal n only (Friedman & Dieng 2023, Pasarkar & Dieng 2024). q is the order, above 0: 1 is Shannon's
-    entropy, inf is 1 / largest eigenvalue. A small q counts rare images more.
+    Compare at equal n only (Friedman & Dieng 2023, Pasarkar & Dieng 2024). q is the order, above 0: 1 is Shannon's entropy.
 
     >>> vendi([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     2.0
@@ -72,8 +70,7 @@ def modes_covered(labels) -> int:
 def entropy(labels) -> float:
     """Return the Shannon entropy of labels (n,) in nats, with Miller's (1955) correction + (modes - 1) / (2 n).
 
-    It falls when a mode becomes rare, `modes_covered` only when it is lost. exp(entropy) is the effective number of
-    modes. The correction can raise it a little above the number of modes.
+    exp(entropy) is the effective number of modes. The correction can raise it a little above their number.
     """
     counts = _label_counts(labels)
     return float(special.entr(counts / counts.sum()).sum() + (len(counts) - 1) / (2 * counts.sum()))

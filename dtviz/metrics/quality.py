@@ -1,12 +1,11 @@
 """How near generated images are to real ones and to their prompts (Tables 2 and 4), from features of any embedder.
 
-    inception, clip = embedder("inception"), embedder("clip:openai/clip-vit-large-patch14")
+    inception = embedder("inception")
     frechet_distance(inception.raw(images), inception.raw(real))            # FID
     inception_score(inception.classify(inception.raw(images)))              # Inception score
-    clip_score(clip(images), clip.text(prompts), prompts=prompts)           # CLIP score, with its interval
 
 These equal torchmetrics on the same features. FID and Inception score are the names for Inception-v3's features only.
-Every function raises ValueError for shapes that do not fit, values that are not finite, and rows of length zero.
+ValueError: a shape does not fit, a value is not finite, a row has length zero.
 """
 
 import numpy as np
@@ -19,7 +18,6 @@ def frechet_distance(features, reference) -> float:
     """Return the Fréchet distance between Gaussians fitted to two sets of features (FID: Heusel et al. 2017).
 
     |mu_a - mu_b|² + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), biased upwards by about 1 / n: compare at equal n only.
-    features, reference: (n, d) and (m, d), at least two rows each.
 
     >>> frechet_distance([[0.0], [2.0]], [[1.0], [3.0]])
     1.0
@@ -34,17 +32,18 @@ def frechet_distance(features, reference) -> float:
     return float(max(mean + (a**2).sum() + (b**2).sum() - 2 * cross, 0.0))
 
 
-def inception_score(probabilities, *, splits: int = 10) -> float:
-    """Return exp of the mean KL divergence of each image's class probabilities from their mean (Salimans et al. 2016).
+def inception_score(probabilities, *, splits: int | None = None) -> float:
+    """Return exp of the mean KL divergence of each image's class probabilities (n, class) from their mean.
 
-    As published it is the mean over `splits` parts of the images in their order. It grows with the number of images.
-    probabilities: (n, classes), rows add up to 1. The result is from 1 (all alike, or undecided) to the number of classes.
+    As published (Salimans et al. 2016) it is the mean over ten parts of the images in their order; None takes fewer parts where
+    they would have fewer than ten images. A part of n images scores from 1 to n, so compare at equal n only.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim != 2 or not p.size or not (p >= 0).all() or not np.allclose(p.sum(axis=1), 1, atol=1e-4):
         raise ValueError(f"probabilities of shape {p.shape} must be (n, classes), 0 or above, each row adding up to 1")
-    if not 1 <= splits <= len(p):
-        raise ValueError(f"splits = {splits} must be from 1 to the number of images, {len(p)}")
+    splits = max(1, min(10, len(p) // 10)) if splits is None else splits
+    if splits < 1 or len(p) < 2 * splits:  # one image alone scores 1, whatever it shows
+        raise ValueError(f"splits={splits} must be at least 1, with two or more of the {len(p)} images in each")
     parts = [special.rel_entr(part, part.mean(axis=0)).sum(axis=1).mean() for part in np.array_split(p, splits)]
     return float(np.exp(parts).mean())
 
@@ -52,9 +51,8 @@ def inception_score(probabilities, *, splits: int = 10) -> float:
 def clip_score(images, texts, *, prompts=None, confidence: float = 0.95) -> Estimate:
     """Return 100 times the mean cosine of each image with its own prompt, with Student's t interval.
 
+    images, texts: (n, d) features of a CLIP, row for row. With prompts (n,), mean and interval are over the prompts' means.
     Hessel et al. (2021) scale by 2.5 and cut at 0. Tables of generated images, and this function, scale by 100.
-    images, texts: (n, d) features of a CLIP, row for row. prompts: (n,) the prompt of each image, for mean and interval
-    over the prompts' means.
     """
     a, b = _feature_pair(images, texts, least=1)
     if len(a) != len(b) or not (a.any(axis=1).all() and b.any(axis=1).all()):

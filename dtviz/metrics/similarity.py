@@ -4,8 +4,8 @@
     level = level_after_first_step(distilled_distances)                  # where the distilled model is after step 1
     fraction_of_commitment(distances.mean(axis=1), level)                # .30: the base needs 30% of its steps
 
-Steps are indices from 0. Step i of n has done the fraction (i + 1) / n of the inference. Every function raises ValueError
-for shapes that do not fit, values that are not finite, and features of length zero.
+Steps are indices from 0. Step i of n has done the fraction (i + 1) / n of the inference. ValueError: a shape does not fit, a
+value is not finite, a feature has length zero.
 """
 
 import numpy as np
@@ -14,12 +14,11 @@ import numpy as np
 def similarity_to_final(step_features, final_features) -> np.ndarray:
     """Return the distance, 1 - cosine, of each step's features to those of the same sample's final image.
 
-    step_features: (step, sample, d), features of the decoded x0. final_features: (sample, d), by the same embedder. They
-    are normalised here. Returns (step, sample) float64 in [0, 2]. 0 is the same direction.
+    step_features: (step, sample, d), of the decoded x0. final_features: (sample, d), by the same embedder. They are normalised
+    here. Returns (step, sample) float64 in [0, 2]. 0 is the same direction.
 
-    >>> similarity_to_final([[[0.0, 1.0]], [[2.0, 0.0]]], [[1.0, 0.0]])
-    array([[1.],
-           [0.]])
+    >>> similarity_to_final([[[0.0, 1.0]], [[2.0, 0.0]]], [[1.0, 0.0]]).tolist()
+    [[1.0], [0.0]]
     """
     steps = _unit_vectors(step_features, name="step_features")
     final = _unit_vectors(final_features, name="final_features")
@@ -30,10 +29,7 @@ def similarity_to_final(step_features, final_features) -> np.ndarray:
 
 
 def concept_timeline(step_features, text_features) -> np.ndarray:
-    """Return the cosine (step, sample, word) of each step's CLIP features (step, sample, d) with those of words (word, d).
-
-    A CLIP, trained on finished images, may misread the x0 of early steps.
-    """
+    """Return the cosine (step, sample, word) of each step's CLIP features (step, sample, d) with those of words (word, d)."""
     steps = _unit_vectors(step_features, name="step_features")
     words = _unit_vectors(text_features, name="text_features")
     if steps.ndim != 3 or words.ndim != 2 or steps.shape[-1] != words.shape[-1]:
@@ -49,8 +45,7 @@ def level_after_first_step(distances) -> float:
 def step_of_commitment(distances, level):
     """Return the first step (index from 0) whose distance is at most `level`, nan where no step comes so close.
 
-    distances: (step,) for one curve, such as a mean, or (step, sample). They may rise again after that step. level: a
-    number or (sample,). Returns a float for one curve, else (sample,) float64.
+    distances: (step,) or (step, sample). level: a number or (sample,). Returns a float for one curve, else (sample,) float64.
     """
     curves = _curves(distances)
     level = np.asarray(level, dtype=np.float64)

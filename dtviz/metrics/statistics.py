@@ -1,10 +1,9 @@
 """Intervals, tests and sentences for values measured once a prompt.
 
-    mean_interval([1.0, 2.0, 3.0])                                        # Estimate(value=2.0, low=-.48, high=4.48, n=3)
     comparisons = compare({"hybrid - base": (hybrid, base), "hybrid - distilled": (hybrid, distilled)})
     print(comparisons["hybrid - base"])                                   # hybrid - base: -0.144 [-0.170, -0.118], p = 2e-09
 
-Every function raises ValueError for arrays of another shape, of different lengths, or with values that are not finite.
+ValueError: an array has another shape or length, or a value that is not finite.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +20,7 @@ EXACT_UP_TO = 40  # pairs: two halves of 2^20 signed sums each, under a second
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its confidence interval from n items. The interval is nan where there are too few data.
-
-    >>> Estimate(0.25, 0.2, 0.3, 30).high
-    0.3
-    """
+    """A value with its confidence interval from n items. The interval is nan where there are too few data."""
 
     value: float
     low: float
@@ -56,7 +51,7 @@ class Comparison:
         return f"{self.name}: {self.test.mean:+.3f} [{self.test.low:+.3f}, {self.test.high:+.3f}], p = {self.p:.2g}"
 
     def outcome(self, *, sign: int = 1) -> str:
-        """Say whether a - b has this sign, 1 or -1: "holds", "does not hold", "is not shown", or cannot be shown."""
+        """Return whether a - b has this sign, 1 or -1: "holds", "does not hold", "is not shown", or cannot be shown."""
         if sign not in (1, -1):
             raise ValueError(f"sign={sign!r} must be 1, for a claim that a is larger, or -1, that it is smaller")
         if self.p < LEVEL:
@@ -88,10 +83,9 @@ def t_interval(value: float, error: float, n: int, confidence: float) -> Estimat
 
 
 def ratio(a, b, *, confidence: float = 0.95) -> Estimate:
-    """Return mean(a) / mean(b) of paired values with Fieller's (1954) interval.
+    """Return mean(a) / mean(b) of paired values (n,) with Fieller's (1954) interval.
 
-    The interval holds all r for which a t test of a - r b does not reject 0, exact for normal values. It is infinite
-    where mean(b) may be 0, and nan for n = 1. a, b: (n,), one value a prompt each.
+    It holds all r for which a t test of a - r b does not reject 0. It is infinite where mean(b) may be 0, and nan for n = 1.
     """
     a, b = _paired(a, b)
     n, mean_a, mean_b = len(a), a.mean(), b.mean()
@@ -108,11 +102,10 @@ def ratio(a, b, *, confidence: float = 0.95) -> Estimate:
 
 
 def paired_test(a, b, *, confidence: float = 0.95) -> PairedTest:
-    """Test whether the mean of a - b is zero: two-sided sign-flip test, with Student's t interval for the mean.
+    """Test whether the mean of a - b, (n,) each, is zero: two-sided sign-flip test, with Student's t interval for the mean.
 
     p is the share of all 2^n sign choices whose mean is at least as far from zero, so never below 2 / 2^n.
     It is exact up to 40 pairs, above from 100,000 random choices with a fixed seed (Phipson & Smyth 2010).
-    a, b: (n,) values of two methods on the same prompts and seeds, in the same order.
     """
     a, b = _paired(a, b)
     mean = mean_interval(a - b, confidence=confidence)
@@ -153,9 +146,7 @@ def holm(pvalues) -> np.ndarray:
 
 
 def compare(differences: Mapping[str, tuple]) -> dict[str, Comparison]:
-    """Test every difference a - b with `paired_test`, and correct p for all of them together (Holm 1979).
-
-    differences: name -> (a, b), each (n,), one value a prompt. Give all differences of one study in one call.
+    """Test every difference, name -> (a, b), with `paired_test`, and correct p for all of them together (Holm 1979).
 
     >>> compare({"a - b": ([3, 4, 5, 6, 7, 8], [1, 1, 1, 1, 1, 1])})["a - b"].conclude("a exceeds b")
     'a exceeds b: holds (+4.500, p = 0.031).'
@@ -168,9 +159,8 @@ def compare(differences: Mapping[str, tuple]) -> dict[str, Comparison]:
 def pseudovalues(measure: Callable, *prompts: Sequence) -> np.ndarray:
     """Return each prompt's contribution (n,) to a measure of all prompts together, such as a Fréchet distance.
 
-    These are Tukey's (1958) jackknife pseudo-values, n · whole - (n - 1) · without the prompt. Their mean removes the
-    bias of order 1 / n. measure: arrays (m, ...) -> number. It gets each of `prompts` joined along the first axis.
-    prompts: one or more sequences of n >= 2 arrays, one a prompt, such as features of samples and of real images.
+    These are Tukey's (1958) jackknife pseudo-values, n · whole - (n - 1) · without the prompt. Their mean removes the bias of
+    order 1 / n. prompts: sequences of n >= 2 arrays, one a prompt. `measure` gets each sequence joined along the first axis.
     """
     lengths = [len(arrays) for arrays in prompts]
     n = min(lengths, default=0)

@@ -23,9 +23,9 @@ from ..metrics.concepts import concept_posterior
 
 @dataclass(frozen=True)
 class Classifier:
-    """A linear classifier of an embedder's features, trained on real drawings only.
+    """A linear classifier of features (n, d) of its embedder, trained on real drawings only.
 
-    Methods take features (n, d) of this embedder. `among` are the possible classes, such as a prompt's artists.
+    `among` are the possible classes, such as a prompt's artists.
     """
 
     kind: str  # "artist", "concept", or "style", which also has the artists that were kept out of training
@@ -67,7 +67,7 @@ class Classifier:
 class NoisyX0Classifier:
     """A linear classifier of x0 at every noise level, by the concept that the final image shows.
 
-    The scores are divided by a temperature for each noise level (Guo et al. 2017), linear in between, constant beyond.
+    Scores are divided by a temperature for each noise level (Guo et al. 2017), linear in between, constant beyond.
     """
 
     embedder: str
@@ -83,9 +83,8 @@ class NoisyX0Classifier:
         features, sigmas = np.asarray(features, dtype=np.float64), np.asarray(sigmas, dtype=np.float64)
         width = len(self.weight)
         if features.ndim != 3 or features.shape[-1] != width or sigmas.shape != features.shape[:1]:
-            raise ValueError(
-                f"features {features.shape} and sigmas {sigmas.shape} must be (step, n, {width}) and (step,)"
-            )
+            shapes = f"features {features.shape} and sigmas {sigmas.shape}"
+            raise ValueError(f"{shapes} must be (step, n, {width}) and (step,)")
         temperature = np.interp(sigmas, self.sigmas, self.temperatures)
         return softmax((features @ self.weight + self.bias) / temperature[:, None, None], axis=-1)
 

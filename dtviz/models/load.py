@@ -6,7 +6,6 @@ pair = load("sdxl-dmd", device="cuda", offload=True)
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import json
@@ -71,26 +70,28 @@ def load(
         folders = _download(spec, variants)
     fingerprints = _fingerprints(spec, folders)  # checks hashes before anything reads the files
     options = {"dtype": dtype, "use_safetensors": True}
-    with files.no_progress_bars() if spec.embedded else contextlib.nullcontext():
-        with reading(f"pair {name!r}, {spec.base}"):
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                folders[0], variant=variants[0], **options, **spec.pipeline_options
-            )
-        pipeline.set_progress_bar_config(disable=True)
-        if offload != "model":
-            pipeline.to(device)
-        base = denoiser_of(pipeline)
-        with reading(f"pair {name!r}, {spec.distilled}"):
-            if spec.adapter:
-                distilled = _add_adapter(spec, folders[1] / spec.file, pipeline, base)
-            else:
-                distilled = _load_network(spec, folders[1], base, variant=variants[1], **options)
-                distilled.to("cpu" if offload else device).eval().requires_grad_(False)
+    with files.no_progress_bars(), reading(f"pair {name!r}, {spec.base}"):
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            folders[0], variant=variants[0], **options, **spec.pipeline_options
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    if offload != "model":
+        pipeline.to(device)
+    base = denoiser_of(pipeline)
+    with files.no_progress_bars(), reading(f"pair {name!r}, {spec.distilled}"):
+        if spec.adapter:
+            distilled = _add_adapter(spec, folders[1] / spec.file, pipeline, base)
+        else:
+            distilled = _load_network(spec, folders[1], base, variant=variants[1], **options)
+            distilled.to("cpu" if offload else device).eval().requires_grad_(False)
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
+    # A stream moves the next layer from page-locked memory while this one runs. Without `record_stream` the host would wait at
+    # the end of every layer.
     stream = device.startswith("cuda")
+    moves = {"offload_type": "leaf_level", "use_stream": stream, "record_stream": stream}
     for network in ([base] if offload is True else []) + ([distilled] if offload and not spec.adapter else []):
-        network.enable_group_offload(torch.device(device), offload_type="leaf_level", use_stream=stream)
+        network.enable_group_offload(torch.device(device), **moves)
 
     kind = getattr(diffusers, spec.scheduler)
     parameters = inspect.signature(kind).parameters  # from_config would warn about the base's other settings
@@ -109,6 +110,10 @@ def check_available(name: str, variants: Variants = ANY) -> Folders:
     if missing and spec.embedded:
         hint = "restore them from the repository, or run `make models`"
         raise Unavailable(f"pair {name!r} lacks files of {', '.join(missing)} in {files.data('models')}: {hint}")
+    if paths := [repo for repo in missing if repo.count("/") != 1 or repo[0] in "./~"]:
+        raise Unavailable(
+            f"pair {name!r}: {', '.join(paths)} is no complete model folder, and no repository (owner/name)"
+        )
     if missing and not files.hub_reachable():
         commands = " and ".join(f"`hf download {repo} --revision {commit}`" for repo, commit in missing.items())
         raise Unavailable(
@@ -122,7 +127,8 @@ def check_available(name: str, variants: Variants = ANY) -> Folders:
 def local_folders(spec: Spec, variants: Variants = ANY) -> Folders:
     """Return the local folders of base and distilled model, None for one that is not complete. Use no network."""
     base, distilled = map(_local_folder, (spec.base, spec.distilled), spec.revisions)
-    base_complete = base and all(_has_weights(path, variants[0]) for path in _networks(base))
+    parts = [config.parent for config in base.glob("*/config.json")] or [base] if base else []
+    base_complete = parts and all(_has_weights(part, variants[0]) for part in parts)
     distilled_complete = distilled and _has_weights(distilled / spec.file, variants[1])
     return base if base_complete else None, distilled if distilled_complete else None
 
@@ -133,22 +139,12 @@ def _local_folder(repo: str, revision: str | None) -> Path | None:
     if folder.is_dir() or "/" not in repo:
         return folder
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):  # the last: no name of a repository
         return None
-
-
-def _networks(pipeline: Path) -> list[Path]:
-    """Return the folders of a saved pipeline's networks, or the pipeline's own if it has no index."""
-    index, networks = pipeline / "model_index.json", ("unet", "transformer", "vae", "text_encoder")
-    if not index.is_file():
-        return [pipeline]
-    with reading(index):
-        parts = json.loads(index.read_text())
-        return [pipeline / part for part, kind in parts.items() if part.startswith(networks) and kind[0]]
 
 
 def _has_weights(path: Path, variant: str | None) -> bool:
@@ -170,7 +166,7 @@ def _download(spec: Spec, variants: Variants) -> Folders:
     try:
         base = diffusers.DiffusionPipeline.download(spec.base, **options)
         distilled = snapshot_download(spec.distilled, revision=spec.revisions[1], allow_patterns=[pattern])
-    except OSError as error:
+    except Exception as error:  # of the hub's client and of the library below it
         raise Unavailable(
             f"pair {spec.name!r}: the model hub does not give {spec.base} or {spec.distilled}: {one_line(error)}. If it needs "
             "a licence to be accepted, do so on its page and run `hf auth login`"
@@ -192,9 +188,13 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def _load_network(spec: Spec, folder: Path, base: torch.nn.Module, **options: Any) -> torch.nn.Module:
     """Return the distilled network, on the CPU."""
+    from accelerate import init_empty_weights
+
     if "." in spec.file:
-        network = type(base).from_config(base.config).to(options["dtype"])
-        network.load_state_dict(read_weights(folder / spec.file))
+        state = {key: tensor.to(options["dtype"]) for key, tensor in read_weights(folder / spec.file).items()}
+        with init_empty_weights():
+            network = type(base).from_config(base.config)
+        network.load_state_dict(state, assign=True)
     else:
         network = type(base).from_pretrained(folder, subfolder=spec.file or None, **options)
     if spec.timestep_scale != 1:

@@ -40,9 +40,7 @@ class Spec:
     pipeline_options: dict[str, Any]  # of `DiffusionPipeline.from_pretrained`
     licence: str
     revisions: tuple[str | None, str | None]  # commits of base and distilled model; None for the branch "main"
-    variants: tuple[
-        str | None, str | None
-    ]  # file name variants of their half-precision weights, None if there are none
+    variants: tuple[str | None, str | None]  # of their half-precision file names; None if there are none
 
     @property
     def embedded(self) -> bool:
@@ -154,7 +152,7 @@ SPECS: dict[str, Spec] = {name: _spec(name, *row) for name, row in _PAIRS.items(
 
 
 def spec_of(name: str) -> Spec:
-    """Return the pair of this name. Raise ValueError if there is none; the message suggests the nearest."""
+    """Return the pair of this name, or raise ValueError."""
     if name not in SPECS:
         near = difflib.get_close_matches(str(name), SPECS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -163,16 +161,12 @@ def spec_of(name: str) -> Spec:
 
 
 def pairs() -> pd.DataFrame:
-    """List every named pair, its licence, its kind ("embedded" or "hub") and whether its weights are on this machine.
-
-    dtviz.pairs()
-    """
+    """List every named pair, its licence, its kind ("embedded" or "hub") and whether its weights are on this machine."""
     import pandas as pd
 
     from .load import local_folders
 
-    rows = [
-        (s.name, s.base, s.distilled, s.licence, "embedded" if s.embedded else "hub", None not in local_folders(s))
-        for s in SPECS.values()
-    ]
-    return pd.DataFrame(rows, columns=["pair", "base", "distilled", "licence", "kind", "available"]).set_index("pair")
+    table = pd.DataFrame([vars(spec) for spec in SPECS.values()]).rename(columns={"name": "pair"}).set_index("pair")
+    table["kind"] = ["embedded" if spec.embedded else "hub" for spec in SPECS.values()]
+    table["available"] = [None not in local_folders(spec) for spec in SPECS.values()]
+    return table[["base", "distilled", "licence", "kind", "available"]]
