@@ -30,8 +30,6 @@ def random_factors(unet, seed: int = 0) -> dict[str, torch.Tensor]:
 
 def change(control, module: str) -> torch.Tensor:
     """Change of a module's weight at scale 1."""
-    if f"{module}.weight" in control.tensors:
-        return control.tensors[f"{module}.weight"]
     return torch.einsum("or,ri...->oi...", control.tensors[module + UP].flatten(1), control.tensors[module + DOWN])
 
 

@@ -10,16 +10,18 @@ from safetensors.torch import load_file, save_file
 
 import dtviz
 from dtviz import controls
-from dtviz.controls.control import DOWN, UP, Control, split
+from dtviz.controls.control import DOWN, UP, Control, module_of
 from dtviz.models.classifiers import load_classifier
+from dtviz.models.load import _fingerprints, local_folders
+from dtviz.models.registry import SPECS
 
 from .conftest import answer, random_factors
 from .tiny import PIPELINES
 
 FOLDER = Path(__file__).parents[1] / "data" / "controls"
-SCALES = (-1.0, 0.5, 2.0)
+SCALES = (-1.0, 2.0)
 TOLERANCE = 1e-5  # float32 outputs of size one, after some thirty layers
-ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,8 @@ def kohya(tensors: dict[str, torch.Tensor], alpha: float) -> dict[str, torch.Ten
     """The same tensors under kohya's names."""
     renamed = {}
     for key, tensor in tensors.items():
-        module, form = split(key)
-        flat = "lora_unet_" + module.replace(".", "_")
-        renamed[f"{flat}.{'lora_down' if form == DOWN else 'lora_up'}.weight"] = tensor
+        flat = "lora_unet_" + module_of(key).replace(".", "_")
+        renamed[f"{flat}.{'lora_down' if key.endswith(DOWN) else 'lora_up'}.weight"] = tensor
         renamed[f"{flat}.alpha"] = torch.tensor(alpha)
     return renamed
 
@@ -52,13 +53,15 @@ def attached(pipe, control: Control, scale: float) -> torch.Tensor:
 def assert_as_diffusers(pipe, path, control: Control) -> None:
     """The control has the effect of the file that diffusers loads itself."""
     plain = answer(pipe.unet)
+    pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="reference")
+    expected = {}
     for scale in SCALES:
-        pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name="reference")
         pipe.set_adapters("reference", scale)
-        expected = answer(pipe.unet)
-        pipe.unload_lora_weights()
-        assert (expected - plain).abs().max() > 100 * TOLERANCE
-        assert (attached(pipe, control, scale) - expected).abs().max() < TOLERANCE
+        expected[scale] = answer(pipe.unet)
+    pipe.unload_lora_weights()
+    for scale in SCALES:
+        assert (expected[scale] - plain).abs().max() > 100 * TOLERANCE
+        assert (attached(pipe, control, scale) - expected[scale]).abs().max() < TOLERANCE
     assert torch.equal(answer(pipe.unet), plain)
 
 
@@ -96,14 +99,72 @@ def test_own_file_comes_back_and_is_a_diffusers_lora(sdxl, factors, tmp_path):
         controls.load(path)
 
 
-def test_kohya(sdxl, factors, tmp_path):
+def test_kohya_and_its_copy(sdxl, factors, tmp_path):
+    """As Concept Sliders are published. The copy of dtviz keeps the names."""
     path = tmp_path / "slider.safetensors"
     save_file(kohya(factors, alpha=1.0), path)
     loaded = controls.load(path)
-    assert (loaded.name, loaded.kind, set(loaded.tensors)) == ("slider", "lora", set(factors))
+    assert (loaded.name, loaded.kind, len(loaded.modules)) == ("slider", "lora", len(factors) // 2)
     assert_as_diffusers(sdxl, path, loaded)
+    assert controls.load(loaded.save(tmp_path / "own.safetensors")).fingerprint == loaded.fingerprint
     torch.save(kohya(factors, alpha=1.0), tmp_path / "age.pt")
     assert controls.load(tmp_path / "age.pt").fingerprint == loaded.fingerprint
+
+
+def test_kohyas_names_of_the_original_sdxl_with_convolutions_and_text(tmp_path):
+    """`input_blocks_4_1` is `down_blocks.1.attentions.0` in diffusers. Convolutions keep their kernel in the first factor."""
+    shapes = {
+        "input_blocks_4_1_transformer_blocks_0_attn2_to_k": ((2, 5), (3, 2)),
+        "middle_block_1_proj_in": ((2, 3), (3, 2)),
+        "output_blocks_1_0_in_layers_2": ((2, 4, 3, 3), (3, 2, 1, 1)),
+        "input_blocks_3_0_op": ((2, 3, 3, 3), (3, 2, 1, 1)),
+    }
+    tensors = {}
+    for module, (down, up) in shapes.items():
+        key = f"lora_unet_{module}"
+        tensors |= {f"{key}.lora_down.weight": torch.rand(down), f"{key}.lora_up.weight": torch.rand(up)}
+        tensors[f"{key}.alpha"] = torch.tensor(1.0)
+    text = "lora_te2_text_model_encoder_layers_0_mlp_fc1"
+    tensors |= {f"{text}.lora_down.weight": torch.rand(2, 5), f"{text}.lora_up.weight": torch.rand(4, 2)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    control = controls.load(tmp_path / "x.safetensors")
+    names = ["down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", "mid_block.attentions.0.proj_in"]
+    names += ["up_blocks.0.resnets.1.conv1", "down_blocks.0.downsamplers.0.conv"]
+    for name, module in zip(names, shapes, strict=True):
+        assert torch.equal(control.tensors[name + DOWN], tensors[f"lora_unet_{module}.lora_down.weight"])
+        assert torch.equal(control.tensors[name + UP], tensors[f"lora_unet_{module}.lora_up.weight"] / 2)
+    assert control.modules == tuple(sorted(names))
+    assert control.facts == {"left_out": ["text_encoder_2, 2 tensors"]}
+
+
+def test_flux_sliders_and_the_names_of_its_original_code(tmp_path):
+    """`single_transformer_blocks_0_attn_to_q` of a slider; `single_blocks_0_linear1` holds q, k, v and MLP in one."""
+    net = PIPELINES["flux"]().pipe.transformer
+    linear = {n: m for n, m in net.named_modules() if isinstance(m, torch.nn.Linear) and ".attn." in n}
+    tensors = {name + DOWN: torch.randn(2, layer.in_features) for name, layer in linear.items()}
+    tensors |= {name + UP: torch.randn(layer.out_features, 2) for name, layer in linear.items()}
+    save_file(kohya(tensors, alpha=1.0), tmp_path / "slider.safetensors")
+    slider = controls.load(tmp_path / "slider.safetensors")
+    with controls.attach(net, slider) as block:
+        layers = block.hooks[0][0].layers
+        assert {id(layer) for layer in layers.values()} == {id(layer) for layer in linear.values()}
+        for name, layer in linear.items():
+            assert layers[name.replace(".", "_")] is layer
+            assert torch.equal(slider.tensors[name.replace(".", "_") + UP], tensors[name + UP] / 2)
+    down, up = torch.randn(1, 3072).half(), torch.randn(3 * 3072 + 12288, 1).half()
+    whole = {"single_transformer_blocks.0.proj_in" + DOWN: down, "single_transformer_blocks.0.proj_in" + UP: up}
+    renamed = {
+        key.replace("transformer_blocks_0_proj_in", "blocks_0_linear1"): t for key, t in kohya(whole, 0.3).items()
+    }
+    save_file(renamed, tmp_path / "original.safetensors")
+    control = controls.load(tmp_path / "original.safetensors")
+    assert control.part == "transformer"
+    block = "single_transformer_blocks.0."
+    for module, rows in zip(
+        ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), up.float().split([3072] * 3 + [12288]), strict=True
+    ):
+        change = control.tensors[block + module + UP] @ control.tensors[block + module + DOWN]
+        torch.testing.assert_close(change, 0.3 * rows @ down.float(), rtol=1e-5, atol=1e-5)
 
 
 def test_diffusers_file_with_settings_in_its_metadata(sdxl, tmp_path):
@@ -125,10 +186,9 @@ def test_older_diffusers_names(sdxl, factors, tmp_path):
     """`processor.to_q_lora.down.weight`, without alpha."""
     renamed = {}
     for key, tensor in factors.items():
-        module, end = split(key)
         if ".attn" in key:
-            attention, projection = module.split(".to_")
-            half = "down" if end == DOWN else "up"
+            attention, projection = module_of(key).split(".to_")
+            half = "down" if key.endswith(DOWN) else "up"
             renamed[f"unet.{attention}.processor.to_{projection.removesuffix('.0')}_lora.{half}.weight"] = tensor
     save_file(renamed, tmp_path / "old.safetensors")
     loaded = controls.load(tmp_path / "old.safetensors")
@@ -145,6 +205,10 @@ def test_peft_folder_of_rank_stabilised_scale(sdxl, tmp_path):
     loaded = controls.load(tmp_path / "toy", weight_name="adapter_model.safetensors")
     assert loaded.name == "toy"
     assert (attached(sdxl, loaded, 1.0) - answer(unet)).abs().max() < TOLERANCE
+    file = tmp_path / "toy" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": "pissa_niter_4"}))
+    with pytest.raises(ValueError, match="belongs to a changed base: init_lora_weights='pissa_niter_4'"):
+        controls.load(tmp_path / "toy", weight_name="adapter_model.safetensors")
 
 
 def test_text_encoder_parts_are_named_and_left_out(factors, tmp_path):
@@ -157,50 +221,40 @@ def test_text_encoder_parts_are_named_and_left_out(factors, tmp_path):
         controls.load(tmp_path / "text.safetensors")
 
 
-def test_custom_diffusion_equals_hand_added_weights_and_diffusers_processors(sdxl, tmp_path):
-    state, generator = sdxl.unet.state_dict(), torch.Generator().manual_seed(2)
-    names = [name for name in state if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
-    tuned = {name: state[name] + torch.randn(state[name].shape, generator=generator) / 5 for name in names}
-    renamed = {
-        name.replace(".to_", ".processor.to_").replace(".weight", "_custom_diffusion.weight"): tensor
-        for name, tensor in tuned.items()
-    }
-    torch.save(renamed, tmp_path / "pytorch_custom_diffusion_weights.bin")
-    loaded = controls.load(tmp_path, weight_name="pytorch_custom_diffusion_weights.bin", base=sdxl)
-    assert (loaded.kind, set(loaded.tensors)) == ("custom-diffusion", set(tuned))
-    for scale in SCALES:
-        by_hand = copy_of(sdxl.unet)
-        by_hand.load_state_dict(state | {key: state[key] + scale * (t - state[key]) for key, t in tuned.items()})
-        assert (attached(sdxl, loaded, scale) - answer(by_hand)).abs().max() < TOLERANCE
-    other = PIPELINES["sdxl"]().pipe
-    other.unet.load_state_dict(state)
-    empty = {name: {} for name in other.unet.attn_processors if ".attn1." in name}
-    other.unet.load_attn_procs(renamed | empty, _pipeline=other)
-    assert (attached(sdxl, loaded, 1.0) - answer(other.unet)).abs().max() < TOLERANCE
-
-
 # Refusals
 
-PLAIN = {f"unet.{ATTENTION}.to_q{DOWN}": torch.ones(2, 3), f"unet.{ATTENTION}.to_q{UP}": torch.ones(4, 2)}
-HADA = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_{}_attn1_to_k.hada_w1_a"
+PLAIN = {f"unet.{QUERY}{DOWN}": torch.ones(2, 3), f"unet.{QUERY}{UP}": torch.ones(4, 2)}
+KOHYA = kohya({key.removeprefix("unet."): tensor for key, tensor in PLAIN.items()}, 1.0)
+LOHA = {
+    f"lora_unet_down_blocks_1_attentions_0_transformer_blocks_{i}_attn1_to_k.hada_w1_a": torch.ones(2, 2)
+    for i in range(722)
+}
+HALF = {key: tensor for key, tensor in KOHYA.items() if "lora_up" not in key}
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({HADA.format(i): torch.ones(2, 2) for i in range(722)}, "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_k.hada_w1_a"),
-        (PLAIN | {f"unet.{ATTENTION}.to_q.lora_magnitude_vector": torch.ones(4)}, "no LoRA factors: .*lora_magnitude_vector"),
-        (kohya(PLAIN, 1.0) | {"lora_unet_a.dora_scale": torch.ones(4)}, "it is a DoRA"),
-        (PLAIN | {f"unet.{ATTENTION}.to_q.lora_B.bias": torch.ones(4)}, "1 of its 3 tensors are no LoRA factors: .*lora_B.bias"),
+        (LOHA, "it is a LoHa .LyCORIS., which is not supported: 722 tensors such as lora_unet_down_blocks_1_.*hada_w1_a"),
+        (KOHYA | {"lora_unet_b.lokr_w1": torch.ones(2, 2)}, "it is a LoKr .LyCORIS.*: 1 tensors such as lora_unet_b.lokr_w1"),
+        (KOHYA | {"lora_unet_b.oft_blocks": torch.ones(2, 2)}, "it is an OFT"),
+        (KOHYA | {"lora_unet_b.lora_mid.weight": torch.ones(2, 2)}, "it is a Tucker LoRA"),
+        (PLAIN | {f"unet.{QUERY}.lora_magnitude_vector": torch.ones(4)}, "it is a DoRA, .*: 1 tensors such as .*magnitude_vector"),
+        (KOHYA | {"lora_unet_a.dora_scale": torch.ones(4)}, "it is a DoRA"),
+        (PLAIN | {f"unet.{QUERY}.lora_B.bias": torch.ones(4)}, "1 of its 3 tensors are no LoRA factors: .*lora_B.bias"),
         (PLAIN | {"unet.conv_in.weight": torch.ones(4)}, "1 of its 3 tensors are no LoRA factors: conv_in.weight"),
-        (kohya(PLAIN, 1.0) | {"lora_unet_a.diff": torch.ones(4)}, "lora_unet_a"),
-        (kohya(PLAIN, 1.0) | {"strange": torch.ones(1)}, "3 of its 4 tensors are no LoRA factors: .*, strange"),
-        ({f"unet.a{DOWN}": torch.ones(2, 3)}, "module 'a' needs lora_A.weight .* and has .'a.lora_A.weight'"),
-        (PLAIN | {f"unet.{ATTENTION}.to_q{UP}": torch.full((4, 2), torch.nan)}, f"tensor '{ATTENTION}.to_q.lora_B.weight' .* nan or inf"),
-        (kohya(PLAIN | {f"unet.{ATTENTION}.to_q{UP}": torch.full((4, 2), torch.inf)}, 1.0), "holds nan or infinity"),
-        ({"x.processor.to_k_custom_diffusion.weight": torch.ones(2, 2)}, "give base=, the pair, pipeline or denoiser"),
+        (KOHYA | {"lora_unet_a.diff": torch.ones(4), "lora_unet_a.diff_b": torch.ones(4)}, "2 of its 5 .*: a.diff, a.diff_b"),
+        (KOHYA | {"lora_unet_norm.w_norm": torch.ones(4)}, "1 of its 4 tensors are no LoRA factors: norm.w_norm"),
+        (KOHYA | {"strange": torch.ones(1)}, "1 of its 4 tensors are no LoRA factors: strange"),
+        (KOHYA | {"lora_unet_b.alpha": torch.ones(1)}, "1 of its 4 tensors are no LoRA factors: b.alpha"),
+        (HALF, "no LoRA factors: down_blocks_0.*alpha"),
+        ({f"unet.a{DOWN}": torch.ones(2, 3)}, r"module 'a' needs lora_A.weight .* and has .'a.lora_A.weight \(2, 3\)'"),
+        ({f"unet.a{DOWN}": torch.ones(2, 3), f"unet.a{UP}": torch.ones(4, 3)}, r"module 'a' needs .*lora_B.weight \(4, 3\)"),
+        (PLAIN | {f"unet.{QUERY}{UP}": torch.full((4, 2), torch.nan)}, f"tensor '{QUERY}.lora_B.weight' .* nan or inf"),
+        ({key: t * (torch.inf if "lora_up" in key else 1) for key, t in KOHYA.items()}, "holds nan or infinity"),
+        ({"x.processor.to_k_custom_diffusion.weight": torch.ones(2, 2)}, "it is a file of whole matrices"),
     ],
-    ids=lambda value: value[:12] if isinstance(value, str) else "",
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
 )  # fmt: skip
 def test_what_cannot_be_applied_exactly_is_refused_in_one_line(tensors, message, tmp_path):
     save_file(tensors, tmp_path / "x.safetensors")
@@ -228,15 +282,26 @@ def test_no_code_of_a_file_is_run(tmp_path):
 def test_missing_files(factors, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(FileNotFoundError, match="is no shipped control, file, folder with"):
-        controls.load(tmp_path / "x.safetensors")
+    for path in (tmp_path / "x.safetensors", "./lego/age", "../lego", "a/b/c", "~/lego"):
+        with pytest.raises(FileNotFoundError, match="is no shipped control, file, folder with"):
+            controls.load(path)
     with pytest.raises(FileNotFoundError, match="folder with pytorch_lora_weights.safetensors .or weight_name."):
         controls.load(tmp_path)
-    with pytest.raises(dtviz.Unavailable, match="of control 'someone/lego' is not in this machine's hub cache"):
+    with pytest.raises(dtviz.Unavailable, match="path='someone/lego' is no file or folder here.* out of reach"):
         controls.load("someone/lego")
     save_file(factors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="adapter_config.json"):  # alpha is unknown without it
         controls.load(tmp_path, weight_name="adapter_model.safetensors")
+
+    def refuse(repo, name, local_files_only=False):
+        raise FileNotFoundError("not in the cache") if local_files_only else RuntimeError("404\nRepository Not Found")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    monkeypatch.setattr("dtviz.controls.control.hub_reachable", lambda: True)
+    with pytest.raises(
+        dtviz.Unavailable, match="the model hub does not give it: RuntimeError: 404 Repository Not Found"
+    ):
+        controls.load("someone/lego")
 
 
 def test_a_repository_in_the_hubs_cache_is_read_offline(factors, tmp_path, monkeypatch):
@@ -262,12 +327,12 @@ def test_a_repository_in_the_hubs_cache_is_read_offline(factors, tmp_path, monke
 
 def test_alpha_in_half_precision_loses_nothing(tmp_path):
     """alpha / rank = 1 / 4 is exact in float16. 1 / 3 is not, and takes float32."""
-    half = {f"{ATTENTION}.to_q{DOWN}": torch.ones(4, 2).half(), f"{ATTENTION}.to_q{UP}": torch.full((3, 4), 0.3).half()}
+    half = {f"a{DOWN}": torch.ones(4, 2).half(), f"a{UP}": torch.full((3, 4), 0.3).half()}
     for alpha, dtype in ((1.0, torch.float16), (4 / 3, torch.float32)):
         save_file(kohya(half, alpha), tmp_path / "x.safetensors")
-        up = controls.load(tmp_path / "x.safetensors").tensors[f"{ATTENTION}.to_q{UP}"]
+        up = controls.load(tmp_path / "x.safetensors").tensors[f"a{UP}"]
         assert up.dtype == dtype
-        assert torch.equal(up.float(), half[f"{ATTENTION}.to_q{UP}"].float() * (torch.tensor(alpha).item() / 4))
+        assert torch.equal(up.float(), half[f"a{UP}"].float() * (torch.tensor(alpha).item() / 4))
 
 
 def test_control_and_applied_refuse(factors):
@@ -295,39 +360,29 @@ def test_applied_says_when_it_is_on(factors):
     assert json.loads(json.dumps(applied.facts()))["window"] == [4.0, 1.0]
 
 
-# Shipped controls
+def test_shipped_controls_are_small_safe_and_documented():
+    """Licences follow the drawings, origins are today's models, and no style was trained on a studied prompt."""
+    from dtviz.experiments.paper import EMOJI_PROMPTS
 
-
-@pytest.fixture(scope="module")
-def shipped() -> list[Control]:
-    return controls.shipped()
-
-
-def test_shipped_files_are_small_and_safe_and_have_a_card(shipped):
-    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+    shipped, files = controls.shipped(), [path for path in FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 4 * 2**20
     assert {path.suffix for path in files} <= {".safetensors", ".md", ".csv"}
     card = (FOLDER / "README.md").read_text()
     assert all(f"| {control.name} |" in card for control in shipped)
-    on_base = [control for control in shipped if control.facts["trained_on"]["role"] == "base"]
-    for kind in ("slider", "style"):
-        assert len({control.name for control in on_base if control.kind == kind}) >= 3
-
-
-def test_shipped_facts(shipped):
-    """Licences follow the drawings, origins are today's models, and no style was trained on a studied prompt."""
-    from dtviz.experiments.paper import EMOJI_PROMPTS
-
-    pairs = {name: dtviz.load(name, device="cpu") for name in {c.facts["trained_on"]["pair"] for c in shipped}}
+    names = {(control.kind, control.name) for control in shipped if control.facts["trained_on"]["role"] == "base"}
+    assert min([kind for kind, _ in names].count(kind) for kind in ("slider", "style")) >= 3
+    pair = dtviz.load("emoji-dmd", device="cpu")
+    specs = {name: SPECS[name] for name in {control.facts["trained_on"]["pair"] for control in shipped}}
+    prints = {name: _fingerprints(spec, local_folders(spec)) for name, spec in specs.items()}
     for control in shipped:
         facts, origin = control.facts, control.facts["trained_on"]
         assert facts["licence"] == ("CC-BY-SA-4.0" if control.name in ("openmoji", "emojione-v1") else "MIT")
-        pair = pairs[origin["pair"]]
-        assert origin["fingerprint"] == (pair.base_fingerprint if origin["role"] == "base" else pair.fingerprint)
+        which = "base_fingerprint" if origin["role"] == "base" else "fingerprint"
+        assert origin["fingerprint"] == prints[origin["pair"]][which]
         if control.kind == "slider":
             assert len(facts["positive"]) == len(facts["negative"]) == len(facts["prompts"])
         else:
             assert facts["towards"] in load_classifier("style").classes
             assert not set(facts["prompts"]) & set(EMOJI_PROMPTS)
-        with controls.attach(pairs["emoji-dmd"], control) as attached:
-            assert len(attached.hooks[0]) == 2
+        with controls.attach(pair, control) as block:
+            assert len(block.hooks[0]) == 2

@@ -23,7 +23,6 @@ from safetensors.numpy import save
 import dtviz
 from dtviz import controls
 from dtviz.controls.control import PEFT
-from dtviz.controls.train import optimise
 from dtviz.core.trace import FORMAT
 from dtviz.experiments import dataset, tables
 from dtviz.experiments.cache import Cache
@@ -113,13 +112,6 @@ def save_peft(path: Path) -> None:
     path.write_text('{"lora_alpha": 2, "alpha_pattern": {"a": 4}}')
 
 
-def train(path: Path) -> list[float]:
-    """Return the losses of a small training, which goes on from its state if there is one."""
-    parameter = torch.nn.Parameter(torch.ones(3))
-    options = {"iterations": 4, "lr": 0.1, "seed": 0, "settings": {"rank": 4}, "progress": False}
-    return optimise({"x": parameter}, lambda *_: (parameter**2).sum(), state=path, **options)
-
-
 def load_prompts(path: Path) -> None:
     for row in dataset.read_prompts(path):
         assert (path.parent / f"{row.case}.png").parent == path.parent and len(row.case) <= 200
@@ -188,7 +180,6 @@ FILES = [
     File("lora.safetensors", content(save(FACTORS)), load_control, others=LORA_HEADERS),
     File("lora.bin", lambda path: torch.save(TORCH_FACTORS, path), load_control),
     File("adapter_config.json", save_peft, lambda path: controls.load(path.with_name(PEFT)), others=json_files),
-    File("slider.state", train, train, True),
     File("x.csv", content(PROMPTS.encode()), load_prompts, others=ODD_ROWS.map(str.encode)),
     File("table.csv", content(b"prompt,value [1]\ndog,0.5\n"), tables.load, others=st.text().map(str.encode)),
     File("images/x.png", content(IMAGE), load_image, True, st.just(HUGE_IMAGE)),

@@ -123,12 +123,17 @@ def save_adapter(vit, folder, *, prefix=INSIDE):
     save_file({name.replace("base_model.model.", prefix): value for name, value in load_file(file).items()}, file)
 
 
-def save_dreamsim(folder):
-    """Type `clip_vitb32`: a random ViT-B/32, its projection and its adapter, as the package keeps them."""
-    from dreamsim.feature_extraction.vision_transformer import vit_base
+def thin_vit(patch_size):
+    """The package's ViT-B with narrow MLPs."""
+    from dreamsim.feature_extraction.vision_transformer import VisionTransformer
 
+    return VisionTransformer(patch_size=patch_size, embed_dim=768, num_heads=12, mlp_ratio=0.01, qkv_bias=True)
+
+
+def save_dreamsim(folder):
+    """Type `clip_vitb32`: a random ViT, its projection and its adapter, as the package keeps them."""
     torch.manual_seed(0)
-    clip = vit_base(patch_size=32)
+    clip = thin_vit(patch_size=32)
     clip.pos_drop = torch.nn.LayerNorm(768)
     save_adapter(clip, folder / "clip_vitb32_single_lora")
     state = {name.replace("base_layer.", ""): value for name, value in clip.state_dict().items() if "lora" not in name}
@@ -138,8 +143,6 @@ def save_dreamsim(folder):
 @pytest.fixture(scope="module")
 def dreamsim_cache(tmp_path_factory):
     """`clip_vitb32`, and `dinov2_vitb14` with a stand-in of a few lines for the torch.hub code that it runs."""
-    from dreamsim.feature_extraction.vision_transformer import VisionTransformer
-
     folder = tmp_path_factory.mktemp("dreamsim") / "nested" / "cache"
     repository = folder / "facebookresearch_dinov2_main"
     repository.mkdir(parents=True)
@@ -149,12 +152,14 @@ def dreamsim_cache(tmp_path_factory):
         "from dreamsim.feature_extraction.vision_transformer import VisionTransformer\n"
         "def dinov2_vitb14():\n"
         "    torch.manual_seed(5)\n"  # the same weights at every load
-        "    return VisionTransformer(patch_size=14, embed_dim=768)\n"
+        "    return VisionTransformer(patch_size=14, embed_dim=768, mlp_ratio=0.01)\n"
     )
     (folder / "dinov2_vitb14_pretrain.pth").touch()
-    save_adapter(VisionTransformer(patch_size=14, embed_dim=768), folder / "dinov2_vitb14_single_lora")
-    yield folder
-    shutil.rmtree(folder)  # 350 MB, and pytest keeps the folders of three runs
+    save_adapter(thin_vit(patch_size=14), folder / "dinov2_vitb14_single_lora")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dreamsim.feature_extraction.load_clip_as_dino.vit_base", thin_vit)
+        yield folder
+    shutil.rmtree(folder)  # 100 MB, and pytest keeps the folders of three runs
 
 
 def refuse_network(monkeypatch):
@@ -193,11 +198,9 @@ def test_dreamsim_equals_the_package_pair_by_pair(kind, dim, dreamsim_cache, ima
 
 def test_dreamsim_without_its_adapter_is_refused(dreamsim_cache, tmp_path):
     """peft only warns when an adapter's names do not fit, and the bare backbone would pass for DreamSim."""
-    from dreamsim.feature_extraction.vision_transformer import vit_base
-
     file = "clip_vitb32_pretrain.pth.tar"
     (tmp_path / file).symlink_to(dreamsim_cache / file)
-    save_adapter(vit_base(patch_size=32), tmp_path / "clip_vitb32_single_lora", prefix="base_model.model.elsewhere.")
+    save_adapter(thin_vit(patch_size=32), tmp_path / "clip_vitb32_single_lora", prefix="base_model.model.elsewhere.")
     with pytest.raises(ValueError, match="missing adapter keys"):
         embedder("dreamsim:clip_vitb32", device="cpu", cache_dir=tmp_path)
 
@@ -206,8 +209,8 @@ def test_dreamsim_without_its_adapter_is_refused(dreamsim_cache, tmp_path):
     ("name", "words"),
     [
         ("dreamsim", "no folder .*deep/cache.*pip install dreamsim"),
-        ("clip:no-such/model", "LocalEntryNotFound.*hf download"),
-        ("clip:/no/such/folder", "HFValidationError.*a folder that holds its files"),
+        ("clip:no-such/model", "'no-such/model' is no folder here and not in the hub's cache.*hf download"),
+        ("dinov2:/no/such/folder", "'/no/such/folder' is no folder here and.*a folder that holds its files"),
         ("inception", "checkpoints/weights-inception-2015-12-05-6726825d.pth.*torch_fidelity"),
         ("emoji-clip", "models/emoji-clip.*make models"),
     ],

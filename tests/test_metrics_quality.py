@@ -49,8 +49,12 @@ def test_inception_score_in_closed_form_and_against_scipy():
     for bad in (np.ones((3, 2)), np.ones(3) / 3, [[1.5, -0.5]]):
         with pytest.raises(ValueError, match="probabilities of shape"):
             inception_score(bad, splits=1)
-    with pytest.raises(ValueError, match="splits = 11"):
-        inception_score(np.eye(10), splits=11)
+    assert inception_score(np.eye(12)) == pytest.approx(12)  # ten parts would hold one image each, which scores 1
+    few = rng.dirichlet(np.ones(6), 35)  # three parts of at least ten images
+    assert inception_score(few) == inception_score(few, splits=3)
+    for n, splits in ((10, 6), (1, None), (10, 0)):
+        with pytest.raises(ValueError, match=rf"splits=\d+ must be at least 1, with two or more of the {n} images"):
+            inception_score(np.eye(10)[:n], splits=splits)
 
 
 def test_clip_score_against_scipy():

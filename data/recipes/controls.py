@@ -1,10 +1,10 @@
 """Stage 13: sliders and styles on the base, and one of each on every distilled model: the embedded pairs' controls.
 
-    python data/recipes/controls.py                          # resumes what was killed, leaves what is done
+    python data/recipes/controls.py                          # leaves what is done
     python data/recipes/controls.py --only age --on base     # several at once, each in a process of its own
 
-Sliders are trained from texts alone. Styles are trained on the drawings of artists whom no model has seen (`styles.py`), of
-the concepts that the pairs are not studied on, so that the studied ones are new to them too. Writes `data/controls`.
+Sliders are trained from texts alone. Styles are trained on drawings of artists in no model's training set (`styles.py`), of
+the concepts that the pairs are not studied on. Writes `data/controls`.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import DATA, WORK, stage
+from common import DATA, stage
 from diffusers.models.attention_processor import AttnProcessor
 from styles import collect, studied
 
@@ -22,7 +22,7 @@ from dtviz.controls import Control, train_customisation, train_slider
 
 CONTROLS = DATA / "controls"
 BASE = "emoji-dmd"  # a pair that has the base
-STUDENTS = ("emoji-dmd", "emoji-lcm", "emoji-turbo", "emoji-lightning")
+DISTILLED = ("emoji-dmd", "emoji-lcm", "emoji-turbo", "emoji-lightning")
 REVERSED = ("age", "high-contrast")  # trained on every distilled model too
 
 # Both ends are concepts of the base, which knows hardly any other words; they are among the targets, so that a slider is
@@ -58,16 +58,19 @@ STYLES = {
 # learnt its drawings by heart; attention alone cannot either.
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
 STYLE = {"lr": 1e-3, "batch_size": 16, "drop": 0.1, "modules": LAYERS}
-SIZES = {"base": {"rank": 4, "alpha": 4.0, "iterations": 400}, "student": {"rank": 2, "alpha": 2.0, "iterations": 300}}
+SIZES = {
+    "base": {"rank": 4, "alpha": 4.0, "iterations": 400},
+    "distilled": {"rank": 2, "alpha": 2.0, "iterations": 300},
+}
 
 
-def slider(name: str, student: str | None, pair: dtviz.Pair, **run) -> Control:
+def slider(name: str, distilled: str | None, pair: dtviz.Pair) -> Control:
     """One slider."""
-    on = {"on": "base", "steps": 8} if student is None else {"on": "distilled"}
-    return train_slider(pair, name=name, licence="MIT", **on, **SLIDERS[name], **SLIDER, **run)
+    on = {"on": "base", "steps": 8} if distilled is None else {"on": "distilled"}
+    return train_slider(pair, name=name, licence="MIT", **on, **SLIDERS[name], **SLIDER)
 
 
-def style(name: str, student: str | None, pair: dtviz.Pair, **run) -> Control:
+def style(name: str, distilled: str | None, pair: dtviz.Pair) -> Control:
     """One style."""
     source, scale = STYLES[name]
     data = collect()
@@ -78,36 +81,39 @@ def style(name: str, student: str | None, pair: dtviz.Pair, **run) -> Control:
         images,
         name=name,
         prompts=[str(prompt) for prompt in data["prompt"][chosen]],
-        on="base" if student is None else "distilled",
+        on="base" if distilled is None else "distilled",
         licence="MIT" if name == "high-contrast" else "CC-BY-SA-4.0",
         **STYLE,
-        **SIZES["base" if student is None else "student"],
-        **run,
+        **SIZES["base" if distilled is None else "distilled"],
     )
     return replace(made, facts=made.facts | {"towards": source, "scale": scale})
 
 
-def place(name: str, student: str | None) -> Path:
+def place(name: str, distilled: str | None) -> Path:
     """Where a control is published."""
-    return CONTROLS / (student or "") / f"{name}.safetensors"
+    return CONTROLS / (distilled or "") / f"{name}.safetensors"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", help="one control's name")
-    parser.add_argument("--on", choices=("base", *STUDENTS), help="on this network alone")
+    parser.add_argument("--on", choices=("base", *DISTILLED), help="on this network alone")
     args = parser.parse_args()
-    jobs = [(name, None) for name in (*SLIDERS, *STYLES)] + [(name, who) for name in REVERSED for who in STUDENTS]
-    for name, student in jobs:
-        if args.only not in (None, name) or args.on not in (None, student or "base") or place(name, student).exists():
+    jobs = [(name, None) for name in (*SLIDERS, *STYLES)] + [(name, who) for name in REVERSED for who in DISTILLED]
+    for name, distilled in jobs:
+        if (
+            args.only not in (None, name)
+            or args.on not in (None, distilled or "base")
+            or place(name, distilled).exists()
+        ):
             continue
-        pair = dtviz.load(student or BASE)
+        pair = dtviz.load(distilled or BASE)
         for network in (pair.base, pair.distilled):
             network.set_attn_processor(AttnProcessor())  # the fused one's backward is slow on a CPU
         train = slider if name in SLIDERS else style
-        made = train(name, student, pair, state=WORK / "controls" / f"{name}-{student or 'base'}.safetensors")
+        made = train(name, distilled, pair)
         half = {key: tensor.half() for key, tensor in made.tensors.items()}  # half the bytes in the repository
-        print(replace(made, tensors=half).save(place(name, student)), f"loss {made.facts['loss']:.4f}", flush=True)
+        print(replace(made, tensors=half).save(place(name, distilled)), f"loss {made.facts['loss']:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,15 +25,15 @@ CONTROLS = DATA / "controls"
 
 def scores(study: Study, case: cases.Case, method: str) -> dict[str, np.ndarray]:
     """Every measure of a slider at every scale, (scale, prompt, seed)."""
-    found = {}
+    table = {}
     for measure in case.measures:
-        measured = replace(study, embed=dtviz.embedder(measure.embedder))
+        looked = replace(study, embed=dtviz.embedder(measure.embedder))
         rows = [
-            [measure(p, measured.features(p, method, controls=[case.control.at(scale)])) for p in case.prompts]
+            [measure(p, looked.features(p, method, controls=[case.control.at(scale)])) for p in case.prompts]
             for scale in SCALES
         ]
-        found[measure.name] = np.array(rows)
-    return found
+        table[measure.name] = np.array(rows)
+    return table
 
 
 def main() -> None:
@@ -41,18 +41,18 @@ def main() -> None:
     models = {"base": (BASE, "base")} | {name: (name, "distilled") for name in cases.distilled_pairs(BASE).values()}
     sliders = [case for case in cases.load(BASE) if case.control.kind == "slider"]
     sweeps, effects = [], []
-    found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    measured: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     for model, (name, method) in tqdm(models.items(), desc="models"):
         study = Study.open(name, seeds=range(args.seeds), measure=False, base_steps=args.base_steps)
         for case in sliders:
             for measure, of in scores(study, case, method).items():
-                found.setdefault((case.control.name, measure), {})[model] = of
+                measured.setdefault((case.control.name, measure), {})[model] = of
                 whole = sweep(SCALES, of)
                 row = {"slider": case.control.name, "measure": measure, "model": model, "monotone": whole.monotone}
                 row |= {f"{scale:+g}": value for scale, value in zip(SCALES, whole.table["value"], strict=True)}
                 row |= {"spearman": whole.spearman.value, "spearman_low": whole.spearman.low}
                 sweeps.append(row | {"spearman_high": whole.spearman.high, "p": whole.p, "rising": whole.rising})
-    for (slider, measure), of in found.items():
+    for (slider, measure), of in measured.items():
         for low, high in PARTS:
             table = effect({model: (one[SCALES.index(low)], one[SCALES.index(high)]) for model, one in of.items()})
             effects.append(table.assign(slider=slider, measure=measure, low=low, high=high))
@@ -126,13 +126,13 @@ def write(sweeps: pd.DataFrame, effects: pd.DataFrame, seeds: int, base_steps: i
     effects.to_csv(CONTROLS / "effects.csv", index=False, float_format="%.4g")
     files = []
     for control in shipped():
-        told, numbers = control.facts, sum(tensor.numel() for tensor in control.tensors.values())
-        on = told["trained_on"]["pair"] if told["trained_on"]["role"] == "distilled" else "emoji-base"
-        ends = f"{told['positive'][0]} / {told['negative'][0]}" if control.kind == "slider" else ""
-        source = ends or f"{told['images']['number']} drawings of {told['towards']}"
-        how = f"{told['iterations']} x {told['batch_size']}, {told['lr']:g} | {told['loss']:.3f}"
-        size = f"{len(control.modules)}, {told['rank']} | {how} | {numbers}"
-        files.append(f"| {control.name} | {control.kind} | {on} | {source} | {size} | {told['licence']} |")
+        facts, numbers = control.facts, sum(tensor.numel() for tensor in control.tensors.values())
+        on = facts["trained_on"]["pair"] if facts["trained_on"]["role"] == "distilled" else "emoji-base"
+        ends = f"{facts['positive'][0]} / {facts['negative'][0]}" if control.kind == "slider" else ""
+        source = ends or f"{facts['images']['number']} drawings of {facts['towards']}"
+        how = f"{facts['iterations']} x {facts['batch_size']}, {facts['lr']:g} | {facts['loss']:.3f}"
+        size = f"{len(control.modules)}, {facts['rank']} | {how} | {numbers}"
+        files.append(f"| {control.name} | {control.kind} | {on} | {source} | {size} | {facts['licence']} |")
     contrast = effects[(effects["measure"] == "emoji-clip contrast") & (effects["high"] == SCALES[-1])]
     changes = [
         f"| {row.slider} | {row.model} | {row.difference:+.1f} [{row.difference_low:+.1f}, {row.difference_high:+.1f}] | {row.p:.2g} | "
@@ -142,7 +142,7 @@ def write(sweeps: pd.DataFrame, effects: pd.DataFrame, seeds: int, base_steps: i
     lines = []
     for (slider, model), of in sweeps.groupby(["slider", "model"], sort=False):
         of = of.set_index("measure")
-        two = of.loc["emoji-clip contrast"], of.loc["concept judge"]
+        two = of.loc["emoji-clip contrast"], of.loc["concept classifier"]
         means = [" ".join(f"{one[f'{scale:+g}']:.0f}" for scale in SCALES) for one in two]
         rises = ["yes" if one["monotone"] else "no" for one in two]
         rank = f"{two[0]['spearman']:.2f} [{two[0]['spearman_low']:.2f}, {two[0]['spearman_high']:.2f}]"

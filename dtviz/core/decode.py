@@ -230,11 +230,11 @@ def _images(latents: torch.Tensor, vae) -> torch.Tensor:
     wide = kind == torch.float16 and vae.config.get("force_upcast", False)  # SDXL's overflows in float16
     images = None if wide else _decoded(latents, vae)
     if images is None or (kind in (torch.float16, torch.bfloat16) and not images.isfinite().all()):
-        vae.to(torch.float32)
+        vae.float()  # `.to(dtype)` of diffusers logs a warning each time
         try:
             images = _decoded(latents, vae)
         finally:
-            vae.to(kind)
+            vae.half() if kind == torch.float16 else vae.bfloat16()
     if name in VIDEO_VAES:
         images = images.transpose(1, 2)  # (n, frame, 3, height, width)
         if name == "AutoencoderKLQwenImage":  # a video autoencoder for single images

@@ -271,7 +271,7 @@ def score_images(
         distance = quality.frechet_distance(features, image_features(real, embed, cache=cache))
         add("FID" if inception else "FD", distance, embed, real)
     if embed.classifies and len(files) > 10:
-        score = quality.inception_score(embed.classify(features), splits=10)  # ten parts, as published
+        score = quality.inception_score(embed.classify(features))
         add("Inception score" if inception else "class score", score, embed)
     if text:
         score = quality.clip_score(image_features(files, text, cache=cache), words, prompts=texts)
