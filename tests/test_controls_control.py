@@ -152,19 +152,15 @@ def test_flux_sliders_and_the_names_of_its_original_code(tmp_path):
             assert layers[name.replace(".", "_")] is layer
             assert torch.equal(slider.tensors[name.replace(".", "_") + UP], tensors[name + UP] / 2)
     down, up = torch.randn(1, 3072).half(), torch.randn(3 * 3072 + 12288, 1).half()
-    whole = {"single_transformer_blocks.0.proj_in" + DOWN: down, "single_transformer_blocks.0.proj_in" + UP: up}
-    renamed = {
-        key.replace("transformer_blocks_0_proj_in", "blocks_0_linear1"): t for key, t in kohya(whole, 0.3).items()
-    }
-    save_file(renamed, tmp_path / "original.safetensors")
+    key, sizes = "lora_unet_single_blocks_0_linear1", [3072] * 3 + [12288]
+    original = {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(0.3)}
+    save_file(original, tmp_path / "original.safetensors")
     control = controls.load(tmp_path / "original.safetensors")
-    assert control.part == "transformer"
-    block = "single_transformer_blocks.0."
-    for module, rows in zip(
-        ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"), up.float().split([3072] * 3 + [12288]), strict=True
-    ):
-        change = control.tensors[block + module + UP] @ control.tensors[block + module + DOWN]
-        torch.testing.assert_close(change, 0.3 * rows @ down.float(), rtol=1e-5, atol=1e-5)
+    assert (control.part, len(control.modules)) == ("transformer", 4)
+    names = [f"single_transformer_blocks.0.{name}" for name in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")]
+    for name, rows in zip(names, up.float().split(sizes), strict=True):
+        part = control.tensors[name + UP] @ control.tensors[name + DOWN][:, :8]
+        torch.testing.assert_close(part, 0.3 * rows @ down[:, :8].float(), rtol=1e-5, atol=1e-5)
 
 
 def test_diffusers_file_with_settings_in_its_metadata(sdxl, tmp_path):

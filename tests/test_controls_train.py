@@ -145,7 +145,7 @@ def test_a_network_that_takes_its_guidance_as_an_input_gets_it(pair):
 
 def test_both_directions_of_a_slider_are_learnt(pair):
     """After training, scale 1 moves the prediction along e(pos) - e(neg), and scale -1 against it."""
-    options = {"iterations": 60, "batch_size": 4, "lr": 0.02, "alpha": 4.0, "steps": 2, "progress": False}
+    options = {"iterations": 30, "batch_size": 4, "lr": 0.02, "alpha": 4.0, "steps": 1, "progress": False}
     slider = train_slider(pair, name="x", eta=1.0, **TEXTS, **options)
     conditions = Conditions(pair, ["a dog", "happy", "sad"])
     x_t = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(9))
