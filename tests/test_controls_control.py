@@ -283,7 +283,7 @@ def test_missing_files(factors, tmp_path, monkeypatch):
             controls.load(path)
     with pytest.raises(FileNotFoundError, match="folder with pytorch_lora_weights.safetensors .or weight_name."):
         controls.load(tmp_path)
-    with pytest.raises(dtviz.Unavailable, match="path='someone/lego' is no file or folder here.* out of reach"):
+    with pytest.raises(dtviz.Unavailable, match="of control 'someone/lego' is not in this machine's .* out of reach"):
         controls.load("someone/lego")
     save_file(factors, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match="adapter_config.json"):  # alpha is unknown without it

@@ -179,13 +179,11 @@ def test_dreamsim_equals_the_package_pair_by_pair(kind, dim, dreamsim_cache, ima
     with pytest.warns(UserWarning, match="peft_config"):  # the package's own; our embedder is silent
         model, preprocess = dreamsim(device="cpu", cache_dir=str(dreamsim_cache), dreamsim_type=kind)
     torch.hub.set_dir(hub[2])
-    large = torch.rand(3, 3, 224, 224, generator=torch.Generator().manual_seed(1))  # its own size: nothing is resized
-    large[1] = 0.9 * large[0]
+    large = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))  # its own size: nothing is resized
     features = ours(large)
-    assert (features.shape, ours.dim, ours.title) == ((3, dim), dim, f"DreamSim ({kind})")
+    assert (features.shape, ours.dim, ours.title) == ((2, dim), dim, f"DreamSim ({kind})")
     with torch.inference_mode():
-        for a, b in ((0, 1), (0, 2)):
-            assert abs(float(model(large[a : a + 1], large[b : b + 1])) - (1 - features[a] @ features[b])) < TOLERANCE
+        assert abs(float(model(large[:1], large[1:])) - (1 - features[0] @ features[1])) < TOLERANCE
         with model.disable_adapter():
             bare = model.embed(large[:1]).numpy()
     assert np.abs(features[:1] - bare).max() > 1e-3  # its adapter is applied

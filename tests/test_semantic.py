@@ -1,5 +1,6 @@
 """notebooks/semantic_diversity.ipynb on a hub pair, at tiny size: CLIP reads the listed attributes, nothing asks for drawings."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenize
 
 from dtviz import embedder
 from dtviz.experiments import study, tables
-from dtviz.models.registry import SPECS, Spec
+from dtviz.models.registry import SPECS
 
 from .conftest import tiny_tokenizer
 from .repos import sdxl
@@ -23,14 +24,14 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "semantic_diversity.ipynb"
 @pytest.fixture
 def tiny_pair(tmp_path, monkeypatch):
     """The pair "sdxl-dmd" with random weights, few base steps and a stand-in for DreamSim; results are kept in tmp_path."""
-    base, student = tmp_path / "org" / "base", tmp_path / "org" / "student"
+    base, distilled = tmp_path / "org" / "base", tmp_path / "org" / "distilled"
     unet, spec = sdxl(base), SPECS["sdxl-dmd"]
-    student.mkdir()
-    save_file(unet.state_dict(), student / spec.file)
-    settings = spec.settings | {"base_steps": 8, "size": (16, 16)}
-    local = Spec(**vars(spec) | {"base": str(base), "distilled": str(student), "settings": settings})
-    monkeypatch.setitem(SPECS, "sdxl-dmd", local)
-    monkeypatch.setattr(study, "embedder", lambda name: embedder("efficientnet-lite0", device="cpu"))
+    distilled.mkdir()
+    save_file(unet.state_dict(), distilled / spec.file)
+    settings = spec.settings | {"base_steps": 4, "size": (16, 16)}
+    monkeypatch.setitem(SPECS, "sdxl-dmd", replace(spec, base=str(base), distilled=str(distilled), settings=settings))
+    lite = embedder("efficientnet-lite0", device="cpu")
+    monkeypatch.setattr(study, "embedder", lambda name: lite)
     monkeypatch.setenv("DTVIZ_STORE", str(tmp_path / "store"))
     return "sdxl-dmd"
 

@@ -78,19 +78,19 @@ with dtviz.controls.attach(pair, dtviz.controls.load("smile"), scale=1.5):
 **Sliders** (Concept Sliders, eta 1; rollouts of 8 steps with guidance 3 on the base, 4 steps on a distilled model) are trained
 from texts alone, from one concept of the base towards another: one takes 2.5 minutes of processor time, one thread. Useful scales: -2 to 2.
 
-**Styles** (LoRA, the denoiser's own loss at uniform timesteps, one caption in ten left out) are trained on one artist's drawings whom no model
-has seen, of the concepts of `concepts.txt` that the pairs are *not* studied on. The scale in the header, {scale:g}, was chosen by
-eye: at 1 many drawings fall apart. In trials of 300 iterations at rank 8, neither keys and values of the cross-attention alone (Custom
-Diffusion's layers) nor all attention drew outlines on this base, which has learnt its drawings by heart; convolutions had to be in. At 0.75 on the base (8 studied
+**Styles** (LoRA, the denoiser's own loss at uniform timesteps, one caption in ten left out) are trained on drawings of one artist
+in no model's training set, of the concepts of `concepts.txt` that the pairs are *not* studied on. The scale in the header, {scale:g}, was chosen by
+eye: at 1 many drawings are torn. In trials of 300 iterations at rank 8, neither keys and values of the cross-attention alone (Custom
+Diffusion's layers) nor all attention drew outlines on this base, which has memorised its drawings. Convolutions were needed. At 0.75 on the base (8 studied
 prompts x 10 seeds, 10 steps) the style classifier's mean posterior for the style rises from 0 to 16% (`openmoji`), 0 to 12% (`high-contrast`) and 8 to
-32% (`emojione-v1`), while concept accuracy falls from 1.00 to .49, .66 and .71: strong styles cost content. On the distilled models:
+32% (`emojione-v1`), while concept accuracy falls from 1.00 to .49, .66 and .71. On the distilled models:
 `notebooks/table1_control_transfer.ipynb`.
 
 ## What the sliders do
 
 Scale 2 against scale -2, {seeds} seeds of each of the slider's prompts, the base in {base_steps} steps; 95% intervals over prompts, which are few
-(4 to 7), sign-flip p Holm-corrected for the five models of a slider: with so few prompts .05 is out of reach. Scale 1 against 0 is in
-`effects.csv`; half of the prompts stand at an end of the scale already, and no difference from 0 to 1 is shown for any model. *Contrast*: 100 x (cosine with the text of the positive end less that with the negative end) in
+(4 to 7), sign-flip p Holm-corrected for the five models of a slider: with so few prompts p cannot reach .05. Scale 1 against 0 is in
+`effects.csv`. Half of the prompts are at an end of the scale already, and no difference from 0 to 1 is shown for any model. *Contrast*: 100 x (cosine with the text of the positive end less that with the negative end) in
 `emoji-clip`. Transfer: the distilled model's difference over the base's, by Fieller.
 
 | slider | model | difference in contrast | p | transfer |
@@ -107,8 +107,8 @@ ends); *monotone*: the mean rises at every step; rank correlation of score and s
 ## Data, licences, attributions
 
 Sliders need no images; their weights are released under the MIT licence, as are those made from Fluent Emoji High Contrast (MIT).
-The weights of `openmoji` and `emojione-v1` are made from share-alike drawings and are released under CC BY-SA 4.0, which they thereby
-carry on; the rest of dtviz is not touched by that.
+The weights of `openmoji` and `emojione-v1` are made from share-alike drawings and are released under CC BY-SA 4.0 too.
+This does not apply to the rest of dtviz.
 
 | control | drawings | artist | licence of the drawings |
 |---|---|---|---|

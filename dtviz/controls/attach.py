@@ -36,12 +36,7 @@ def attach(target: Any, *controls: Control | Applied, scale: float = 1.0) -> Ite
             segment or window it is off until `Attached.on_call` switches it on, and needs a pair as target.
         scale: factor of the change of each plain `Control`. Negative turns a slider the other way.
 
-    Raises:
-        ValueError: a control is for other modules or shapes, or changes nothing, or the network does not run its layers
-            (fused attention, a compiled network).
-
-    with dtviz.controls.attach(pipe, dtviz.controls.load("age"), scale=2):
-        images = pipe("woman").images
+    Raises ValueError if a control is for other modules or shapes or changes nothing, or the network does not run its layers.
     """
     attached = Attached([one if isinstance(one, Applied) else Applied(one, scale) for one in controls])
     with ExitStack() as stack:

@@ -48,18 +48,17 @@ class Control:
     """A change of a denoiser's weights. It fits every network of the same shape, at any scale.
 
     Attributes:
-        name, kind: for figures and files. The kind is "slider", "style", "lora" or another word.
+        kind: "slider", "style", "lora" or another word.
         tensors: for each changed module `<module>.lora_A.weight` (rank, in, ...) and `<module>.lora_B.weight` (out, rank, ...).
             Their product is the change at scale 1. A module of kohya's files has underscores for dots.
-        facts: JSON-compatible origin: "prompts", "towards" (text of the upper end), "trained_on", "licence", training settings;
-            or "left_out", parts of a file that do not belong to the denoiser, such as "text_encoder, 72 tensors".
+        facts: JSON-compatible origin and training settings, or "left_out", what a file holds beside the denoiser's part.
         part: name of the denoiser in its pipeline, "unet" or "transformer".
     """
 
     name: str
     kind: str
-    tensors: Mapping[str, torch.Tensor]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
     part: str = "unet"
 
     def __post_init__(self) -> None:
@@ -108,20 +107,13 @@ class Control:
         write_atomic(path, save(tensors, metadata={HEADER: json.dumps(record, sort_keys=True)}))
         return path
 
-    def __repr__(self) -> str:
-        size = sum(tensor.numel() for tensor in self.tensors.values())
-        return f"Control({self.name!r}, {self.kind!r}, {len(self.modules)} modules, {size} numbers, {self.fingerprint})"
-
 
 @dataclass(frozen=True)
 class Applied:
-    """A control at a scale, in some steps and at some noise levels of a run.
+    """A control at a scale, in the steps of a segment, "both", "base" or "distilled", and at some noise levels of a run.
 
-    Attributes:
-        scale: factor of its change. Negative turns a slider the other way. 0 is the plain model.
-        segment: steps in which it is on: "both", "base" or "distilled".
-        window: (high, low) noise levels sigma between which it is on, both included; None: all. A step counts by the
-            level that it starts from, so one distilled step can skip a window that holds ten steps of the base.
+    It is on between the noise levels of `window`, (high, low), both included. A step counts by the level that it starts from,
+    so one distilled step can skip a window that holds ten steps of the base.
     """
 
     control: Control
@@ -168,12 +160,14 @@ def load(path: str | Path, *, weight_name: str | None = None, name: str = "") ->
         weight_name: file of the folder or repository. None: diffusers' name for a LoRA.
         name: name of the control. "": the one in the file, or the file's own.
 
-    Raises:
-        ValueError: the file is damaged, or is not a LoRA that can be applied exactly. The message names the file.
-        Unavailable: the file is not in the hub's cache, and the hub does not give it.
+    Raises ValueError for a file that is damaged or cannot be applied exactly, Unavailable if it cannot be had.
     """
-    file = _find(path, weight_name)
-    tensors, header = _read(file)
+    file, header = _find(path, weight_name), {}
+    if file.suffix == ".safetensors":
+        with reading(file), safe_open(file, framework="pt") as opened:
+            tensors, header = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    else:
+        tensors = load_weights_only(file)
     try:
         if HEADER in header:
             return _own(tensors, json.loads(header[HEADER]), name)
@@ -282,14 +276,6 @@ def _bare(key: str) -> str:
     return key
 
 
-def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return a file's tensors and metadata."""
-    if file.suffix != ".safetensors":
-        return load_weights_only(file), {}
-    with reading(file), safe_open(file, framework="pt") as opened:
-        return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-
-
 def _find(path: str | Path, weight_name: str | None) -> Path:
     """Return the file on this machine. It is downloaded from the hub if needed."""
     repo, path, wanted = str(path), Path(path).expanduser(), weight_name or DEFAULT
@@ -317,6 +303,6 @@ def _download(repo: str, name: str) -> Path:
         except Exception as error:  # of the hub's client and of the library below it, with many lines
             reason = f"the model hub does not give it: {one_line(error)}"
     raise Unavailable(
-        f"path={repo!r} is no file or folder here, {name} of that repository is not in this machine's hub cache, and {reason}. "
+        f"{name} of control {repo!r} is not in this machine's hub cache (nor is there such a file or folder), and {reason}. "
         f"Where there is a network, run `hf download {repo} {name}` and set HF_HOME to its cache"
     )

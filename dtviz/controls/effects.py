@@ -2,8 +2,7 @@
 
 effect({"base": (before, after), "DMD2": (before, after)})  # a table, one row per model
 
-Scores are (prompt, seed). Intervals and tests are over prompts. With over="seeds" they are over seeds, each the mean over its
-prompts, and hold for these prompts alone.
+Scores are (prompt, seed). Intervals and tests are over prompts, or with over="seeds" over seeds, for these prompts alone.
 """
 
 import itertools
@@ -23,18 +22,14 @@ OVER = ("prompts", "seeds")
 class Sweep:
     """A score over a control's scale.
 
-    Attributes:
-        table: one row per scale: the mean `value` with `low`, `high`; and of the step from the scale before: `step`, `step_low`,
-            `step_high`, and its sign-flip `p`, Holm-corrected for all steps.
-        spearman: mean over images of the rank correlation of score and scale, in [-1, 1] (Page's trend test, rescaled).
-        p: two-sided sign-flip p of that correlation.
-        rising: share of all seeds' steps that rise. Noise gives 0.5.
+    `table` has one row per scale: the mean `value` with `low`, `high`; and of the step from the scale before: `step`, `step_low`,
+    `step_high`, and its sign-flip `p`, Holm-corrected for all steps.
     """
 
     table: pd.DataFrame
-    spearman: Estimate
-    p: float
-    rising: float
+    spearman: Estimate  # mean over images of the rank correlation of score and scale (Page's trend test, rescaled)
+    p: float  # two-sided sign-flip p of that correlation
+    rising: float  # share of all seeds' steps that rise; 0.5 for noise
 
     @property
     def monotone(self) -> bool:
@@ -115,11 +110,6 @@ def outside(before, after, *, share: float = 0.5) -> np.ndarray:
     A pixel changes by the mean over colours of |after - before|. For each image that `share` of the pixels counts in which the
     other images change least. Its own change does not select them, because that would make the result small.
     before, after: (n, 3, height, width) in [0, 1], n >= 2: plain and controlled images of one prompt and the same seeds.
-
-    >>> plain, edited = np.zeros((2, 3, 1, 2)), np.zeros((2, 3, 1, 2))
-    >>> edited[..., 0] = 1.0
-    >>> outside(plain, edited)
-    array([0., 0.])
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if before.shape != after.shape or before.ndim != 4 or len(before) < 2 or not 0 < share <= 1:

@@ -72,12 +72,9 @@ def train_slider(
     if not guidance >= 0:
         raise ValueError(f"guidance={guidance} must be at least 0; 0 and 1 are the conditional model")
     trainable_layers(pair, on, modules)
+    origin = {"pair": pair.name, "role": on, "fingerprint": pair.base_fingerprint if on == "base" else pair.fingerprint}
     conditions = Conditions(pair, sorted({text for part in texts.values() for text in part}), on, guidance=guidance)
-    facts = (
-        texts
-        | numbers
-        | {"trained_on": _origin(pair, on), "modules": list(modules), "guidance": guidance, "seed": seed}
-    )
+    facts = texts | numbers | {"trained_on": origin, "modules": list(modules), "guidance": guidance, "seed": seed}
     with training(pair, on, modules, rank=rank, alpha=alpha, seed=seed) as (denoiser, hooks):
 
         def loss(iteration: int, generator: torch.Generator) -> torch.Tensor:
@@ -115,8 +112,7 @@ def train_customisation(
     Args:
         images: (n, 3, height, width) in [0, 1], of the size that the pair generates.
         prompts: one for all images, or one for each.
-        class_prompt: prompt of images that the network generates first, and keeps (prior preservation). None: no prior.
-        prior_images, prior_weight: number of those images, and weight of their loss.
+        class_prompt: prompt of `prior_images` that the network generates first, and keeps (prior preservation). None: no prior.
         drop: share of samples without prompt, for a style: guidance amplifies what depends on the prompt.
     """
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] != 3 or not len(images):
@@ -129,6 +125,7 @@ def train_customisation(
     if not prior_weight >= 0 or not 0 <= drop < 1:
         raise ValueError(f"prior_weight={prior_weight} must be at least 0, and drop={drop} at least 0 and below 1")
     trainable_layers(pair, on, modules)
+    origin = {"pair": pair.name, "role": on, "fingerprint": pair.base_fingerprint if on == "base" else pair.fingerprint}
     conditions = Conditions(pair, sorted({*texts, *([class_prompt] if class_prompt else [])}), on)
     latents, prior, priors = encode(images, pair), None, None
     if latents.shape[1:] != conditions.shape:
@@ -144,7 +141,7 @@ def train_customisation(
         "seed": seed,
     }
     facts |= {
-        "trained_on": _origin(pair, on),
+        "trained_on": origin,
         "prior": prior,
         "drop": drop,
         "modules": list(modules),
@@ -370,7 +367,3 @@ def _texts(name: str, given: str | Sequence[str], count: int = 0) -> list[str]:
     if not texts or len(texts) != (count or len(texts)) or not all(isinstance(t, str) and t.strip() for t in texts):
         raise ValueError(f"{name}={given!r} must be texts that are not empty" + f", one or {count}" * bool(count))
     return texts
-
-
-def _origin(pair: Pair, on: str) -> dict[str, str]:
-    return {"pair": pair.name, "role": on, "fingerprint": pair.base_fingerprint if on == "base" else pair.fingerprint}
