@@ -161,7 +161,10 @@ def spec_of(name: str) -> Spec:
 
 
 def pairs() -> pd.DataFrame:
-    """List every named pair, its licence, its kind ("embedded" or "hub") and whether its weights are on this machine."""
+    """List every named pair, its licence, its kind ("embedded" or "hub") and whether its weights are on this machine.
+
+    dtviz.pairs()
+    """
     import pandas as pd
 
     from .load import local_folders
