@@ -165,8 +165,8 @@ def test_a_hub_pair(name, lay_out):
         sigmas = ((1 - signal) / signal).sqrt()
     np.testing.assert_allclose(distilled.sigmas, sigmas, rtol=2e-3)
 
-    base = dtviz.generate(pair, "a dog", method="base", base_steps=6, seeds=[0])
-    call = {"num_inference_steps": 6, "guidance_scale": pair.base_guidance, "output_type": "latent"} | dict(pair.call)
+    base = dtviz.generate(pair, "a dog", method="base", base_steps=4, seeds=[0])
+    call = {"num_inference_steps": 4, "guidance_scale": pair.base_guidance, "output_type": "latent"} | dict(pair.call)
     with dtviz.capture(pair.pipeline) as trace:
         plain = pair.pipeline("a dog", generator=[torch.Generator().manual_seed(0)], **call)
     torch.testing.assert_close(base.final, plain.images.float(), atol=2e-4, rtol=2e-4)

@@ -28,7 +28,7 @@ def tiny_pair(tmp_path, monkeypatch):
     unet, spec = sdxl(base), SPECS["sdxl-dmd"]
     distilled.mkdir()
     save_file(unet.state_dict(), distilled / spec.file)
-    settings = spec.settings | {"base_steps": 4, "size": (16, 16)}
+    settings = spec.settings | {"base_steps": 4, "batch_size": 3, "size": (16, 16)}
     monkeypatch.setitem(SPECS, "sdxl-dmd", replace(spec, base=str(base), distilled=str(distilled), settings=settings))
     lite = embedder("efficientnet-lite0", device="cpu")
     monkeypatch.setattr(study, "embedder", lambda name: lite)

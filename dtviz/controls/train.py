@@ -66,8 +66,8 @@ def train_slider(
         raise ValueError(f"positive={positive!r} and negative are the same: there is nothing between them")
     own_steps, own_guidance = (pair.base_steps, GUIDANCE) if on == "base" else (pair.steps, pair.guidance)
     steps, guidance = own_steps if steps is None else steps, own_guidance if guidance is None else guidance
-    numbers = {"eta": eta, "rank": rank, "alpha": alpha, "batch_size": batch_size, "iterations": iterations, "lr": lr}
-    numbers |= {"steps": steps}
+    numbers = {"rank": rank, "alpha": alpha, "batch_size": batch_size, "iterations": iterations, "lr": lr}
+    numbers |= {"eta": eta, "steps": steps}
     _check_numbers(numbers)
     if not guidance >= 0:
         raise ValueError(f"guidance={guidance} must be at least 0; 0 and 1 are the conditional model")
@@ -135,18 +135,9 @@ def train_customisation(
         priors = generate(pair, class_prompt, method=on, seeds=range(seed, seed + prior_images)).final.to(latents)
         prior = {"class_prompt": class_prompt, "images": prior_images, "weight": prior_weight}
     digest = hashlib.sha256(images.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
-    facts = {
-        "prompts": list(dict.fromkeys(texts)),
-        "images": {"number": len(images), "sha256": digest[:16]},
-        "seed": seed,
-    }
-    facts |= {
-        "trained_on": origin,
-        "prior": prior,
-        "drop": drop,
-        "modules": list(modules),
-        "licence": licence,
-    }
+    facts = numbers | {"prompts": list(dict.fromkeys(texts)), "trained_on": origin, "prior": prior, "drop": drop}
+    facts |= {"images": {"number": len(images), "sha256": digest[:16]}, "modules": list(modules)}
+    facts |= {"seed": seed, "licence": licence}
     noising = DDPMScheduler.from_config(pair.base_scheduler.config)
     times = training_timesteps(pair, on)
     with training(pair, on, modules, rank=rank, alpha=alpha, seed=seed) as (denoiser, hooks):
@@ -168,7 +159,7 @@ def train_customisation(
             rows = torch.randint(len(priors), (batch_size,), generator=generator)
             return value + prior_weight * error(priors[rows], [class_prompt] * len(rows), generator)
 
-        return optimise(hooks, loss, name=name, kind=kind, facts=numbers | facts, progress=progress)
+        return optimise(hooks, loss, name=name, kind=kind, facts=facts, progress=progress)
 
 
 def train_dreambooth(
