@@ -27,7 +27,7 @@ from dtviz.models.registry import FLUX, PIXART, SANA, SD15, SD35, SDXL, SPECS
 
 from .repos import BASES, sana_parts, sana_transformer
 
-EMBEDDED = [name for name, spec in SPECS.items() if spec.embedded]
+EMBEDDED = [name for name, spec in SPECS.items() if spec.embedded and (not spec.adapter or "lightning" in name)]
 CALLS = {SDXL: {}, SD15: {}, SD35: {}, FLUX: {"height": 32, "width": 32}}
 CALLS |= {
     base: {"use_resolution_binning": False, "height": side, "width": side} for base, side in ((PIXART, 16), (SANA, 32))

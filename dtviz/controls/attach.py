@@ -99,10 +99,8 @@ class LayerHooks:
     def _add(self, module: str, layer: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
         if self.scale == 0:
             return None
-        hidden, up = (
-            _multiply(layer, self._tensor(module + DOWN, inputs[0]), inputs[0]),
-            self._tensor(module + UP, inputs[0]),
-        )
+        hidden = _multiply(layer, self._tensor(module + DOWN, inputs[0]), inputs[0])
+        up = self._tensor(module + UP, inputs[0])
         change = F.linear(hidden, up) if up.ndim == 2 else F.conv2d(hidden, up)
         return (output + self.scale * change).to(output.dtype)
 

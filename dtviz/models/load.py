@@ -127,8 +127,7 @@ def check_available(name: str, variants: Variants = ANY) -> Folders:
 def local_folders(spec: Spec, variants: Variants = ANY) -> Folders:
     """Return the local folders of base and distilled model, None for one that is not complete. Use no network."""
     base, distilled = map(_local_folder, (spec.base, spec.distilled), spec.revisions)
-    parts = [config.parent for config in base.glob("*/config.json")] or [base] if base else []
-    base_complete = parts and all(_has_weights(part, variants[0]) for part in parts)
+    base_complete = base and all(_has_weights(path, variants[0]) for path in _networks(base))
     distilled_complete = distilled and _has_weights(distilled / spec.file, variants[1])
     return base if base_complete else None, distilled if distilled_complete else None
 
@@ -145,6 +144,16 @@ def _local_folder(repo: str, revision: str | None) -> Path | None:
         return Path(snapshot_download(repo, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):  # the last: no name of a repository
         return None
+
+
+def _networks(pipeline: Path) -> list[Path]:
+    """Return the folders of a saved pipeline's networks, or the pipeline's own if it has no index."""
+    index, networks = pipeline / "model_index.json", ("unet", "transformer", "vae", "text_encoder")
+    if not index.is_file():
+        return [pipeline]
+    with reading(index):
+        parts = json.loads(index.read_text())
+        return [pipeline / part for part, kind in parts.items() if part.startswith(networks) and kind[0]]
 
 
 def _has_weights(path: Path, variant: str | None) -> bool:
