@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 ROOT = Path(__file__).resolve().parents[1]
 HASHES = "SHA256SUMS"  # in the format of `sha256sum`, so that `sha256sum --check` reads it too
@@ -74,24 +71,25 @@ def load_weights_only(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as weights only; nothing in it was run ({kind})") from error
 
 
-def hub_reachable(seconds: float = 2.0) -> bool:
-    """Return whether the model hub, or the proxy to it, accepts a connection. `HF_HUB_OFFLINE=1` means no."""
+def hub_reachable(seconds: float = 4.0) -> bool:
+    """Return whether the model hub answers, through the proxy if there is one. `HF_HUB_OFFLINE=1` means no."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return False
-    url = getproxies().get("https") or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    host = urlsplit(url if "//" in url else f"//{url}")
-    connected = threading.Event()
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
 
-    def connect() -> None:
-        with contextlib.suppress(OSError):
-            socket.create_connection((host.hostname, host.port or 443), timeout=seconds).close()
-            connected.set()
+    answered = threading.Event()
 
-    # in a thread, because the timeout of a socket does not cover the name lookup
-    thread = threading.Thread(target=connect, daemon=True)
+    def ask() -> None:
+        with contextlib.suppress(Exception):  # of the client's own library; a proxy may accept and then refuse
+            get_session().head(constants.ENDPOINT, timeout=seconds)
+            answered.set()
+
+    # in a thread, because the timeout does not cover the name lookup
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
-    return connected.is_set()
+    return answered.is_set()
 
 
 def check_hashes(root: Path, folders: list[str]) -> dict[str, str]:

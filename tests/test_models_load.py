@@ -7,7 +7,9 @@ import copy
 import inspect
 import math
 import socket
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,12 +23,13 @@ from safetensors.torch import load_file, save_file
 
 import dtviz
 from dtviz.core.decode import decode_latents
-from dtviz.files import data
+from dtviz.files import data, hub_reachable
 from dtviz.models.load import _fingerprints, check_available, load, local_folders, read_weights
 from dtviz.models.registry import FLUX, PIXART, SANA, SD15, SD35, SDXL, SPECS
 
 from .repos import BASES, sana_parts, sana_transformer
 
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 EMBEDDED = [name for name, spec in SPECS.items() if spec.embedded and (not spec.adapter or "lightning" in name)]
 CALLS = {SDXL: {}, SD15: {}, SD35: {}, FLUX: {"height": 32, "width": 32}}
 CALLS |= {
@@ -394,6 +397,25 @@ def test_an_embedded_pair_without_its_files(monkeypatch, tmp_path):
     monkeypatch.setenv("DTVIZ_MODELS", str(tmp_path))
     with pytest.raises(dtviz.Unavailable, match="pair 'emoji-dmd' lacks files of emoji-base.*make models"):
         check_available("emoji-dmd")
+
+
+def test_a_hub_that_accepts_and_never_answers_is_out_of_reach(monkeypatch):
+    """As a proxy does that refuses the hub: the client would try again for minutes."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert not hub_reachable(0.2)
+
+        def answer() -> None:
+            for _ in range(2):  # the first connection was given up
+                with server.accept()[0] as connection, suppress(OSError):
+                    connection.sendall(NOT_FOUND)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert hub_reachable(5.0)
+        thread.join()
 
 
 def test_a_local_path_that_does_not_exist_is_no_repository(cache, monkeypatch):
