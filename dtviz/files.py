@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout; an installed package has no `notebooks` there
+HOME = ROOT if (ROOT / "notebooks").is_dir() else Path.cwd()  # folder of the figures and the cache
 HASHES = "SHA256SUMS"  # in the format of `sha256sum`, so that `sha256sum --check` reads it too
 HASHED = (".safetensors", ".json")  # the files that decide what a model computes
 
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 
 class Unavailable(FileNotFoundError):
-    """A pair, embedder or control whose files or package are not on this machine. The message says how to get them.
+    """A pair, embedder or control is not on this machine. The message says how to get it.
 
     try:
         pair = dtviz.load("sdxl-dmd")
@@ -31,9 +32,12 @@ class Unavailable(FileNotFoundError):
     """
 
 
-def data(name: str) -> Path:
+def data(name: str, *, missing_ok: bool = False) -> Path:
     """Return the folder `data/<name>` of the checkout, or the folder that `$DTVIZ_<NAME>` names."""
-    return Path(os.environ.get(f"DTVIZ_{name.upper()}") or ROOT / "data" / name)
+    variable, folder = f"DTVIZ_{name.upper()}", ROOT / "data" / name
+    if variable not in os.environ and not missing_ok and not folder.is_dir():
+        raise Unavailable(f"the folder data/{name} is part of a checkout of dtviz: set {variable} to where you have it")
+    return Path(os.environ.get(variable) or folder)
 
 
 @contextlib.contextmanager

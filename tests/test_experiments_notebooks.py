@@ -1,6 +1,7 @@
 """The notebook runner on notebooks of two cells: no models, but the real papermill and the real kernel."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dtviz.experiments import notebooks
+from dtviz.experiments import notebooks, paper
 from dtviz.files import ROOT
 
 PARAMETERS = 'pair: str = "emoji-dmd"\nprofile: str = "quick"\nn_seeds: int = 0  # 0: the default\nout: str = ""'
@@ -72,12 +73,33 @@ def test_failure_keeps_the_earlier_copy_and_lets_the_others_run(folder, tmp_path
     names = ["fig4_grid.failed.ipynb", "fig4_grid.ipynb", "fig5_curve.ipynb", "fig6_dies.failed.ipynb"]
     assert sorted(path.name for path in out.iterdir()) == names
     captured = capsys.readouterr()
-    assert "fig5_curve  done after" in captured.out
+    assert re.search(r"fig5_curve  done after \d+ s \([1-3] of 3, about [\d.]+ min left\)", captured.out)
     assert "fig4_grid  FAILED" in captured.err
 
     write(folder, "fig4_grid", "print('repaired')")
     notebooks.run(["fig4"], out=out, folder=folder)
     assert not (out / "fig4_grid.failed.ipynb").exists()
+
+
+def test_the_papers_come_first_and_a_page_shows_all_pictures(folder, tmp_path, monkeypatch, capsys):
+    """The quick profile has a folder of its own, so that a look does not replace the committed figures."""
+    monkeypatch.setattr(paper, "HOME", tmp_path)
+    draw = (
+        "import json, pathlib\nfolder = pathlib.Path(figures) / ('quick' if profile == 'quick' else '')\n"
+        "(folder / f'{mine}.png').touch()\n(folder / f'{mine}.json').write_text(json.dumps({'caption': '<3 seeds>'}))"
+    )
+    for name in ("alternatives", "table3_diversity", "fig5_curve"):
+        write(folder, name, f"mine, figures = {name!r}, {str(tmp_path / 'figures' / 'emoji-dmd')!r}\n{draw}")
+    assert list(notebooks.notebooks(folder)) == ["fig5_curve", "table3_diversity", "alternatives"]
+    notebooks.run(["alternatives", "fig5"], folder=folder)
+    quick = tmp_path / "figures" / "emoji-dmd" / "quick"
+    page = (quick / "index.html").read_text()
+    places = [
+        page.index(text) for text in ('src="fig5_curve.png"', 'href="fig5_curve.ipynb"', 'src="alternatives.png"')
+    ]
+    assert places == sorted(places) and "&lt;3 seeds&gt;" in page
+    assert capsys.readouterr().out.splitlines()[-1].endswith("quick/index.html")
+    assert sorted(path.name for path in quick.parent.iterdir()) == ["quick"]
 
 
 def test_jobs_run_at_once_and_share_the_cores(folder, tmp_path, monkeypatch):

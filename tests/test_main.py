@@ -56,8 +56,11 @@ def test_the_documented_commands_are_accepted(monkeypatch):
     assert len(chosen) == len(commands)
 
 
-def test_pairs_are_listed():
+def test_pairs_are_listed_and_a_reader_may_stop():
     assert "emoji-dmd" in command_line("pairs").stdout
+    command = f"{shlex.quote(sys.executable)} -m dtviz pairs | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -291,7 +291,7 @@ def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def _find(path: str | Path, weight_name: str | None) -> Path:
     """Return the file on this machine. It is downloaded from the hub if needed."""
     repo, path = str(path), Path(path)
-    for file in (path, path / (weight_name or DEFAULT), data("controls") / f"{path}.safetensors"):
+    for file in (path, path / (weight_name or DEFAULT), data("controls", missing_ok=True) / f"{path}.safetensors"):
         if file.is_file():
             return file
     if path.is_dir() or path.suffix in (".safetensors", ".bin", ".pt") or not re.fullmatch(REPO, repo):

@@ -20,7 +20,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..files import ROOT, content_hash, write_atomic
+from ..files import HOME, content_hash, write_atomic
 
 
 def key(kind: str, settings: Mapping[str, Any]) -> str:
@@ -31,10 +31,10 @@ def key(kind: str, settings: Mapping[str, Any]) -> str:
 
 
 class Cache:
-    """Keep results in a folder. `root=None` takes the environment variable DTVIZ_STORE, or `.dtviz` in the repository."""
+    """Keep results in a folder. `root=None` takes the environment variable DTVIZ_STORE, or `.dtviz` in the checkout."""
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self.root = Path(root or os.environ.get("DTVIZ_STORE") or ROOT / ".dtviz").expanduser()
+        self.root = Path(root or os.environ.get("DTVIZ_STORE") or HOME / ".dtviz").expanduser()
 
     def path(self, kind: str, settings: Mapping[str, Any]) -> Path:
         """Return the file of a result, whether it exists or not."""

@@ -108,13 +108,13 @@ def generate_images(
 ) -> int:
     """Generate every image that the folder lacks, and return how many this process generated.
 
-    After a kill, run it again: at most the batch in progress is lost. Missing and damaged images are generated again, the same
-    bits on the same kind of machine. A folder of another job is refused with a ValueError.
+    After a kill, run it again: at most the batch in progress is lost. Missing and damaged images are generated again, the
+    same bits on the same kind of machine. A folder of another job is a ValueError. Prompts that are cut are a warning.
 
     Args:
-        pair, rows, out: the models, what to generate, and the folder: `images/<case>.png`, `prompts.csv`, `job.json`, `log/`.
+        pair, rows, out: models, what to generate, and the folder of `images/<case>.png`, `prompts.csv`, `job.json`, `log/`.
         settings: arguments of `generate` beside pair, prompt, seeds and batch size.
-        batch_size, progress: rows generated together (None: the pair's), and whether to show a bar of all processes' images.
+        batch_size, progress: rows generated together (None: the pair's); show a bar of all processes' images.
     """
     out, rows, settings = Path(out), [_checked(row) for row in rows], dict(settings or {})
     size = pair.batch_size if batch_size is None else batch_size
@@ -123,6 +123,7 @@ def generate_images(
     for folder in ("images", "log", ".locks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     _claim(out, rows, _job_settings(pair, rows, settings, size))
+    _warn_of_long_prompts(pair, rows)
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     generated = 0
     with tqdm(total=len(rows), initial=count_images(out), unit="image", disable=not progress) as bar:
@@ -171,6 +172,20 @@ def _problems(out: Path, batch: list[Row]) -> dict[str, str]:
         except (FileNotFoundError, ValueError) as error:
             problems[row.case] = "" if isinstance(error, FileNotFoundError) else str(error)
     return problems
+
+
+def _warn_of_long_prompts(pair: Pair, rows: Sequence[Row]) -> None:
+    """Warn once of prompts that are longer than the pipeline reads, which the job cuts and `score` refuses."""
+    parts = pair.pipeline.components
+    tokenizers = [part for name, part in parts.items() if name.startswith("tokenizer") and part is not None]
+    if not tokenizers:
+        return
+    tokenizer = max(tokenizers, key=lambda tokenizer: tokenizer.model_max_length)
+    tokens = tokenizer([row.prompt for row in rows], verbose=False)["input_ids"]
+    long = [row.case for row, ids in zip(rows, tokens, strict=True) if len(ids) > tokenizer.model_max_length]
+    if long:
+        count = f"{len(long)} of {len(rows)} prompts, first that of case {long[0]},"
+        warnings.warn(f"{count} exceed {tokenizer.model_max_length} tokens and are cut", stacklevel=3)
 
 
 def _generate_batch(pair: Pair, batch: list[Row], out: Path, settings: Mapping[str, Any], number: int) -> int:
@@ -249,9 +264,11 @@ def score_images(
     files, inception = image_files(folder), embed.name.startswith("inception")
     if (folder / "prompts.csv").exists():
         prompts = {row.case: row.prompt for row in read_prompts(folder / "prompts.csv")}
-        if different := sorted(prompts.keys() ^ {file.stem for file in files}):
+        stems = [file.stem for file in files]
+        different = sorted(prompts.keys() ^ set(stems)) or [stem for stem in set(stems) if stems.count(stem) > 1]
+        if different:
             counts = f"has {len(files)} images for {len(prompts)} prompts, differing in {different[0]}"
-            raise ValueError(f"{folder} {counts}: run its `generate` again to finish it")
+            raise ValueError(f"{folder} {counts}: run its `generate` again to finish it, and remove other images")
     elif text:
         raise ValueError(f"text={text.name!r}: {folder} has no prompts.csv, so its images have no known prompts")
     if text:  # first: a prompt that is too long is refused before any image is read

@@ -7,14 +7,16 @@ beside_paper(table, long(printed("table3"), rows="prompt"))     # prompt, method
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import data
+from ..files import HOME, data
 
 if TYPE_CHECKING:  # the command line reads the profiles and answers before pandas is loaded
     import pandas as pd
 
 PROFILES = ("quick", "full", "paper")  # a quick look, our results, the paper's own settings
+QUICK_PROMPTS = 12  # the first ones of a pair, in the quick profile
 PAPER_BASE_STEPS = 50
 
 # Label in figures -> (method, settings) of `generate`.
@@ -42,6 +44,11 @@ def check_profile(profile: str) -> None:
     """Raise a ValueError for an unknown profile."""
     if profile not in PROFILES:
         raise ValueError(f"profile={profile!r} is not one of {', '.join(PROFILES)}")
+
+
+def figures_folder(pair: str, profile: str, out: str | Path = "") -> Path:
+    """Return `out`, or by default `figures/<pair>`, with a folder `quick` inside for the quick profile."""
+    return Path(out) if out else HOME / "figures" / pair / ("quick" if profile == "quick" else "")
 
 
 def seeds_of(profile: str, n: int, *, quick: int, full: int, paper: int = 100, least: int = 1) -> range:
@@ -74,8 +81,8 @@ def long(table: pd.DataFrame, *, rows: str, name: str = "method") -> pd.DataFram
 def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame, *, on: Sequence[str] = ("prompt", "method")) -> pd.DataFrame:
     """Return the rows that both tables have, in the paper's order. Texts match in any case.
 
-    Both are long: columns `on`, `value`, and in ours `low` and `high` if there is an interval. Returned are `on`, `ours`, `low`,
-    `high`, `paper`, `difference` (ours - paper), `ratio` (ours / paper) and `within`: whether the interval holds paper's.
+    Both are long: columns `on` and `value`, ours with `low` and `high` if there is an interval. Returned are `on`, `ours`,
+    `low`, `high`, `paper`, `difference` (ours - paper), `ratio` (ours / paper), and `within`: the interval holds paper's.
     """
     import pandas as pd
 

@@ -30,7 +30,7 @@ from ..core.decode import decode, decode_latents, reconstruct
 from ..core.generate import SAMPLING, generate
 from ..core.pair import Pair
 from ..core.trace import FORMAT, Trace
-from ..files import ROOT, write_atomic
+from ..files import write_atomic
 from ..metrics.diversity import nearest
 from ..metrics.embedders import Embedder, embedder
 from ..models import drawings
@@ -39,7 +39,7 @@ from ..models.registry import SPECS
 from ..plot import caption, style
 from .cache import Cache
 from .interventions import cads, edit_named
-from .paper import EMOJI_PROMPTS, PAPER_BASE_STEPS, PAPER_PROMPTS, check_profile
+from .paper import EMOJI_PROMPTS, PAPER_BASE_STEPS, PAPER_PROMPTS, QUICK_PROMPTS, check_profile, figures_folder
 from .tables import save as save_table
 
 Methods = Mapping[str, tuple[str, dict[str, Any]]]  # label -> (method, settings)
@@ -51,18 +51,11 @@ _CAPTION_RUNS = 4  # more are not listed in a caption; the provenance has all
 
 @dataclass(frozen=True)
 class Study:
-    """A pair, an embedder, seeds and a cache.
+    """A pair, an embedder (None: nothing is measured), the seeds of every prompt, and a cache.
 
     The settings of a run are those of `generate`, and interventions by name:
     edit="zero" | "mean" | "own" | ("repel", strength), cads=scale, controls=[Applied, ...].
-
-    Attributes:
-        pair: the base and its distilled model.
-        embed: images to features. None in a study that measures nothing.
-        seeds, settings: samples of every prompt, and settings of every run.
-        cache: where results are kept.
-        profile, out: for captions, and the folder of the figures, see `open`.
-        runs: filled as results are read: label -> steps that ran, evaluations, guidance, versions.
+    `runs` is filled as results are read: label -> steps that ran, evaluations, guidance, versions.
     """
 
     pair: Pair
@@ -71,7 +64,6 @@ class Study:
     cache: Cache
     profile: str = "quick"
     out: str | Path = ""
-    settings: dict[str, Any] = field(default_factory=dict)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -90,11 +82,12 @@ class Study:
         """Load a pair and an embedder.
 
         Args:
-            pair, seeds, settings: name of the pair, samples of every prompt, and settings of every run.
+            pair, seeds: name of the pair, and samples of every prompt.
+            settings: attributes of the `Pair` to change, such as base_steps.
             profile: "quick", "full" or "paper". The last runs the settings of the paper's code and 50 base steps.
             measure, embedder_name: whether to load an embedder, and which. "" takes EfficientNet-Lite0 for embedded pairs
                 and DreamSim for hub pairs.
-            out, cache: folder of the figures, "" for `figures/<pair>`, and the cache, None for the default one.
+            out, cache: folder of the figures, "" for `paper.figures_folder`, and the cache, None for the default one.
 
         Raises:
             ValueError: no seeds, or an unknown pair, profile or embedder.
@@ -107,9 +100,9 @@ class Study:
         check_available(pair)
         default = "efficientnet-lite0" if embedded(pair) else "dreamsim"
         embed = embedder(embedder_name or default) if measure else None
-        models = load(pair, paper_settings=profile == "paper")
-        models = replace(models, base_steps=PAPER_BASE_STEPS) if profile == "paper" else models
-        return cls(models, embed, seeds, cache or Cache(), profile, out, settings)
+        settings = ({"base_steps": PAPER_BASE_STEPS} if profile == "paper" else {}) | settings
+        models = replace(load(pair, paper_settings=profile == "paper"), **settings)
+        return cls(models, embed, seeds, cache or Cache(), profile, out)
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -119,13 +112,13 @@ class Study:
     @property
     def folder(self) -> Path:
         """Folder of the figures."""
-        return Path(self.out or ROOT / "figures" / self.pair.name)
+        return figures_folder(self.pair.name, self.profile, self.out)
 
     def choose(self, n: int) -> tuple[str, ...]:
-        """Return the first `n` prompts, all for 0. Raises ValueError if there are fewer."""
+        """Return the first `n` prompts; 0 takes all, and twelve in the quick profile. ValueError: there are fewer."""
         if not 0 <= n <= len(self.prompts):
-            raise ValueError(f"n_prompts={n} must be from 1 to {len(self.prompts)}, or 0 for all of {self.pair.name}'s")
-        return self.prompts[: n or None]
+            raise ValueError(f"n_prompts={n} must be from 1 to {len(self.prompts)}, or 0 for the profile's number")
+        return self.prompts[: n or (QUICK_PROMPTS if self.profile == "quick" else None)]
 
     def trace(self, prompt: str, method: str, *, x_t: bool = False, **settings: Any) -> Trace:
         """Return the run of all seeds."""
@@ -171,7 +164,7 @@ class Study:
     def step_images(
         self, trace: Trace, *, columns: int, what: str = "x0"
     ) -> tuple[np.ndarray, list[str], pd.DataFrame]:
-        """Return images (column, 3, height, width) of a trace's first seed at evenly spaced steps, captions, and the steps.
+        """Return images (column, 3, height, width) of the first seed at evenly spaced steps, captions, and the steps.
 
         `what` is "x0" or "x_t". Spare columns are nan, with an empty caption. The table has `step`, `timestep` and `sigma`.
         """
@@ -229,7 +222,7 @@ class Study:
         return self.runs[_label(method, settings)]
 
     def describe(self, *, prompts: int = 1) -> str:
-        """Return one line for a caption: pair, prompts, seeds, profile, and up to four runs with steps and guidance."""
+        """Return a caption: pair, prompts, seeds, profile, embedder, and up to four runs with steps and guidance."""
         runs = []
         for label, run in self.runs.items():
             guidance = {"base": run["base_guidance"], "distilled": run["guidance"]}
@@ -238,7 +231,8 @@ class Study:
         count = f"{prompts} prompts x " if prompts > 1 else ""
         samples = f"{count}{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
         steps = f" Steps run: {'; '.join(runs)}." if 0 < len(runs) <= _CAPTION_RUNS else ""
-        return f"{self.pair.name}, {samples}, {self.profile} profile.{steps}"
+        distance = f" Distance: {self.embed.title}." if self.embed else ""
+        return f"{self.pair.name}, {samples}, {self.profile} profile.{distance}{steps}"
 
     def provenance(self, **more: Any) -> dict[str, Any]:
         """Return how the results were made, JSON-compatible, with `more`."""
@@ -299,7 +293,7 @@ class Study:
         defaults = ("base_steps", "base_guidance", "size")
         defaults += () if alone else ("steps", "guidance", "handover", "timesteps")
         defaults += ("call",) if self.pair.call else ()
-        chosen = {name: getattr(self.pair, name) for name in defaults} | self.settings | settings
+        chosen = {name: getattr(self.pair, name) for name in defaults} | settings
         # a control at scale 0 changes nothing: the plain model's results are read
         controls = [applied.facts() for applied in chosen.pop("controls", ()) if applied.scale != 0]
         if controls:
@@ -316,7 +310,7 @@ class Study:
 
     def _generate(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> Trace:
         """Generate with the interventions that the settings name."""
-        settings = self.settings | settings
+        settings = dict(settings)
         edit, scale, controls = (settings.pop(name, None) for name in ("edit", "cads", "controls"))
         controls, hooks = [applied for applied in controls or () if applied.scale != 0], []
         with ExitStack() as stack:
@@ -383,9 +377,9 @@ def save_figure(
     table: pd.DataFrame | None = None,
     units: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write `name`.png, .pdf, .json (provenance) and, with a table and its units, .csv. Return the paths.
+    """Write `name`.png, .pdf, .json (provenance and caption) and, with a table and its units, .csv. Return the paths.
 
-    `text` is a caption to add to the figure. The provenance is JSON-compatible.
+    `text` is a caption to add to the figure. The same figure gives the same bytes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -393,11 +387,13 @@ def save_figure(
     with style():
         if text:
             caption(figure, text)
-        # no date in the PDF, so that the same figure is the same file
+        figure.draw_without_rendering()  # lays it out, once: each layout starts from the last one
+        figure.set_layout_engine("none")
         for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
             figure.savefig(buffer := io.BytesIO(), format=kind, dpi=200, metadata=metadata)
             contents[folder / f"{name}.{kind}"] = buffer.getvalue()
-    contents[folder / f"{name}.json"] = f"{json.dumps(provenance, indent=1, sort_keys=True)}\n".encode()
+    facts = {"caption": text} | dict(provenance)
+    contents[folder / f"{name}.json"] = f"{json.dumps(facts, indent=1, sort_keys=True)}\n".encode()
     for path, content in contents.items():
         write_atomic(path, content, shared=True)
     return [*contents, *([] if table is None else [save_table(table, folder / f"{name}.csv", units=units or {})])]
@@ -405,17 +401,17 @@ def save_figure(
 
 def _label(method: str, settings: dict[str, Any]) -> str:
     """Return a run's name in figures: its method, and what differs from the pair's own settings."""
-    return ", ".join([method, *(_setting(name, value) for name, value in settings.items() if name != "x_t")])
-
-
-def _setting(name: str, value: Any) -> str:
-    if name == "handover":
-        return value
-    if name == "controls":
-        return " + ".join(map(str, value)) or "no control"
-    if name == "edit" and not isinstance(value, str):
-        return f"edit={value[0]} {value[1]:g}"
-    return f"{name}={_scales(value) if isinstance(value, list | tuple) else value}"
+    parts = [method]
+    for name, value in settings.items():
+        if name == "handover":
+            parts.append(value)
+        elif name == "controls":
+            parts.append(" + ".join(map(str, value)) or "no control")
+        elif name == "edit" and not isinstance(value, str):
+            parts.append(f"edit={value[0]} {value[1]:g}")
+        elif name != "x_t":
+            parts.append(f"{name}={_scales(value) if isinstance(value, list | tuple) else value}")
+    return ", ".join(parts)
 
 
 def _scales(guidance: float | Sequence[float]) -> str:
