@@ -42,10 +42,10 @@ class Cache:
         return self.root / kind / name[:2] / f"{name}.safetensors"
 
     def get_or_compute(self, kind: str, settings: Mapping, compute: Callable[[], Mapping]) -> dict[str, np.ndarray]:
-        """Return the arrays of a result. Compute and keep them if they are not in the cache.
+        """Return the arrays of a result. Compute and keep them if they are not in the cache, or damaged.
 
-        Everything that changes the result belongs in the settings, versions included. `compute` returns numpy arrays or torch
-        tensors by name. Processes that need the same result wait for the first. A damaged file is computed again with a warning.
+        Everything that changes the result belongs in the settings, versions included. `compute` returns numpy arrays or
+        torch tensors by name. Processes that need the same result wait for the first.
         """
         path = self.path(kind, settings)
         if (arrays := _read(path, settings)) is not None:
@@ -79,8 +79,7 @@ def _read(path: Path, settings: Mapping[str, Any], *, warn: bool = False) -> dic
 def _as_numpy(kind: str, result: Any) -> dict[str, np.ndarray]:
     """Check what `compute` returned and convert it."""
     if not isinstance(result, Mapping) or not result:
-        problem = f"{type(result).__name__}: it must be a dict of names to arrays, not empty"
-        raise ValueError(f"compute() for {kind!r} returned {problem}")
+        raise ValueError(f"compute() for {kind!r} returned {type(result).__name__}: it must be a dict, not empty")
     arrays = {}
     for name, value in result.items():
         array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)

@@ -44,7 +44,6 @@ class Measure:
     score: Callable[[str, np.ndarray], np.ndarray]
 
     def __call__(self, prompt: str, features: np.ndarray) -> np.ndarray:
-        """Return the scores of features, which are of unit length for a similarity with a text."""
         return self.score(prompt, features)
 
 
@@ -68,17 +67,15 @@ def load(pair: str, *, file: str | Path = "", trained_on: str = "base") -> list[
     """Load the cases of a pair and of the others of its base. Unavailable: a control is not on this machine.
 
     Args:
-        pair: a name in `dtviz.pairs()`.
-        file: CSV with one row per control and prompt: `control`, its name; `file`, beside the CSV or on the hub
-            ("owner/name/age.safetensors"); `prompt`; `towards`, a text that the image should come nearer to; `scale`; optionally
-            `away`, the text of the other end, and `trained_on`. "": the controls that dtviz ships.
+        file: CSV with a row per control and prompt: `control`, its name; `file`, beside the CSV or on the hub
+            ("owner/name/age.safetensors"); `prompt`; `towards`, a text that the image should come nearer to; `scale`;
+            optionally `away`, the text of the other end, and `trained_on`. "": the controls that dtviz ships.
         trained_on: "base", or the pair whose distilled model the controls were trained on ("emoji-dmd").
     """
     embedded = spec_of(pair).embedded
     if not file and not embedded:
-        raise ValueError(
-            f"no controls are shipped for {pair!r}: give file=, a CSV with the columns {', '.join(COLUMNS)}"
-        )
+        columns = ", ".join(COLUMNS)
+        raise ValueError(f"no controls are shipped for {pair!r}: give file=, a CSV with the columns {columns}")
     clip = embedder("emoji-clip" if embedded else CLIP)
     return list(_listed(Path(file), trained_on, clip) if file else _shipped(trained_on, clip))
 
@@ -120,9 +117,7 @@ def _shipped(trained_on: str, clip: Embedder) -> Iterator[Case]:
             classifier = load_classifier("concept")
             truth, away = (dict(zip(facts["prompts"], facts[end], strict=True)) for end in ("positive", "negative"))
             among = {prompt: (truth[prompt], away[prompt]) for prompt in truth}
-            prompts = tuple(
-                sorted(truth, key=lambda prompt: prompt == truth[prompt])
-            )  # those at their end already last
+            prompts = tuple(sorted(truth, key=lambda prompt: prompt == truth[prompt]))  # last those already at the end
             similarities = _similarities(clip, truth, away)
         measures = (*similarities, posterior(classifier, truth, among))
         yield Case(control, prompts, measures, float(facts.get("scale", 1.0)))
@@ -154,13 +149,10 @@ def _similarities(clip: Embedder, towards: Mapping[str, str], away: Mapping[str,
 # Tables of cases. A study is an `experiments.study.Study`.
 
 _embedder = memoize(embedder)
-EFFECT_UNITS = {
-    **dict.fromkeys(
-        ("before", "after", "difference", "difference_low", "difference_high"), "100 x cosine or posterior"
-    ),
-    **dict.fromkeys(("percent", "percent_low", "percent_high"), "%"),
-    **dict.fromkeys(("p", "transfer", "transfer_low", "transfer_high"), "1"),
-}
+_DIFFERENCES = ("before", "after", "difference", "difference_low", "difference_high")
+EFFECT_UNITS = dict.fromkeys(_DIFFERENCES, "100 x cosine or posterior")
+EFFECT_UNITS |= dict.fromkeys(("percent", "percent_low", "percent_high"), "%")
+EFFECT_UNITS |= dict.fromkeys(("p", "transfer", "transfer_low", "transfer_high"), "1")
 
 
 def scores(study: Study, measure: Measure, prompts: Iterable[str], method: str, **settings: Any) -> np.ndarray:
@@ -177,10 +169,8 @@ def gains(
     Scores are means over prompts. The table has `label`, `value`, `low`, `high` (95% t interval over seeds) and `n`.
     """
     runs = {**controls, "none": []}
-    seeds = {
-        label: scores(study, measure, prompts, method, **settings, controls=applied).mean(axis=0)
-        for label, applied in runs.items()
-    }
+    measured = {label: scores(study, measure, prompts, method, **settings, controls=on) for label, on in runs.items()}
+    seeds = {label: values.mean(axis=0) for label, values in measured.items()}
     rows = [{"label": label} | vars(mean_interval(seeds[label] - seeds["none"])) for label in controls]
     return seeds, pd.DataFrame(rows)
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from ..controls import attach
 from ..core.decode import decode, decode_latents, reconstruct
@@ -68,30 +69,16 @@ class Study:
 
     @classmethod
     def open(
-        cls,
-        pair: str,
-        *,
-        seeds: Iterable[int],
-        profile: str = "quick",
-        measure: bool = True,
-        embedder_name: str = "",
-        out: str | Path = "",
-        cache: Cache | None = None,
-        **settings: Any,
-    ) -> Study:
-        """Load a pair and an embedder.
+        cls, pair: str, *, seeds: Iterable[int], profile: str = "quick", measure: bool = True, embedder_name: str = "",
+        out: str | Path = "", cache: Cache | None = None, **settings: Any,
+    ) -> Study:  # fmt: skip
+        """Load a pair by name, and with `measure` an embedder. Unavailable: one is not on this machine.
 
         Args:
-            pair, seeds: name of the pair, and samples of every prompt.
-            settings: attributes of the `Pair` to change, such as base_steps.
             profile: "quick", "full" or "paper". The last runs the settings of the paper's code and 50 base steps.
-            measure, embedder_name: whether to load an embedder, and which. "" takes EfficientNet-Lite0 for embedded pairs
-                and DreamSim for hub pairs.
+            embedder_name: "" takes EfficientNet-Lite0 for embedded pairs and DreamSim for hub pairs.
             out, cache: folder of the figures, "" for `paper.figures_folder`, and the cache, None for the default one.
-
-        Raises:
-            ValueError: no seeds, or an unknown pair, profile or embedder.
-            Unavailable: the pair or the embedder is not on this machine.
+            settings: attributes of the `Pair` to change, such as base_steps.
         """
         seeds = tuple(seeds)
         if not seeds:
@@ -144,29 +131,27 @@ class Study:
         """Return images float32 in [0, 1] of the final latents, (seed, ...), or of "x0" or "x_t", (step, seed, ...)."""
         if what != "final":
             return decode(self.trace(prompt, method, x_t=what == "x_t", **settings), self.pair, what=what).numpy()
-
-        def final(trace: Trace) -> np.ndarray:
-            return decode(trace, self.pair, final=True).numpy()
-
-        return np.concatenate(self._of_blocks("images", final, {}, prompt, method, settings))[self._rows()]
+        blocks = self._of_blocks(
+            "images", lambda trace: decode(trace, self.pair, final=True).numpy(), {}, prompt, method, settings
+        )
+        return np.concatenate(blocks)[self._rows()]
 
     def grid(self, prompts: Iterable[str], methods: Methods) -> tuple[np.ndarray, pd.DataFrame]:
         """Return images (prompt, method x seed, 3, height, width) for `plot.plot_image_grid`, and what each one shows.
 
         images, cells = study.grid(["dog face"], {"Base": ("base", {}), "Hybrid": ("hybrid", {"k": 1})})
         """
-        rows, cells = [], []
-        for prompt in prompts:
-            rows.append(np.concatenate([self.images(prompt, method, **how) for method, how in methods.values()]))
-            cells += [(prompt, label, seed) for label in methods for seed in self.seeds]
-        return np.stack(rows), pd.DataFrame(cells, columns=["prompt", "method", "seed"])
+        runs, prompts = list(methods.values()), list(prompts)
+        rows = [
+            np.concatenate([self.images(prompt, method, **how) for method, how in runs]) for prompt in tqdm(prompts)
+        ]
+        cells = pd.MultiIndex.from_product([prompts, methods, self.seeds], names=["prompt", "method", "seed"])
+        return np.stack(rows), cells.to_frame(index=False)
 
-    def step_images(
-        self, trace: Trace, *, columns: int, what: str = "x0"
-    ) -> tuple[np.ndarray, list[str], pd.DataFrame]:
-        """Return images (column, 3, height, width) of the first seed at evenly spaced steps, captions, and the steps.
+    def step_images(self, trace: Trace, *, columns: int, what: str = "x0"):
+        """Return images (column, 3, height, width) of the first seed at evenly spaced steps, captions, and a table.
 
-        `what` is "x0" or "x_t". Spare columns are nan, with an empty caption. The table has `step`, `timestep` and `sigma`.
+        `what` is "x0" or "x_t". Spare columns are nan, with an empty caption.
         """
         count = len(trace.sigmas)
         steps = np.unique(np.linspace(0, count - 1, columns).round().astype(int))
@@ -198,7 +183,7 @@ class Study:
     def seconds(self, methods: Methods, *, prompt: str, turns: int = 3) -> dict[str, float]:
         """Return seconds per image of each method, from the prompt to the decoded image on the host.
 
-        The methods take turns with one batch each. The fastest of a method's turns counts, after one turn to warm up.
+        The methods take turns with a batch each. The fastest turn counts, after one to warm up.
         """
         if turns < 1:
             raise ValueError(f"turns={turns} must be at least 1")
@@ -238,34 +223,19 @@ class Study:
         """Return how the results were made, JSON-compatible, with `more`."""
         packages = ("dtviz", "torch", "diffusers", "transformers", "numpy")
         schedulers = (self.pair.base_scheduler, self.pair.distilled_scheduler)
-        return {
-            "pair": self.pair.name,
-            "fingerprint": self.pair.fingerprint,
-            "profile": self.profile,
-            "embedder": self.embed.fingerprint if self.embed else None,
-            "seeds": list(self.seeds),
-            "timesteps": self.pair.timesteps,
-            "schedulers": [type(scheduler).__name__ for scheduler in schedulers],
-            "runs": self.runs,
-            "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-        } | more
+        facts = {"pair": self.pair.name, "fingerprint": self.pair.fingerprint, "timesteps": self.pair.timesteps}
+        facts |= {"embedder": self.embed.fingerprint if self.embed else None, "profile": self.profile}
+        facts |= {"seeds": list(self.seeds), "schedulers": [type(scheduler).__name__ for scheduler in schedulers]}
+        versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
+        return facts | {"runs": self.runs, "versions": versions} | more
 
     def save(
-        self,
-        figure: Any,
-        name: str,
-        *,
-        table: pd.DataFrame | None = None,
-        units: Mapping[str, str] | None = None,
-        prompts: Sequence[str] = (),
-        text: str | None = None,
-        note: str = "",
-        **provenance: Any,
-    ) -> list[str]:
+        self, figure: Any, name: str, *, table: pd.DataFrame | None = None, units: Mapping[str, str] | None = None,
+        prompts: Sequence[str] = (), text: str | None = None, note: str = "", **provenance: Any,
+    ) -> list[str]:  # fmt: skip
         """Add a caption to a figure and write it with its table and provenance into `folder`. Return the files' names.
 
         Args:
-            figure, name: a matplotlib figure without a caption, and its file name without suffix.
             table, units: for the .csv, see `tables.save`.
             prompts: prompts shown, for the caption and the provenance.
             text, note: caption, None for `describe`, and a sentence after it, such as what the bars are.
@@ -298,15 +268,10 @@ class Study:
         controls = [applied.facts() for applied in chosen.pop("controls", ()) if applied.scale != 0]
         if controls:
             chosen["controls"] = [{key: value for key, value in facts.items() if key != "name"} for facts in controls]
-        return chosen | {
-            "method": method,
-            "prompt": prompt,
-            "seeds": list(seeds),
-            "weights": (alone and self.pair.base_fingerprint) or self.pair.fingerprint,
-            "numbers": [str(self.pair.base.dtype), self.pair.base.device.type, version("torch"), version("diffusers")],
-            "format": FORMAT,
-            "sampling": SAMPLING,
-        }
+        base, weights = self.pair.base, (alone and self.pair.base_fingerprint) or self.pair.fingerprint
+        numbers = [str(base.dtype), base.device.type, version("torch"), version("diffusers")]
+        chosen |= {"method": method, "prompt": prompt, "seeds": list(seeds), "weights": weights}
+        return chosen | {"numbers": numbers, "format": FORMAT, "sampling": SAMPLING}
 
     def _generate(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> Trace:
         """Generate with the interventions that the settings name."""
@@ -335,10 +300,11 @@ class Study:
         facts["provenance"]["pair"] = self.pair.name  # another pair of this base may have made the samples
         return Trace.build({name: torch.as_tensor(array) for name, array in arrays.items()}, facts)
 
-    def _of_blocks(self, kind: str, work: Work, extra: dict[str, Any], *run: Any) -> list[np.ndarray]:
-        """Return `work(trace)` of each block, cached with `extra` in the key. `run` is prompt, method, settings."""
-        prompt, method, settings = run[0], run[1], run[2] | {"x_t": False}
-        results = []
+    def _of_blocks(
+        self, kind: str, work: Work, extra: dict, prompt: str, method: str, settings: dict
+    ) -> list[np.ndarray]:
+        """Return `work(trace)` of each block, cached with `extra` in the key."""
+        settings, results = settings | {"x_t": False}, []
         for seeds in self._blocks():
 
             def compute(seeds: tuple[int, ...] = seeds) -> dict[str, Any]:
@@ -368,15 +334,9 @@ def embedded(pair: str) -> bool:
 
 
 def save_figure(
-    figure: Any,
-    folder: str | Path,
-    name: str,
-    *,
-    provenance: Mapping[str, Any],
-    text: str = "",
-    table: pd.DataFrame | None = None,
-    units: Mapping[str, str] | None = None,
-) -> list[Path]:
+    figure: Any, folder: str | Path, name: str, *, provenance: Mapping[str, Any], text: str = "",
+    table: pd.DataFrame | None = None, units: Mapping[str, str] | None = None,
+) -> list[Path]:  # fmt: skip
     """Write `name`.png, .pdf, .json (provenance and caption) and, with a table and its units, .csv. Return the paths.
 
     `text` is a caption to add to the figure. The same figure gives the same bytes.

@@ -71,7 +71,7 @@ def plot_diversity_dots(
     colours = {method: colour_of(method) for method in table["method"].unique()}
     methods = list(colours)
     ax = ax or plt.subplots(figsize=(3.8, 0.6 + 0.2 * len(methods) + 0.13 * len(differences)))[1]
-    look = {"hue": "method", "palette": colours, "legend": False, "size": 2.5, "alpha": 0.45, "warn_thresh": 1}
+    look = {"hue": "method", "palette": colours, "legend": False, "size": 2, "alpha": 0.45, "warn_thresh": 1}
     dots = table[table["prompt"] != AVERAGE]
     # A swarm has no random jitter, so the figure is the same each time.
     seaborn.swarmplot(dots, x="value", y="method", order=methods, ax=ax, **look)
