@@ -9,7 +9,7 @@ import torch
 import dtviz
 from dtviz.files import in_batches
 
-ROW = 2**26  # bytes that a row takes in these tests
+ROW = 2**28  # bytes that a row takes in these tests, far more than other threads give back meanwhile
 
 
 @contextmanager

@@ -16,9 +16,8 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..files import ROOT, one_line, write_atomic
 from ..models.load import check_available
@@ -38,8 +37,7 @@ class NotebookError(RuntimeError):
     """One or more notebooks failed. The message names each, its cell, its error and where to read it."""
 
 
-@dataclass(frozen=True)
-class Notebook:
+class Notebook(NamedTuple):
     """A notebook and its parameters: name -> declared type ("int", ...). Without a tagged cell there are none."""
 
     path: Path
@@ -59,15 +57,9 @@ def notebooks(folder: str | Path | None = None) -> dict[str, Notebook]:
 
 
 def run(
-    names: Iterable[str] | None = None,
-    *,
-    pair: str = "emoji-dmd",
-    profile: str = "quick",
-    jobs: int | None = None,
-    out: str | Path | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    folder: str | Path | None = None,
-) -> list[Path]:
+    names: Iterable[str] | None = None, *, pair: str = "emoji-dmd", profile: str = "quick", jobs: int | None = None,
+    out: str | Path | None = None, parameters: Mapping[str, Any] | None = None, folder: str | Path | None = None,
+) -> list[Path]:  # fmt: skip
     """Execute notebooks and return the executed copies, `<out>/<name>.ipynb`. `<out>/index.html` shows all pictures.
 
     A complete copy replaces the earlier one. A failed one is kept as `<name>.failed.ipynb`, and the others still run.
@@ -78,9 +70,7 @@ def run(
         jobs: notebooks at a time. None: one per core, at most four, for embedded pairs, and one for hub pairs.
         out, folder: where the results go (see `figures_folder`), and where the notebooks are (see `notebooks`).
 
-    Raises:
-        ValueError, Unavailable: bad input, or a pair that is not on this machine. Nothing has run.
-        NotebookError: notebooks failed.
+    Bad input, or a pair that is not on this machine, raises ValueError or Unavailable before anything has run.
     """
     parameters = dict(parameters or {})
     check_profile(profile)
@@ -120,9 +110,8 @@ def _choose(names: Iterable[str] | None, existing: dict[str, Notebook], values: 
                 raise ValueError(f"notebook {notebook} has no parameter {name!r}{listed}")
             kind, given = declared[name], type(value).__name__  # papermill calls a parameter without a type "None"
             if kind not in (given, "None") and (kind, given) != ("float", "int"):
-                raise ValueError(
-                    f"parameter {name!r} of notebook {notebook} is of type {kind}, got {value!r} ({given})"
-                )
+                what = f"parameter {name!r} of notebook {notebook}"
+                raise ValueError(f"{what} is of type {kind}, got {value!r} ({given})")
     return {name: existing[name] for name in chosen}
 
 

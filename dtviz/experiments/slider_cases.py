@@ -1,9 +1,8 @@
 """Controls with the prompts they are tried on and the scores that should rise: the rows of Table 1.
 
 [age, *_] = slider_cases.load("emoji-dmd")
-[score, *_] = age.measures
-study = Study.open("emoji-dmd", seeds=range(10), embedder_name=score.embedder)
-score("man", study.features("man", "distilled", controls=[age.control.at(age.scale)]))  # (seed,)
+study = Study.open("emoji-dmd", seeds=range(10), measure=False)
+scores(study, age.measures[0], age.prompts, "distilled", controls=[age.control.at(age.scale)])  # (prompt, seed)
 """
 
 from __future__ import annotations

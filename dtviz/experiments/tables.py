@@ -163,9 +163,8 @@ def missing_concepts(
         asked, alone: prompt of two concepts -> their `ConceptPair`, and concept -> its own prompt.
         classes, seeds, present, absent: of the posteriors, and as for `changes_of_mind`.
 
-    Returns:
-        `model`, `prompt`, `condition`, `concept`, `seed`, `source` (prompt of the image), `level`, `step` (from 1), `final`
-        (concept of the final image). Concepts that were not asked for are of the same images, or of the other's own prompt.
+    Returns: `model`, `prompt`, `condition`, `concept`, `seed`, `source` (the image's prompt), `level`, `step` (from 1),
+    `final` (concept of the final image).
     """
     rows = []
     changes = {run: changes_of_mind(p[:-1], p[-1], present=present, absent=absent) for run, p in posteriors.items()}
@@ -269,8 +268,8 @@ def measure_semantics(study: Study, reader: Study, samples, *, artist=None, conc
 def agreement(table: pd.DataFrame, columns: Sequence[str], *, other: str) -> pd.DataFrame:
     """Return Spearman's correlation of columns with another: over each prompt's methods, and over prompts.
 
-    `value` is the mean over prompts with its interval, and `over prompts` is that of the median method. A column that is the
-    same for all methods of every prompt has no row.
+    `value` is the mean over prompts with its interval, `over prompts` that of the median method. A column that is the same
+    for all methods has no row.
     """
     groups = (table.groupby(by, sort=False)[list(columns)] for by in ("prompt", "method"))
     methods, prompts = (group.corr(method="spearman")[other].unstack() for group in groups)
