@@ -39,11 +39,14 @@ def style():
 
 def caption(fig: Figure, text: str) -> None:
     """Write `text` in grey below the figure, wrapped to its width. The figure grows by the new lines."""
-    lines = textwrap.wrap(text, max(20, int(fig.get_figwidth() * 17)))  # about 17 letters of 7 points an inch
-    more = len(lines) - len(fig.get_supxlabel().splitlines())
-    fig.set_figheight(fig.get_figheight() + 0.13 * more)
-    look = {"ha": "left", "fontsize": 7, "color": GREY, "linespacing": 1.3}
-    fig.supxlabel(escape_math("\n".join(lines)), x=0.005, **look)
+    lines = textwrap.wrap(
+        escape_math(text), max(20, int(fig.get_figwidth() * 17))
+    )  # about 17 letters of 7 points an inch
+    before = fig.get_supxlabel().splitlines()
+    if lines != before:
+        fig.set_figheight(fig.get_figheight() + 0.13 * (len(lines) - len(before)))
+        look = {"ha": "left", "fontsize": 7, "color": GREY, "linespacing": 1.3}
+        fig.supxlabel("\n".join(lines), x=0.005, **look)
 
 
 def escape_math(text: str) -> str:
