@@ -1,7 +1,5 @@
 """Tables with units: what is written is read back to the last digit, and Table 3 has the paper's layout."""
 
-import os
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -63,20 +61,6 @@ def test_save_refuses(tmp_path, frame, units, message):
     with pytest.raises(ValueError, match=message):
         tables.save(pd.DataFrame(frame), tmp_path / "t.csv", units=units)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tables.save(paper(), tmp_path / "t.csv", units={"value": UNIT})
-    before = path.read_bytes()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*t\.csv'"):
-        tables.save(paper().head(1), path, units={"value": UNIT})
-    assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
 
 
 def test_wide_keeps_the_order_and_undoes_the_long_form():

@@ -219,15 +219,15 @@ class Study:
         distance = f" Distance: {self.embed.title}." if self.embed else ""
         return f"{self.pair.name}, {samples}, {self.profile} profile.{distance}{steps}"
 
-    def provenance(self, **more: Any) -> dict[str, Any]:
-        """Return how the results were made, JSON-compatible, with `more`."""
+    def provenance(self) -> dict[str, Any]:
+        """Return how the results were made, JSON-compatible."""
         packages = ("dtviz", "torch", "diffusers", "transformers", "numpy")
         schedulers = (self.pair.base_scheduler, self.pair.distilled_scheduler)
         facts = {"pair": self.pair.name, "fingerprint": self.pair.fingerprint, "timesteps": self.pair.timesteps}
         facts |= {"embedder": self.embed.fingerprint if self.embed else None, "profile": self.profile}
         facts |= {"seeds": list(self.seeds), "schedulers": [type(scheduler).__name__ for scheduler in schedulers]}
         versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
-        return facts | {"runs": self.runs, "versions": versions} | more
+        return facts | {"runs": self.runs, "versions": versions}
 
     def save(
         self, figure: Any, name: str, *, table: pd.DataFrame | None = None, units: Mapping[str, str] | None = None,
@@ -242,10 +242,9 @@ class Study:
             provenance: further facts, JSON-compatible.
         """
         text = self.describe(prompts=len(prompts)) if text is None else text
-        facts = self.provenance(figure=name, prompts=list(prompts), **provenance)
-        text = f"{text} {note}".strip()
-        paths = save_figure(figure, self.folder, name, text=text, provenance=facts, table=table, units=units)
-        return [path.name for path in paths]
+        facts = self.provenance() | {"figure": name, "prompts": list(prompts)} | provenance
+        files = {"table": table, "units": units, "provenance": facts}
+        return [path.name for path in save_figure(figure, self.folder, name, text=f"{text} {note}".strip(), **files)]
 
     def _blocks(self) -> list[tuple[int, ...]]:
         """Return the aligned blocks of seeds that hold ours, so that studies of different sizes share results."""
