@@ -93,12 +93,12 @@ class Study:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Prompts that this pair is studied on."""
+        """Return the prompts that this pair is studied on."""
         return EMOJI_PROMPTS if embedded(self.pair.name) else PAPER_PROMPTS
 
     @property
     def folder(self) -> Path:
-        """Folder of the figures."""
+        """Return the folder of the figures."""
         return figures_folder(self.pair.name, self.profile, self.out)
 
     def choose(self, n: int) -> tuple[str, ...]:
@@ -127,24 +127,22 @@ class Study:
         blocks = self._of_blocks("features", embed, extra, prompt, method, settings)
         return np.concatenate(blocks, axis=-2)[..., self._rows(), :]
 
-    def images(self, prompt: str, method: str, *, what: str = "final", **settings: Any) -> np.ndarray:
-        """Return images float32 in [0, 1] of the final latents, (seed, ...), or of "x0" or "x_t", (step, seed, ...)."""
-        if what != "final":
-            return decode(self.trace(prompt, method, x_t=what == "x_t", **settings), self.pair, what=what).numpy()
-        blocks = self._of_blocks(
-            "images", lambda trace: decode(trace, self.pair, final=True).numpy(), {}, prompt, method, settings
-        )
-        return np.concatenate(blocks)[self._rows()]
+    def images(self, prompt: str, method: str, **settings: Any) -> np.ndarray:
+        """Return the final images, (seed, 3, height, width) float32 in [0, 1]."""
+
+        def final(trace: Trace) -> np.ndarray:
+            return decode(trace, self.pair, final=True).numpy()
+
+        return np.concatenate(self._of_blocks("images", final, {}, prompt, method, settings))[self._rows()]
 
     def grid(self, prompts: Iterable[str], methods: Methods) -> tuple[np.ndarray, pd.DataFrame]:
         """Return images (prompt, method x seed, 3, height, width) for `plot.plot_image_grid`, and what each one shows.
 
         images, cells = study.grid(["dog face"], {"Base": ("base", {}), "Hybrid": ("hybrid", {"k": 1})})
         """
-        runs, prompts = list(methods.values()), list(prompts)
-        rows = [
-            np.concatenate([self.images(prompt, method, **how) for method, how in runs]) for prompt in tqdm(prompts)
-        ]
+        prompts, rows = list(prompts), []
+        for prompt in tqdm(prompts, desc="prompts"):
+            rows.append(np.concatenate([self.images(prompt, method, **how) for method, how in methods.values()]))
         cells = pd.MultiIndex.from_product([prompts, methods, self.seeds], names=["prompt", "method", "seed"])
         return np.stack(rows), cells.to_frame(index=False)
 
@@ -299,9 +297,7 @@ class Study:
         facts["provenance"]["pair"] = self.pair.name  # another pair of this base may have made the samples
         return Trace.build({name: torch.as_tensor(array) for name, array in arrays.items()}, facts)
 
-    def _of_blocks(
-        self, kind: str, work: Work, extra: dict, prompt: str, method: str, settings: dict
-    ) -> list[np.ndarray]:
+    def _of_blocks(self, kind: str, work: Work, extra: dict, prompt: str, method: str, settings: dict) -> list:
         """Return `work(trace)` of each block, cached with `extra` in the key."""
         settings, results = settings | {"x_t": False}, []
         for seeds in self._blocks():
