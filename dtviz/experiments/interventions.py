@@ -70,7 +70,7 @@ def edit_named(edit: str | Sequence[Any]) -> EditX0:
 def cads(pair: Pair, scale: float) -> Iterator[Callable[[DenoiserCall, torch.Tensor | None], None]]:
     """Anneal the text of every denoiser call inside the block (CADS, Sadat et al. 2024). Yields the `on_call` to pass.
 
-    `scale` is the standard deviation of the noise. A denoiser without `encoder_hidden_states` is a NotImplementedError.
+    `scale` is the deviation of the noise. A denoiser without `encoder_hidden_states` is a NotImplementedError.
     """
     # A PipelineCallback runs after a step, too late for the first. The pre-hook hands over a copy that `on_call` anneals.
     _check_strength("scale", scale)

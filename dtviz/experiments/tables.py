@@ -266,10 +266,9 @@ def measure_semantics(study: Study, reader: Study, samples, *, artist=None, conc
 
 
 def agreement(table: pd.DataFrame, columns: Sequence[str], *, other: str) -> pd.DataFrame:
-    """Return Spearman's correlation of columns with another: over each prompt's methods, and over prompts.
+    """Return Spearman's correlation of columns with another: `value`, `low`, `high`, `n` and `over prompts`.
 
-    `value` is the mean over prompts with its interval, `over prompts` that of the median method. A column that is the same
-    for all methods has no row.
+    `value` is the mean over prompts of the one over methods, `over prompts` the median over methods of the one over prompts.
     """
     groups = (table.groupby(by, sort=False)[list(columns)] for by in ("prompt", "method"))
     methods, prompts = (group.corr(method="spearman")[other].unstack() for group in groups)
