@@ -255,7 +255,7 @@ def test_prompts_follow_the_kind_of_pair(tiny):
     assert replace(tiny, pair=replace(tiny.pair, name="emoji-dmd")).prompts == EMOJI_PROMPTS
     assert tiny.choose(2) == PAPER_PROMPTS[:2] and tiny.choose(0) == PAPER_PROMPTS
     emoji = replace(tiny, pair=replace(tiny.pair, name="emoji-dmd"))
-    assert emoji.choose(0) == EMOJI_PROMPTS[:6] and replace(emoji, profile="full").choose(0) == EMOJI_PROMPTS
+    assert emoji.choose(0) == EMOJI_PROMPTS[:5] and replace(emoji, profile="full").choose(0) == EMOJI_PROMPTS
 
 
 def test_artists_are_those_of_the_nearest_drawings_through_the_autoencoder(tiny):

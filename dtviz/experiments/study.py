@@ -102,7 +102,7 @@ class Study:
         return figures_folder(self.pair.name, self.profile, self.out)
 
     def choose(self, n: int) -> tuple[str, ...]:
-        """Return the first `n` prompts; 0 takes all, and six in the quick profile. ValueError: there are fewer."""
+        """Return the first `n` prompts; 0 takes all, and five in the quick profile. ValueError: there are fewer."""
         if not 0 <= n <= len(self.prompts):
             raise ValueError(f"n_prompts={n} must be from 1 to {len(self.prompts)}, or 0 for the profile's number")
         return self.prompts[: n or (QUICK_PROMPTS if self.profile == "quick" else None)]
