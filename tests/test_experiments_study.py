@@ -215,7 +215,7 @@ def test_save_writes_the_figure_with_caption_table_and_provenance(tiny, tmp_path
     assert all((tmp_path / "figures" / name).stat().st_size for name in names)
     text = " ".join(figure.get_supxlabel().split())
     assert text.startswith(
-        "custom, 3 seeds, quick profile. Distance: pixel. Steps run: distilled: 4"
+        "custom, 1 prompt x 3 seeds, quick profile. Distance: pixel. Steps run: distilled: 4"
     ) and text.endswith("Bars: 95%.")
     facts = json.loads((tmp_path / "figures" / "x.json").read_text())
     assert (facts["figure"], facts["prompts"], facts["tests"], facts["profile"]) == ("x", ["a dog"], ["p"], "quick")

@@ -204,14 +204,14 @@ class Study:
         """Return the steps, evaluations, guidance and versions of samples that were read. KeyError: none were."""
         return self.runs[_label(method, settings)]
 
-    def describe(self, *, prompts: int = 1) -> str:
+    def describe(self, *, prompts: int = 0) -> str:
         """Return a caption: pair, prompts, seeds, profile, embedder, and up to four runs with steps and guidance."""
         runs = []
         for label, run in self.runs.items():
             guidance = {"base": run["base_guidance"], "distilled": run["guidance"]}
             parts = [f"{n} {role} (guidance {_scales(guidance[role])})" for role, n in run["steps_run"].items()]
             runs.append(f"{label}: {' + '.join(parts)}")
-        count = f"{prompts} prompts x " if prompts > 1 else ""
+        count = f"{prompts} prompt{'s' if prompts > 1 else ''} x " if prompts else ""
         samples = f"{count}{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
         steps = f" Steps run: {'; '.join(runs)}." if 0 < len(runs) <= _CAPTION_RUNS else ""
         distance = f" Distance: {self.embed.title}." if self.embed else ""
