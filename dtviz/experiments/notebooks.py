@@ -16,8 +16,9 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..files import ROOT, one_line, write_atomic
 from ..models.load import check_available
@@ -37,7 +38,8 @@ class NotebookError(RuntimeError):
     """One or more notebooks failed. The message names each, its cell, its error and where to read it."""
 
 
-class Notebook(NamedTuple):
+@dataclass(frozen=True)
+class Notebook:
     """A notebook and its parameters: name -> declared type ("int", ...). Without a tagged cell there are none."""
 
     path: Path
