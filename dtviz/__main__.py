@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         args.command(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has enough, as in `pairs | head`; Python flushes again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except notebooks.NotebookError as error:
         print(f"dtviz: {error}", file=sys.stderr)
         return 1
@@ -102,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     figures.add_argument("--only", metavar="NAMES", help="notebooks to run: fig5,table3 (default: all)")
     figures.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (default: by cores; hub pairs: 1)")
     figures.add_argument("--profile", choices=paper.PROFILES, default="quick", help="how many seeds and prompts")
-    figures.add_argument("--out", metavar="DIR", help="folder of the results (default: figures/NAME)")
+    figures.add_argument("--out", metavar="DIR", help="folder (default: figures/NAME, quick: figures/NAME/quick)")
     repeated = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     figures.add_argument("-p", "--parameter", **repeated, help="a parameter of every notebook; may be repeated")
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[1]  # of the checkout; an installed package has no `notebooks` there
+HOME = ROOT if (ROOT / "notebooks").is_dir() else Path.cwd()  # folder of the figures and the cache
 HASHES = "SHA256SUMS"  # in the format of `sha256sum`, so that `sha256sum --check` reads it too
 HASHED = (".safetensors", ".json")  # the files that decide what a model computes
 
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 
 class Unavailable(FileNotFoundError):
-    """A pair, embedder or control whose files or package are not on this machine. The message says how to get them.
+    """A pair, embedder or control is not on this machine. The message says how to get it.
 
     try:
         pair = dtviz.load("sdxl-dmd")
@@ -28,9 +29,12 @@ class Unavailable(FileNotFoundError):
     """
 
 
-def data(name: str) -> Path:
+def data(name: str, *, missing_ok: bool = False) -> Path:
     """Return the folder `data/<name>` of the checkout, or the folder that `$DTVIZ_<NAME>` names."""
-    return Path(os.environ.get(f"DTVIZ_{name.upper()}") or ROOT / "data" / name)
+    variable, folder = f"DTVIZ_{name.upper()}", ROOT / "data" / name
+    if variable not in os.environ and not missing_ok and not folder.is_dir():
+        raise Unavailable(f"the folder data/{name} is part of a checkout of dtviz: set {variable} to where you have it")
+    return Path(os.environ.get(variable) or folder)
 
 
 @contextlib.contextmanager
@@ -38,11 +42,6 @@ def reading(what: object) -> Iterator[None]:
     """Turn any error of a parser inside the block into a one-line ValueError that names `what`.
 
     An OSError of the system (missing file, no permission) and MemoryError pass through.
-
-    >>> with reading("numbers.json"):
-    ...     int("one")
-    Traceback (most recent call last):
-    ValueError: numbers.json cannot be read, is it damaged? ValueError: invalid literal for int() with base 10: 'one'
     """
     try:
         yield
@@ -95,7 +94,7 @@ def hub_reachable(seconds: float = 4.0) -> bool:
 def check_hashes(root: Path, folders: list[str]) -> dict[str, str]:
     """Return the sha256 of each weight and settings file in `folders` of `root`, by relative path, sorted.
 
-    Raise a ValueError if a file differs from what `root/SHA256SUMS` lists, or is missing.
+    A file that is missing or differs from what `root/SHA256SUMS` lists is a ValueError.
     """
     paths = sorted(path for folder in folders for path in (root / folder).rglob("*") if path.suffix in HASHED)
     hashes = {path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
@@ -105,10 +104,9 @@ def check_hashes(root: Path, folders: list[str]) -> dict[str, str]:
             lines = [line.split("  ", 1) for line in listing.read_text().splitlines()]
             expected = {name: digest for digest, name in lines if any(name.startswith(f"{f}/") for f in folders)}
         if wrong := sorted(name for name in expected if hashes.get(name) != expected[name]):
-            raise ValueError(
-                f"{', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''} in {root}: missing or damaged, according to "
-                f"{HASHES} there; restore the file from the repository, or run the recipe that trains it"
-            )
+            names = f"{', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''} in {root}"
+            cure = "restore the file from the repository, or run the recipe that trains it"
+            raise ValueError(f"{names}: missing or damaged, according to {HASHES} there; {cure}")
     return hashes
 
 
@@ -122,8 +120,7 @@ def write_hashes(root: Path) -> None:
 def write_atomic(path: Path, data: bytes, *, shared: bool = False) -> None:
     """Write a file completely or not at all. The earlier file stays until the new one is complete.
 
-    With `shared`, several processes may write `path` at once: each uses its own temporary name, which a kill leaves behind.
-    An OSError, of a full or read-only disk, names `path`.
+    With `shared`, several processes may write `path` at once. An OSError, of a full or read-only disk, names `path`.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial" if shared else f".{path.name}.partial")
     try:
@@ -164,11 +161,8 @@ def no_progress_bars() -> Iterator[None]:
 def in_batches(work: Callable[[slice], T], *, n: int, size: int, fixed: bool = False) -> Iterator[tuple[slice, T]]:
     """Call `work(rows)` for slices of at most `size` of `n` rows, and yield each slice with its result.
 
-    On out-of-memory, halve the batch size for the rest of the run and warn once. A `fixed` size is never halved, because a
-    row's result depends on its batch.
-
-    >>> [(rows.start, rows.stop) for rows, _ in in_batches(lambda rows: None, n=5, size=2)]
-    [(0, 2), (2, 4), (4, 5)]
+    On out-of-memory, halve the batch size for the rest of the run and warn once. A `fixed` size is never halved, because
+    a row's result depends on its batch.
     """
     # imported here and not in the handler below, where no memory may be left for it
     from accelerate.utils.memory import should_reduce_batch_size

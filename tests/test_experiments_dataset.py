@@ -126,6 +126,16 @@ def test_missing_and_damaged_images_are_generated_the_same_again(letters, tmp_pa
     assert contents(tmp_path) == complete
 
 
+def test_prompts_that_are_cut_are_named_once_at_the_start(letters, tmp_path):
+    pair, rows = letters  # its tokenizer reads a letter a token, and 16 of them
+    long = [*rows[:2], Row("007", "an owl and a fishing dog", 1), Row("008", "a dog and a cat and an owl", 2)]
+    with pytest.warns(
+        UserWarning, match="2 of 4 prompts, first that of case 007, exceed 16 tokens and are cut"
+    ) as said:
+        generate_images(pair, long, tmp_path, settings=HYBRID, progress=False)
+    assert len(said) == 1
+
+
 def test_a_batch_that_another_process_holds_comes_last(letters, tmp_path, monkeypatch):
     """Its holder dies during the wait, and the batch is generated here."""
     (tmp_path / ".locks").mkdir()
@@ -223,7 +233,7 @@ def forked(work) -> int:
     return child
 
 
-def test_killed_20_times_at_random_moments_nothing_is_lost(emoji, undisturbed, tmp_path):
+def test_killed_12_times_at_random_moments_nothing_is_lost(emoji, undisturbed, tmp_path):
     """Two processes on one folder, both killed again and again; every third time not before one more image exists."""
     rng, counts = random.Random(0), [0]
     (tmp_path / "images").mkdir()
@@ -231,7 +241,7 @@ def test_killed_20_times_at_random_moments_nothing_is_lost(emoji, undisturbed, t
     def work():
         generate_images(*emoji, tmp_path, settings=HYBRID, batch_size=2, progress=False)
 
-    for i in range(20):
+    for i in range(12):
         two, deadline = [forked(work) for _ in range(2)], time.monotonic() + 60
         while i % 3 == 0 and dataset.count_images(tmp_path) == counts[-1] < 48 and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -342,4 +352,8 @@ def test_what_cannot_be_scored_is_refused(job, lite, tmp_path):
         score_images(plain, embed=lite, cache=cache)
     (job / "images" / "003.png").rename(job / "images" / "other.png")
     with pytest.raises(ValueError, match="has 12 images for 12 prompts, differing in 003"):
+        score_images(job, embed=lite, cache=cache)
+    (job / "images" / "other.png").rename(job / "images" / "003.png")
+    Image.new("RGB", (8, 8)).save(job / "images" / "003.jpg")
+    with pytest.raises(ValueError, match="has 13 images for 12 prompts, differing in 003"):
         score_images(job, embed=lite, cache=cache)

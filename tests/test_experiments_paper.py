@@ -48,7 +48,7 @@ def test_only_what_both_have_is_compared():
     assert both["difference"].item() == pytest.approx(0.5 - 0.337)
     assert "within" not in both
     assert beside_paper(ours.iloc[:1], table).empty
-    with pytest.raises(ValueError, match=r"ours has \[\['dog face', 'base'\].* twice"):
+    with pytest.raises(ValueError, match="not unique in right dataset"):
         beside_paper(pd.concat([ours, ours]), table)
 
 
@@ -60,6 +60,13 @@ def test_seeds_of_a_profile():
         seeds_of("ful", 0, quick=1, full=2)
     with pytest.raises(ValueError, match="n_seeds=1 must be at least 2"):
         seeds_of("full", 1, quick=3, full=5, least=2)
+
+
+def test_the_quick_profile_has_a_folder_of_its_own(tmp_path):
+    full = paper.figures_folder("emoji-dmd", "full")
+    assert full == paper.figures_folder("emoji-dmd", "paper") == paper.HOME / "figures" / "emoji-dmd"
+    assert paper.figures_folder("emoji-dmd", "quick") == full / "quick"
+    assert paper.figures_folder("emoji-dmd", "quick", tmp_path) == tmp_path
 
 
 def test_methods_and_prompts_are_known():

@@ -92,7 +92,11 @@ def test_shipped_controls_by_what_they_were_trained_on(tmp_path, monkeypatch):
         control.save(tmp_path / folder / "age.safetensors")
     [own] = cases.load("emoji-dmd")
     assert (own.control.name, own.prompts, own.scale) == ("age", ("girl", "man"), 2.0)
-    assert [measure.name for measure in own.measures] == ["emoji-clip score", "emoji-clip contrast", "concept judge"]
+    assert [measure.name for measure in own.measures] == [
+        "emoji-clip score",
+        "emoji-clip contrast",
+        "concept classifier",
+    ]
     [reverse] = cases.load("emoji-dmd", trained_on="emoji-lcm")
     assert reverse.control.facts["trained_on"]["role"] == "distilled"
     assert cases.load("emoji-dmd", trained_on="emoji-turbo") == []
@@ -106,3 +110,19 @@ def test_a_classifier_score_compares_the_two_ends():
     features = np.array([[9.0, 1.0, 2.0], [0.0, 3.0, 0.5]])
     np.testing.assert_allclose(score("girl", features), 100 / (1 + np.exp(-np.array([1.0, -2.5]))))
     assert score.embedder == "pixels"
+
+
+def test_effects_are_those_of_the_arrays():
+    rng = np.random.default_rng(0)
+    arrays = {model: (rng.normal(size=(8, 3)), rng.normal(size=(8, 3))) for model in ("base", "LCM")}
+    parts = []
+    for model, (original, controlled) in arrays.items():
+        index = pd.MultiIndex.from_product([[f"p{9 - i}" for i in range(8)], range(3)], names=["prompt", "seed"])
+        part = index.to_frame(index=False).assign(control="age", measure="score", model=model)
+        parts.append(part.assign(original=original.ravel(), controlled=controlled.ravel()))
+    table = cases.effects(pd.concat(parts))
+    assert table.columns[:3].tolist() == ["control", "measure", "model"]
+    pd.testing.assert_frame_equal(table.drop(columns=["control", "measure"]), controls.effect(arrays, over="prompts"))
+    few = cases.effects(pd.concat(parts), least=9)
+    assert few["over"].tolist() == ["seeds", "seeds"]
+    assert [line.split(":")[0] for line in cases.conclude_effects(table)] == ["age, score, base", "age, score, LCM"]

@@ -17,6 +17,7 @@ from dtviz.experiments.cache import Cache
 from dtviz.experiments.paper import EMOJI_PROMPTS, PAPER_PROMPTS
 from dtviz.experiments.study import Study
 from dtviz.models import drawings
+from dtviz.plot import style
 
 from .conftest import random_factors
 
@@ -186,7 +187,7 @@ def test_seconds_are_measured_once_per_machine(tiny, monkeypatch):
 
 
 def test_a_caption_lists_up_to_four_runs(tiny):
-    assert tiny.describe() == "custom, 3 seeds, quick profile."
+    assert tiny.describe() == "custom, 3 seeds, quick profile. Distance: pixel."
     for k in (1, 2, 1):
         tiny.features("a dog", "hybrid", k=k)
     run = tiny.provenance()["runs"]["hybrid, k=2"]
@@ -201,24 +202,33 @@ def test_a_caption_lists_up_to_four_runs(tiny):
     tiny.features("a dog", "skip")
     assert "skip: 3 distilled" in tiny.describe()
     tiny.features("a dog", "base")
-    assert tiny.describe(prompts=2) == "custom, 2 prompts x 3 seeds, quick profile."
+    assert tiny.describe(prompts=2) == "custom, 2 prompts x 3 seeds, quick profile. Distance: pixel."
 
 
 def test_save_writes_the_figure_with_caption_table_and_provenance(tiny, tmp_path):
     tiny.features("a dog", "distilled")
-    figure, table = Figure(), pd.DataFrame({"v": [1.5]})
+    with style():
+        figure, table = Figure(), pd.DataFrame({"v": [1.5]})
+    figure.subplots(2, 2)[0, 0].set(xlabel="seconds", ylabel="a label")
     names = tiny.save(figure, "x", table=table, units={"v": "s"}, prompts=["a dog"], note="Bars: 95%.", tests=["p"])
     assert names == ["x.png", "x.pdf", "x.json", "x.csv"]
     assert all((tmp_path / "figures" / name).stat().st_size for name in names)
     text = " ".join(figure.get_supxlabel().split())
-    assert text.startswith("custom, 3 seeds, quick profile. Steps run: distilled: 4") and text.endswith("Bars: 95%.")
+    assert text.startswith(
+        "custom, 1 prompt x 3 seeds, quick profile. Distance: pixel. Steps run: distilled: 4"
+    ) and text.endswith("Bars: 95%.")
     facts = json.loads((tmp_path / "figures" / "x.json").read_text())
     assert (facts["figure"], facts["prompts"], facts["tests"], facts["profile"]) == ("x", ["a dog"], ["p"], "quick")
     assert tiny.save(Figure(), "y", text="Seed 0.") == ["y.png", "y.pdf", "y.json"]
     first, tiny = (tmp_path / "figures" / "y.pdf").read_bytes(), replace(tiny, out="")
     study.save_figure(Figure(), tmp_path, "y", text="Seed 0.", provenance={})
     assert (tmp_path / "y.pdf").read_bytes() == first  # no date in it
-    assert tiny.folder == dtviz.files.ROOT / "figures" / "custom"
+    assert tiny.folder == dtviz.files.ROOT / "figures" / "custom" / "quick"
+    assert facts["caption"] == text
+    before = {path: path.read_bytes() for path in (tmp_path / "figures").glob("x.*")}
+    tiny = replace(tiny, out=tmp_path / "figures")
+    tiny.save(figure, "x", table=table, units={"v": "s"}, prompts=["a dog"], note="Bars: 95%.", tests=["p"])
+    assert {path: path.read_bytes() for path in before} == before  # the same figure again
 
 
 # Prompts and drawings
@@ -244,6 +254,8 @@ def test_prompts_follow_the_kind_of_pair(tiny):
     assert tiny.prompts == PAPER_PROMPTS
     assert replace(tiny, pair=replace(tiny.pair, name="emoji-dmd")).prompts == EMOJI_PROMPTS
     assert tiny.choose(2) == PAPER_PROMPTS[:2] and tiny.choose(0) == PAPER_PROMPTS
+    emoji = replace(tiny, pair=replace(tiny.pair, name="emoji-dmd"))
+    assert emoji.choose(0) == EMOJI_PROMPTS[:5] and replace(emoji, profile="full").choose(0) == EMOJI_PROMPTS
 
 
 def test_artists_are_those_of_the_nearest_drawings_through_the_autoencoder(tiny):

@@ -1,4 +1,4 @@
-"""Batches that halve when memory runs out. The kernel really refuses the allocation."""
+"""Folders of the checkout, and batches that halve when memory runs out. The kernel really refuses the allocation."""
 
 import resource
 from contextlib import contextmanager, suppress
@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import dtviz
+from dtviz import files
 from dtviz.files import in_batches
 
-ROW = 2**26  # bytes that a row takes in these tests
+ROW = 2**28  # bytes that a row takes in these tests, far more than other threads give back meanwhile
 
 
 @contextmanager
@@ -96,3 +97,14 @@ def test_generating_continues_with_smaller_batches_and_the_same_samples(hungry):
     assert hungry.pipeline.scheduler is scheduler
     with memory_for(2.5), pytest.raises(RuntimeError, match="allocate memory"):  # an edit may join a batch's samples
         dtviz.generate(hungry, "a dog", batch_size=4, edit_x0=lambda x0, call: x0, **usual)
+
+
+def test_outside_a_checkout_its_data_are_asked_for_by_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.delenv("DTVIZ_MODELS", raising=False)
+    for call in (lambda: files.data("models"), lambda: dtviz.load("emoji-dmd")):
+        with pytest.raises(dtviz.Unavailable, match="data/models is part of a checkout of dtviz: set DTVIZ_MODELS to"):
+            call()
+    assert not dtviz.pairs().loc["emoji-dmd", "available"]
+    monkeypatch.setenv("DTVIZ_MODELS", str(tmp_path / "mine"))
+    assert files.data("models") == tmp_path / "mine"

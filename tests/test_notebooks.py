@@ -12,8 +12,10 @@ import pytest
 from ipykernel.kernelspec import write_kernel_spec
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
+from PIL import Image
 
 import dtviz
+from dtviz import plot
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 INDEX = FOLDER / "index.ipynb"  # leads through the others, and runs nothing
@@ -52,6 +54,30 @@ def test_the_index_leads_to_every_notebook():
     linked = re.findall(r"\]\(([^)]+)\)", "\n".join(cell.source for cell in cells))
     assert {path.name for path in NOTEBOOKS} <= set(linked)
     assert [link for link in linked if not (FOLDER / link).exists()] == []
+
+
+def code_cells(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return [
+        cell
+        for cell in cells
+        if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
+
+
+def test_executed_copies_are_of_todays_notebooks_and_show_their_figures():
+    """After a change of a notebook, `make full ARGS="--only NAME"` runs its copy anew."""
+    copies = sorted(FOLDER.parent.glob("figures/*/*.ipynb"))
+    assert {path.name for path in copies} == {path.name for path in NOTEBOOKS}
+    cells = {path: code_cells(path) for path in copies}
+    sources = {path.name: [cell.source for cell in code_cells(path)] for path in NOTEBOOKS}
+    assert [str(path) for path in copies if [cell.source for cell in cells[path]] != sources[path.name]] == []
+    outputs = {path: [output.get("data", {}) for cell in cells[path] for output in cell.outputs] for path in copies}
+    assert [str(path) for path in copies if not any("image/png" in data for data in outputs[path])] == []
+    pictures = [path for path in sorted(FOLDER.parent.glob("figures/emoji-*/*.png")) if path.stem != "explorer"]
+    assert [
+        str(path) for path in pictures if Image.open(path).width > 200 * plot.WIDTH + 20
+    ] == []  # 200 dpi, and a rim
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -279,7 +279,7 @@ def _bare(key: str) -> str:
 def _find(path: str | Path, weight_name: str | None) -> Path:
     """Return the file on this machine. It is downloaded from the hub if needed."""
     repo, path, wanted = str(path), Path(path).expanduser(), weight_name or DEFAULT
-    for file in (path, path / wanted, data("controls") / f"{path}.safetensors"):
+    for file in (path, path / wanted, data("controls", missing_ok=True) / f"{path}.safetensors"):
         if file.is_file():
             return file
     if path.is_dir() or path.suffix in (".safetensors", ".bin", ".pt") or not re.fullmatch(REPO, repo):

@@ -20,7 +20,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..files import ROOT, content_hash, write_atomic
+from ..files import HOME, content_hash, write_atomic
 
 
 def key(kind: str, settings: Mapping[str, Any]) -> str:
@@ -31,10 +31,10 @@ def key(kind: str, settings: Mapping[str, Any]) -> str:
 
 
 class Cache:
-    """Keep results in a folder. `root=None` takes the environment variable DTVIZ_STORE, or `.dtviz` in the repository."""
+    """Keep results in a folder. `root=None` takes the environment variable DTVIZ_STORE, or `.dtviz` in the checkout."""
 
     def __init__(self, root: str | Path | None = None) -> None:
-        self.root = Path(root or os.environ.get("DTVIZ_STORE") or ROOT / ".dtviz").expanduser()
+        self.root = Path(root or os.environ.get("DTVIZ_STORE") or HOME / ".dtviz").expanduser()
 
     def path(self, kind: str, settings: Mapping[str, Any]) -> Path:
         """Return the file of a result, whether it exists or not."""
@@ -42,10 +42,10 @@ class Cache:
         return self.root / kind / name[:2] / f"{name}.safetensors"
 
     def get_or_compute(self, kind: str, settings: Mapping, compute: Callable[[], Mapping]) -> dict[str, np.ndarray]:
-        """Return the arrays of a result. Compute and keep them if they are not in the cache.
+        """Return the arrays of a result. Compute and keep them if they are not in the cache, or damaged.
 
-        Everything that changes the result belongs in the settings, versions included. `compute` returns numpy arrays or torch
-        tensors by name. Processes that need the same result wait for the first. A damaged file is computed again with a warning.
+        Everything that changes the result belongs in the settings, versions included. `compute` returns numpy arrays or
+        torch tensors by name. Processes that need the same result wait for the first.
         """
         path = self.path(kind, settings)
         if (arrays := _read(path, settings)) is not None:
@@ -79,8 +79,7 @@ def _read(path: Path, settings: Mapping[str, Any], *, warn: bool = False) -> dic
 def _as_numpy(kind: str, result: Any) -> dict[str, np.ndarray]:
     """Check what `compute` returned and convert it."""
     if not isinstance(result, Mapping) or not result:
-        problem = f"{type(result).__name__}: it must be a dict of names to arrays, not empty"
-        raise ValueError(f"compute() for {kind!r} returned {problem}")
+        raise ValueError(f"compute() for {kind!r} returned {type(result).__name__}: it must be a dict, not empty")
     arrays = {}
     for name, value in result.items():
         array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)

@@ -5,7 +5,7 @@
     table = score_images("out/hybrid", embed=embedder("inception"), reference="val2014")
 
 Any number of processes may work on one folder. Each claims a batch by a file lock, which the system releases when the
-process dies. A batch is always the same rows, so that an image does not depend on how many processes there were.
+process dies. A batch is always the same rows, so that no image depends on the number of processes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ class Row(NamedTuple):
 def read_prompts(path: str | Path) -> list[Row]:
     """Read a CSV with the columns `case_number` (or `image_id`), `prompt` and `evaluation_seed`. Others are ignored.
 
-    A case is a word of letters, digits, - and _, and keeps its leading zeros. A seed is an integer below 2**63.
     A bad row is a ValueError that names its last line.
     """
     rows = {}
@@ -98,23 +97,18 @@ def _checked(row: Row) -> Row:
 
 
 def generate_images(
-    pair: Pair,
-    rows: Sequence[Row],
-    out: str | Path,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    batch_size: int | None = None,
-    progress: bool = True,
-) -> int:
+    pair: Pair, rows: Sequence[Row], out: str | Path, *, settings: Mapping[str, Any] | None = None,
+    batch_size: int | None = None, progress: bool = True,
+) -> int:  # fmt: skip
     """Generate every image that the folder lacks, and return how many this process generated.
 
-    After a kill, run it again: at most the batch in progress is lost. Missing and damaged images are generated again, the same
-    bits on the same kind of machine. A folder of another job is refused with a ValueError.
+    After a kill, run it again: at most the batch in progress is lost. Missing and damaged images are generated again, the
+    same bits on the same kind of machine. A folder of another job is a ValueError. Prompts that are cut are a warning.
 
     Args:
-        pair, rows, out: the models, what to generate, and the folder: `images/<case>.png`, `prompts.csv`, `job.json`, `log/`.
+        pair, rows, out: models, what to generate, and the folder of `images/<case>.png`, `prompts.csv`, `job.json`, `log/`.
         settings: arguments of `generate` beside pair, prompt, seeds and batch size.
-        batch_size, progress: rows generated together (None: the pair's), and whether to show a bar of all processes' images.
+        batch_size, progress: rows generated together (None: the pair's); show a bar of all processes' images.
     """
     out, rows, settings = Path(out), [_checked(row) for row in rows], dict(settings or {})
     size = pair.batch_size if batch_size is None else batch_size
@@ -123,6 +117,7 @@ def generate_images(
     for folder in ("images", "log", ".locks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     _claim(out, rows, _job_settings(pair, rows, settings, size))
+    _warn_of_long_prompts(pair, rows)
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     generated = 0
     with tqdm(total=len(rows), initial=count_images(out), unit="image", disable=not progress) as bar:
@@ -173,6 +168,20 @@ def _problems(out: Path, batch: list[Row]) -> dict[str, str]:
     return problems
 
 
+def _warn_of_long_prompts(pair: Pair, rows: Sequence[Row]) -> None:
+    """Warn once of prompts that are longer than the pipeline reads, which the job cuts and `score` refuses."""
+    parts = pair.pipeline.components
+    tokenizers = [part for name, part in parts.items() if name.startswith("tokenizer") and part is not None]
+    if not tokenizers:
+        return
+    tokenizer = max(tokenizers, key=lambda tokenizer: tokenizer.model_max_length)
+    tokens = tokenizer([row.prompt for row in rows], verbose=False)["input_ids"]
+    long = [row.case for row, ids in zip(rows, tokens, strict=True) if len(ids) > tokenizer.model_max_length]
+    if long:
+        count = f"{len(long)} of {len(rows)} prompts, first that of case {long[0]},"
+        warnings.warn(f"{count} exceed {tokenizer.model_max_length} tokens and are cut", stacklevel=3)
+
+
 def _generate_batch(pair: Pair, batch: list[Row], out: Path, settings: Mapping[str, Any], number: int) -> int:
     """Generate a whole batch and write the images that are missing or damaged. Return their number."""
     start = time.perf_counter()
@@ -190,7 +199,7 @@ def _generate_batch(pair: Pair, batch: list[Row], out: Path, settings: Mapping[s
         Image.fromarray((images[case] * 255).round().astype(np.uint8)).save(content, "png", compress_level=1)
         write_atomic(out / "images" / f"{case}.png", content.getvalue())
     record = {"batch": number, "images": len(batch), "seconds": seconds, "nfe": trace.provenance["nfe"]}
-    record |= {"device": pair.base.device.type}
+    record["device"] = pair.base.device.type
     with (out / "log" / f"{socket.gethostname()}-{os.getpid()}.jsonl").open("a") as file:
         # a line break first: in a container an earlier process of this number may have been killed within a line
         file.write(f"\n{json.dumps(record)}\n")
@@ -200,12 +209,10 @@ def _generate_batch(pair: Pair, batch: list[Row], out: Path, settings: Mapping[s
 def _job_settings(pair: Pair, rows: list[Row], settings: dict[str, Any], size: int) -> dict[str, Any]:
     """Return everything that decides what the images are, as it reads back from JSON."""
     names = ["steps", "base_steps", "timesteps", "guidance", "base_guidance", "handover", "size"]
-    names += ["call"] if pair.call else []
-    chosen = {name: value for name, value in settings.items() if value is not None}
-    prompts = hashlib.sha256(repr(rows).encode()).hexdigest()
-    job = {"format": FORMAT, "pair": pair.name, "weights": pair.fingerprint}
-    job |= {"settings": {name: getattr(pair, name) for name in names} | chosen}
-    job |= {"rows": len(rows), "prompts": prompts, "batch_size": size}
+    chosen = {name: getattr(pair, name) for name in [*names, *["call"][: bool(pair.call)]]}
+    chosen |= {name: value for name, value in settings.items() if value is not None}
+    job = {"format": FORMAT, "pair": pair.name, "weights": pair.fingerprint, "settings": chosen, "batch_size": size}
+    job |= {"rows": len(rows), "prompts": hashlib.sha256(repr(rows).encode()).hexdigest()}
     job |= {"numbers": [str(pair.base.dtype), pair.base.device.type, version("torch"), version("diffusers")]}
     return json.loads(json.dumps(job))
 
@@ -228,30 +235,27 @@ def _claim(out: Path, rows: list[Row], job: dict[str, Any]) -> None:
 
 
 def score_images(
-    folder: str | Path,
-    *,
-    embed: Embedder,
-    reference: str | Path | None = None,
-    text: Embedder | None = None,
+    folder: str | Path, *, embed: Embedder, reference: str | Path | None = None, text: Embedder | None = None,
     cache: Cache | None = None,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Return a row per measure: Fréchet distance, Inception score, CLIP score, evaluations and seconds per image.
 
-    FID and Inception score are the names for Inception-v3 only. Another embedder's are FD and class score. The first needs a
-    reference, the second more than ten images.
+    FID and Inception score are the names for Inception-v3 only. Another embedder's are FD and class score. The first
+    needs a reference, the second more than ten images.
 
     Args:
         folder, reference: a job's folder, or any folder of images.
         embed, text: network of Fréchet distance and class score, and a CLIP for the similarity of image and prompt.
-        cache: where features are kept, by the images' bytes.
     """
     folder, cache, rows, prompts = Path(folder), cache or Cache(), [], {}
     files, inception = image_files(folder), embed.name.startswith("inception")
     if (folder / "prompts.csv").exists():
         prompts = {row.case: row.prompt for row in read_prompts(folder / "prompts.csv")}
-        if different := sorted(prompts.keys() ^ {file.stem for file in files}):
+        stems = [file.stem for file in files]
+        different = sorted(prompts.keys() ^ set(stems)) or [stem for stem in set(stems) if stems.count(stem) > 1]
+        if different:
             counts = f"has {len(files)} images for {len(prompts)} prompts, differing in {different[0]}"
-            raise ValueError(f"{folder} {counts}: run its `generate` again to finish it")
+            raise ValueError(f"{folder} {counts}: run its `generate` again to finish it, and remove other images")
     elif text:
         raise ValueError(f"text={text.name!r}: {folder} has no prompts.csv, so its images have no known prompts")
     if text:  # first: a prompt that is too long is refused before any image is read

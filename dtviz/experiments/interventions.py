@@ -39,8 +39,8 @@ def own_x0(x0: torch.Tensor, call: DenoiserCall) -> torch.Tensor:
 def repel(strength: float) -> EditX0:
     """Return an edit that moves the x0 of a batch apart after every call (particle guidance, Corso et al. 2024).
 
-    x_i + strength log(n) sum_j exp(-d_ij² log(n) / m²) (x_i - x_j), m the median distance of the batch.
-    This is the gradient of the log potential with their RBF kernel, in units of m² / 2. Strength 0 changes nothing.
+    x_i + strength log(n) sum_j exp(-d_ij² log(n) / m²) (x_i - x_j), with m the median distance of the batch: the gradient
+    of the log potential with their RBF kernel, in units of m² / 2.
     """
     _check_strength("strength", strength)
 
@@ -70,7 +70,7 @@ def edit_named(edit: str | Sequence[Any]) -> EditX0:
 def cads(pair: Pair, scale: float) -> Iterator[Callable[[DenoiserCall, torch.Tensor | None], None]]:
     """Anneal the text of every denoiser call inside the block (CADS, Sadat et al. 2024). Yields the `on_call` to pass.
 
-    `scale` is the standard deviation of the noise. A denoiser without `encoder_hidden_states` is a NotImplementedError.
+    `scale` is the deviation of the noise. A denoiser without `encoder_hidden_states` is a NotImplementedError.
     """
     # A PipelineCallback runs after a step, too late for the first. The pre-hook hands over a copy that `on_call` anneals.
     _check_strength("scale", scale)

@@ -8,6 +8,8 @@ Papermill only logs an unknown parameter. Here all bad input is refused before a
 from __future__ import annotations
 
 import difflib
+import html
+import json
 import os
 import sys
 import time
@@ -18,10 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import ROOT, one_line
+from ..files import ROOT, one_line, write_atomic
 from ..models.load import check_available
 from ..models.registry import spec_of
-from .paper import check_profile
+from .paper import check_profile, figures_folder
+
+PAGE = """<!doctype html>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>body {{font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em}} img {{max-width: 100%}}
+figure {{margin: 3em 0}} figcaption {{color: #555}}</style>
+<h1>{title}</h1>
+{body}"""
 
 
 class NotebookError(RuntimeError):
@@ -37,28 +47,22 @@ class Notebook:
 
 
 def notebooks(folder: str | Path | None = None) -> dict[str, Notebook]:
-    """Return the notebooks of a folder by name. None takes the checkout's `notebooks/`."""
+    """Return the notebooks of a folder by name, the paper's first. None takes the checkout's `notebooks/`."""
     from papermill import inspect_notebook
 
     folder = ROOT / "notebooks" if folder is None else Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no notebooks folder at {folder}: the notebooks are in a checkout of dtviz")
-    paths = sorted(folder.glob("*.ipynb"))
+    paths = sorted(folder.glob("*.ipynb"), key=_order)
     parameters = [{name: one["inferred_type_name"] for name, one in inspect_notebook(path).items()} for path in paths]
     return {path.stem: Notebook(path, types) for path, types in zip(paths, parameters, strict=True)}
 
 
 def run(
-    names: Iterable[str] | None = None,
-    *,
-    pair: str = "emoji-dmd",
-    profile: str = "quick",
-    jobs: int | None = None,
-    out: str | Path | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    folder: str | Path | None = None,
-) -> list[Path]:
-    """Execute notebooks and return the executed copies, `<out>/<name>.ipynb`.
+    names: Iterable[str] | None = None, *, pair: str = "emoji-dmd", profile: str = "quick", jobs: int | None = None,
+    out: str | Path | None = None, parameters: Mapping[str, Any] | None = None, folder: str | Path | None = None,
+) -> list[Path]:  # fmt: skip
+    """Execute notebooks and return the executed copies, `<out>/<name>.ipynb`. `<out>/index.html` shows all pictures.
 
     A complete copy replaces the earlier one. A failed one is kept as `<name>.failed.ipynb`, and the others still run.
 
@@ -66,11 +70,9 @@ def run(
         names: names, or short names up to the first underscore ("fig5"). None takes all that have parameters.
         pair, profile, parameters: passed to every notebook. Each must have all of them.
         jobs: notebooks at a time. None: one per core, at most four, for embedded pairs, and one for hub pairs.
-        out, folder: where the results go (`figures/<pair>`), and where the notebooks are (see `notebooks`).
+        out, folder: where the results go (see `figures_folder`), and where the notebooks are (see `notebooks`).
 
-    Raises:
-        ValueError, Unavailable: bad input, or a pair that is not on this machine. Nothing has run.
-        NotebookError: notebooks failed.
+    Bad input, or a pair that is not on this machine, raises ValueError or Unavailable before anything has run.
     """
     parameters = dict(parameters or {})
     check_profile(profile)
@@ -79,7 +81,7 @@ def run(
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs} must be at least 1")
     check_available(pair)  # before papermill is loaded
-    target = ROOT / "figures" / pair if out is None else Path(out).resolve()
+    target = figures_folder(pair, profile, out or "").resolve()
     values = {"pair": pair, "profile": profile} | parameters
     if out is not None:
         values["out"] = os.path.relpath(target, ROOT)
@@ -110,9 +112,8 @@ def _choose(names: Iterable[str] | None, existing: dict[str, Notebook], values: 
                 raise ValueError(f"notebook {notebook} has no parameter {name!r}{listed}")
             kind, given = declared[name], type(value).__name__  # papermill calls a parameter without a type "None"
             if kind not in (given, "None") and (kind, given) != ("float", "int"):
-                raise ValueError(
-                    f"parameter {name!r} of notebook {notebook} is of type {kind}, got {value!r} ({given})"
-                )
+                what = f"parameter {name!r} of notebook {notebook}"
+                raise ValueError(f"{what} is of type {kind}, got {value!r} ({given})")
     return {name: existing[name] for name in chosen}
 
 
@@ -138,20 +139,20 @@ def _run_all(chosen: dict[str, Notebook], values: dict[str, Any], target: Path, 
     try:
         for name, notebook in chosen.items():
             jobs[pool.submit(_execute, notebook.path, partials[name], values, environment, kernels)] = name
-        for job in as_completed(jobs):
-            name, reason, seconds = jobs[job], job.result(), f"{time.monotonic() - start:.0f} s"
+        for count, job in enumerate(as_completed(jobs), start=1):
+            name, reason, seconds = jobs[job], job.result(), time.monotonic() - start
+            left = f"{count} of {len(jobs)}, about {seconds * (len(jobs) / count - 1) / 60:.1f} min left"
             failed = target / f"{name}.failed.ipynb"
             if not reason:
                 os.replace(partials[name], target / f"{name}.ipynb")
                 failed.unlink(missing_ok=True)
-                result = next(path for kind in ("png", "ipynb") if (path := target / f"{name}.{kind}").exists())
-                print(f"{name}  done after {seconds} -> {os.path.relpath(result)}")
+                print(f"{name}  done after {seconds:.0f} s ({left})", flush=True)
                 continue
             if partials[name].exists():
                 os.replace(partials[name], failed)
                 reason += f" (see {os.path.relpath(failed)})"
             failures.append(f"{name}, {reason}")
-            print(f"{name}  FAILED after {seconds}", file=sys.stderr)
+            print(f"{name}  FAILED after {seconds:.0f} s ({left})", file=sys.stderr)
     finally:  # after Ctrl-C for example
         pool.shutdown(wait=False, cancel_futures=True)
         while not all(job.done() for job in jobs):
@@ -161,9 +162,31 @@ def _run_all(chosen: dict[str, Notebook], values: dict[str, Any], target: Path, 
             time.sleep(0.1)
         for partial in partials.values():
             partial.unlink(missing_ok=True)
+    if any(target.glob("*.png")):
+        print(f"All pictures: {os.path.relpath(_write_page(target, values['pair']))}")
     if failures:
         raise NotebookError(f"{len(failures)} of {len(chosen)} notebooks failed:\n" + "\n".join(failures))
     return [target / f"{name}.ipynb" for name in sorted(chosen)]
+
+
+def _order(path: Path) -> tuple[bool, str]:
+    """Sort the paper's figures and tables before the others."""
+    return not path.stem.startswith(("fig", "table")), path.stem
+
+
+def _write_page(folder: Path, pair: str) -> Path:
+    """Write index.html with the folder's pictures, their captions, and links to notebooks and tables."""
+    figures = []
+    for picture in sorted(folder.glob("*.png"), key=_order):
+        beside = [picture.with_suffix(f".{kind}") for kind in ("ipynb", "csv", "pdf", "json")]
+        links = " ".join(f'<a href="{path.name}">{path.name}</a>' for path in beside if path.exists())
+        caption = json.loads(beside[-1].read_text()).get("caption", "") if beside[-1].exists() else ""
+        image = f'<a href="{picture.name}"><img src="{picture.name}" alt="{picture.stem}"></a>'
+        caption = f"<b>{picture.stem}</b> {html.escape(caption)}<br>{links}"
+        figures.append(f"<figure>{image}\n<figcaption>{caption}</figcaption></figure>")
+    page = PAGE.format(title=html.escape(f"dtviz: figures of {pair}"), body="\n".join(figures))
+    write_atomic(folder / "index.html", page.encode())
+    return folder / "index.html"
 
 
 def _execute(path: Path, partial: Path, values: dict[str, Any], environment: dict[str, str], kernels: list) -> str:

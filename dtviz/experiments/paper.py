@@ -7,14 +7,16 @@ beside_paper(table, long(printed("table3"), rows="prompt"))     # prompt, method
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import data
+from ..files import HOME, data
 
 if TYPE_CHECKING:  # the command line reads the profiles and answers before pandas is loaded
     import pandas as pd
 
 PROFILES = ("quick", "full", "paper")  # a quick look, our results, the paper's own settings
+QUICK_PROMPTS = 5  # as in the paper's Table 3
 PAPER_BASE_STEPS = 50
 
 # Label in figures -> (method, settings) of `generate`.
@@ -42,6 +44,11 @@ def check_profile(profile: str) -> None:
     """Raise a ValueError for an unknown profile."""
     if profile not in PROFILES:
         raise ValueError(f"profile={profile!r} is not one of {', '.join(PROFILES)}")
+
+
+def figures_folder(pair: str, profile: str, out: str | Path = "") -> Path:
+    """Return `out`, or by default `figures/<pair>`, with a folder `quick` inside for the quick profile."""
+    return Path(out) if out else HOME / "figures" / pair / ("quick" if profile == "quick" else "")
 
 
 def seeds_of(profile: str, n: int, *, quick: int, full: int, paper: int = 100, least: int = 1) -> range:
@@ -72,22 +79,18 @@ def long(table: pd.DataFrame, *, rows: str, name: str = "method") -> pd.DataFram
 
 
 def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame, *, on: Sequence[str] = ("prompt", "method")) -> pd.DataFrame:
-    """Return the rows that both tables have, in the paper's order. Texts match in any case.
+    """Return the rows that both long tables have, in the paper's order. Texts match in any case.
 
-    Both are long: columns `on`, `value`, and in ours `low` and `high` if there is an interval. Returned are `on`, `ours`, `low`,
-    `high`, `paper`, `difference` (ours - paper), `ratio` (ours / paper) and `within`: whether the interval holds paper's.
+    Columns: `on`, `paper`, `ours`, its `low` and `high` if there is an interval, `difference` (ours - paper), `ratio`
+    (ours / paper), and `within`, whether the interval holds the paper's value.
     """
-    import pandas as pd
-
     on, sides = list(on), []
     for name, table in (("ours", ours), ("paper", paper)):
-        keys = pd.MultiIndex.from_frame(table[on].astype(str).apply(lambda column: column.str.casefold()))
-        if keys.has_duplicates:
-            raise ValueError(f"{name} has {table.loc[keys.duplicated(), on].values.tolist()} twice")
-        sides.append(table.set_index(keys).rename(columns={"value": name}))
-    both = sides[1].join(sides[0].drop(columns=on), how="inner").reset_index(drop=True)
+        keys = {f"{column} key": table[column].astype(str).str.casefold() for column in on}
+        sides.append(table.rename(columns={"value": name}).assign(**keys))
+    matched = sides[0].drop(columns=on).filter(["ours", "low", "high", *keys])
+    both = sides[1][[*on, "paper", *keys]].merge(matched, on=list(keys), validate="1:1").drop(columns=list(keys))
     both["difference"], both["ratio"] = both["ours"] - both["paper"], both["ours"] / both["paper"]
     if "low" in both:
         both["within"] = both["paper"].between(both["low"], both["high"])
-    columns = [*on, "ours", "low", "high", "paper", "difference", "ratio", "within"]
-    return both[[name for name in columns if name in both]]
+    return both

@@ -1,28 +1,33 @@
 """Controls with the prompts they are tried on and the scores that should rise: the rows of Table 1.
 
 [age, *_] = slider_cases.load("emoji-dmd")
-[score, *_] = age.measures
-study = Study.open("emoji-dmd", seeds=range(10), embedder_name=score.embedder)
-score("man", study.features("man", "distilled", controls=[age.control.at(age.scale)]))  # (seed,)
+study = Study.open("emoji-dmd", seeds=range(10), measure=False)
+scores(study, age.measures[0], age.prompts, "distilled", controls=[age.control.at(age.scale)])  # (prompt, seed)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache as memoize
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from ..controls.control import Control, shipped
 from ..controls.control import load as load_control
+from ..controls.effects import effect, outside
 from ..files import reading
 from ..metrics.embedders import Embedder, embedder
+from ..metrics.statistics import LEVEL, mean_interval
 from ..models.classifiers import Classifier, load_classifier
 from ..models.registry import spec_of
 from .paper import EMOJI_PROMPTS
+
+if TYPE_CHECKING:
+    from .study import Study
 
 DISTILLED = {"dmd": "DMD", "lcm": "LCM", "turbo": "Turbo", "lightning": "Lightning"}  # the paper's four, in its order
 CLIP = "clip:openai/clip-vit-large-patch14"  # of hub pairs
@@ -38,7 +43,6 @@ class Measure:
     score: Callable[[str, np.ndarray], np.ndarray]
 
     def __call__(self, prompt: str, features: np.ndarray) -> np.ndarray:
-        """Return the scores of features, which are of unit length for a similarity with a text."""
         return self.score(prompt, features)
 
 
@@ -62,17 +66,15 @@ def load(pair: str, *, file: str | Path = "", trained_on: str = "base") -> list[
     """Load the cases of a pair and of the others of its base. Unavailable: a control is not on this machine.
 
     Args:
-        pair: a name in `dtviz.pairs()`.
-        file: CSV with one row per control and prompt: `control`, its name; `file`, beside the CSV or on the hub
-            ("owner/name/age.safetensors"); `prompt`; `towards`, a text that the image should come nearer to; `scale`; optionally
-            `away`, the text of the other end, and `trained_on`. "": the controls that dtviz ships.
+        file: CSV with a row per control and prompt: `control`, its name; `file`, beside the CSV or on the hub
+            ("owner/name/age.safetensors"); `prompt`; `towards`, a text that the image should come nearer to; `scale`;
+            optionally `away`, the text of the other end, and `trained_on`. "": the controls that dtviz ships.
         trained_on: "base", or the pair whose distilled model the controls were trained on ("emoji-dmd").
     """
     embedded = spec_of(pair).embedded
     if not file and not embedded:
-        raise ValueError(
-            f"no controls are shipped for {pair!r}: give file=, a CSV with the columns {', '.join(COLUMNS)}"
-        )
+        columns = ", ".join(COLUMNS)
+        raise ValueError(f"no controls are shipped for {pair!r}: give file=, a CSV with the columns {columns}")
     clip = embedder("emoji-clip" if embedded else CLIP)
     return list(_listed(Path(file), trained_on, clip) if file else _shipped(trained_on, clip))
 
@@ -114,9 +116,7 @@ def _shipped(trained_on: str, clip: Embedder) -> Iterator[Case]:
             classifier = load_classifier("concept")
             truth, away = (dict(zip(facts["prompts"], facts[end], strict=True)) for end in ("positive", "negative"))
             among = {prompt: (truth[prompt], away[prompt]) for prompt in truth}
-            prompts = tuple(
-                sorted(truth, key=lambda prompt: prompt == truth[prompt])
-            )  # those at their end already last
+            prompts = tuple(sorted(truth, key=lambda prompt: prompt == truth[prompt]))  # last those already at the end
             similarities = _similarities(clip, truth, away)
         measures = (*similarities, posterior(classifier, truth, among))
         yield Case(control, prompts, measures, float(facts.get("scale", 1.0)))
@@ -129,7 +129,7 @@ def posterior(classifier: Classifier, truth: Mapping[str, str], among: Mapping[s
         shares = classifier.posterior(features, among=among[prompt])
         return 100 * shares[:, among[prompt].index(truth[prompt])]
 
-    return Measure(f"{classifier.kind} judge", classifier.embedder, score)
+    return Measure(f"{classifier.kind} classifier", classifier.embedder, score)
 
 
 def _similarities(clip: Embedder, towards: Mapping[str, str], away: Mapping[str, str]) -> list[Measure]:
@@ -143,3 +143,81 @@ def _similarities(clip: Embedder, towards: Mapping[str, str], away: Mapping[str,
         Measure(f"{name} {kind}", clip.name, lambda prompt, features, texts=texts: 100 * features @ texts[prompt])
         for kind, texts in targets.items()
     ]
+
+
+# Tables of cases. A study is an `experiments.study.Study`.
+
+_embedder = memoize(embedder)
+_DIFFERENCES = ("before", "after", "difference", "difference_low", "difference_high")
+EFFECT_UNITS = dict.fromkeys(_DIFFERENCES, "100 x cosine or posterior")
+EFFECT_UNITS |= dict.fromkeys(("percent", "percent_low", "percent_high"), "%")
+EFFECT_UNITS |= dict.fromkeys(("p", "transfer", "transfer_low", "transfer_high"), "1")
+
+
+def scores(study: Study, measure: Measure, prompts: Iterable[str], method: str, **settings: Any) -> np.ndarray:
+    """Return a case's measure of the images of every prompt, (prompt, seed)."""
+    study = replace(study, embed=_embedder(measure.embedder))
+    return np.stack([measure(prompt, study.features(prompt, method, **settings)) for prompt in prompts])
+
+
+def gains(
+    study: Study, measure: Measure, prompts: Sequence[str], method: str, controls: Mapping[Any, list], **settings: Any
+):
+    """Return scores of each list of controls and "none", label -> (seed,), and a table of their gains over "none".
+
+    Scores are means over prompts. The table has `label`, `value`, `low`, `high` (95% t interval over seeds) and `n`.
+    """
+    runs = {**controls, "none": []}
+    measured = {label: scores(study, measure, prompts, method, **settings, controls=on) for label, on in runs.items()}
+    seeds = {label: values.mean(axis=0) for label, values in measured.items()}
+    rows = [{"label": label} | vars(mean_interval(seeds[label] - seeds["none"])) for label in controls]
+    return seeds, pd.DataFrame(rows)
+
+
+def score_controls(study: Study, cases: Iterable[Case], method: str, *, n_prompts: int | None = None) -> pd.DataFrame:
+    """Score images with and without each control: `control`, `measure`, `prompt`, `seed`, `original`, `controlled`."""
+    tables = []
+    for case in cases:
+        prompts, controls = case.prompts[:n_prompts], [case.control.at(case.scale)]
+        for score in case.measures:
+            index = pd.MultiIndex.from_product([prompts, study.seeds], names=["prompt", "seed"])
+            table = index.to_frame(index=False).assign(control=case.control.name, measure=score.name)
+            table["original"] = scores(study, score, prompts, method).ravel()
+            table["controlled"] = scores(study, score, prompts, method, controls=controls).ravel()
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def effects(scored: pd.DataFrame, *, base: str = "base", least: int = 8) -> pd.DataFrame:
+    """Return `controls.effect` of each control and measure of `score_controls`, with a column `model`.
+
+    Intervals and tests are over seeds if there are fewer than `least` prompts: then hardly any p is below .05.
+    """
+    tables = {}
+    for key, part in scored.groupby(["control", "measure"], sort=False):
+        count, pairs = part["prompt"].nunique(), {}
+        for model, rows in part.groupby("model", sort=False):
+            pairs[model] = tuple(rows[name].to_numpy().reshape(count, -1) for name in ("original", "controlled"))
+        tables[key] = effect(pairs, base=base, over="prompts" if count >= least else "seeds")
+    return pd.concat(tables, names=["control", "measure"]).reset_index([0, 1]).reset_index(drop=True)
+
+
+def conclude_effects(table: pd.DataFrame, *, base: str = "base") -> list[str]:
+    """Return a sentence for each row of `effects`."""
+    lines = []
+    for row in table.itertuples():
+        words = "no effect is shown" if row.p >= LEVEL else "it rises" if row.difference > 0 else "it falls"
+        share = f"; {row.transfer:.2f} [{row.transfer_low:.2f}, {row.transfer_high:.2f}] of {base}'s effect"
+        name = f"{row.control}, {row.measure}, {row.model}"
+        lines.append(f"{name}: {words} ({row.difference:+.1f}, p = {row.p:.2g}){'' if row.model == base else share}")
+    return lines
+
+
+def pixel_changes(study: Study, case: Case, method: str, *, scale: float, prompts: Iterable[str]) -> dict[str, float]:
+    """Return the mean `controls.outside` of a control, `outside`, and of another seed in its place, `another seed`."""
+    changes = []
+    for prompt in prompts:
+        plain = study.images(prompt, method)
+        controlled = study.images(prompt, method, controls=[case.control.at(scale)])
+        changes.append([outside(plain, images).mean() for images in (controlled, np.roll(plain, 1, axis=0))])
+    return dict(zip(("outside", "another seed"), np.mean(changes, axis=0).tolist(), strict=True))

@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from ..controls import attach
 from ..core.decode import decode, decode_latents, reconstruct
 from ..core.generate import SAMPLING, generate
 from ..core.pair import Pair
 from ..core.trace import FORMAT, Trace
-from ..files import ROOT, write_atomic
+from ..files import write_atomic
 from ..metrics.diversity import nearest
 from ..metrics.embedders import Embedder, embedder
 from ..models import drawings
@@ -39,7 +40,7 @@ from ..models.registry import SPECS
 from ..plot import caption, style
 from .cache import Cache
 from .interventions import cads, edit_named
-from .paper import EMOJI_PROMPTS, PAPER_BASE_STEPS, PAPER_PROMPTS, check_profile
+from .paper import EMOJI_PROMPTS, PAPER_BASE_STEPS, PAPER_PROMPTS, QUICK_PROMPTS, check_profile, figures_folder
 from .tables import save as save_table
 
 Methods = Mapping[str, tuple[str, dict[str, Any]]]  # label -> (method, settings)
@@ -51,18 +52,11 @@ _CAPTION_RUNS = 4  # more are not listed in a caption; the provenance has all
 
 @dataclass(frozen=True)
 class Study:
-    """A pair, an embedder, seeds and a cache.
+    """A pair, an embedder (None: nothing is measured), the seeds of every prompt, and a cache.
 
     The settings of a run are those of `generate`, and interventions by name:
     edit="zero" | "mean" | "own" | ("repel", strength), cads=scale, controls=[Applied, ...].
-
-    Attributes:
-        pair: the base and its distilled model.
-        embed: images to features. None in a study that measures nothing.
-        seeds, settings: samples of every prompt, and settings of every run.
-        cache: where results are kept.
-        profile, out: for captions, and the folder of the figures, see `open`.
-        runs: filled as results are read: label -> steps that ran, evaluations, guidance, versions.
+    `runs` is filled as results are read: label -> steps that ran, evaluations, guidance, versions.
     """
 
     pair: Pair
@@ -71,34 +65,20 @@ class Study:
     cache: Cache
     profile: str = "quick"
     out: str | Path = ""
-    settings: dict[str, Any] = field(default_factory=dict)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def open(
-        cls,
-        pair: str,
-        *,
-        seeds: Iterable[int],
-        profile: str = "quick",
-        measure: bool = True,
-        embedder_name: str = "",
-        out: str | Path = "",
-        cache: Cache | None = None,
-        **settings: Any,
-    ) -> Study:
-        """Load a pair and an embedder.
+        cls, pair: str, *, seeds: Iterable[int], profile: str = "quick", measure: bool = True, embedder_name: str = "",
+        out: str | Path = "", cache: Cache | None = None, **settings: Any,
+    ) -> Study:  # fmt: skip
+        """Load a pair by name, and with `measure` an embedder. Unavailable: one is not on this machine.
 
         Args:
-            pair, seeds, settings: name of the pair, samples of every prompt, and settings of every run.
             profile: "quick", "full" or "paper". The last runs the settings of the paper's code and 50 base steps.
-            measure, embedder_name: whether to load an embedder, and which. "" takes EfficientNet-Lite0 for embedded pairs
-                and DreamSim for hub pairs.
-            out, cache: folder of the figures, "" for `figures/<pair>`, and the cache, None for the default one.
-
-        Raises:
-            ValueError: no seeds, or an unknown pair, profile or embedder.
-            Unavailable: the pair or the embedder is not on this machine.
+            embedder_name: "" takes EfficientNet-Lite0 for embedded pairs and DreamSim for hub pairs.
+            out, cache: folder of the figures, "" for `paper.figures_folder`, and the cache, None for the default one.
+            settings: attributes of the `Pair` to change, such as base_steps.
         """
         seeds = tuple(seeds)
         if not seeds:
@@ -107,25 +87,25 @@ class Study:
         check_available(pair)
         default = "efficientnet-lite0" if embedded(pair) else "dreamsim"
         embed = embedder(embedder_name or default) if measure else None
-        models = load(pair, paper_settings=profile == "paper")
-        models = replace(models, base_steps=PAPER_BASE_STEPS) if profile == "paper" else models
-        return cls(models, embed, seeds, cache or Cache(), profile, out, settings)
+        settings = ({"base_steps": PAPER_BASE_STEPS} if profile == "paper" else {}) | settings
+        models = replace(load(pair, paper_settings=profile == "paper"), **settings)
+        return cls(models, embed, seeds, cache or Cache(), profile, out)
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Prompts that this pair is studied on."""
+        """Return the prompts that this pair is studied on."""
         return EMOJI_PROMPTS if embedded(self.pair.name) else PAPER_PROMPTS
 
     @property
     def folder(self) -> Path:
-        """Folder of the figures."""
-        return Path(self.out or ROOT / "figures" / self.pair.name)
+        """Return the folder of the figures."""
+        return figures_folder(self.pair.name, self.profile, self.out)
 
     def choose(self, n: int) -> tuple[str, ...]:
-        """Return the first `n` prompts, all for 0. Raises ValueError if there are fewer."""
+        """Return the first `n` prompts; 0 takes all, and five in the quick profile. ValueError: there are fewer."""
         if not 0 <= n <= len(self.prompts):
-            raise ValueError(f"n_prompts={n} must be from 1 to {len(self.prompts)}, or 0 for all of {self.pair.name}'s")
-        return self.prompts[: n or None]
+            raise ValueError(f"n_prompts={n} must be from 1 to {len(self.prompts)}, or 0 for the profile's number")
+        return self.prompts[: n or (QUICK_PROMPTS if self.profile == "quick" else None)]
 
     def trace(self, prompt: str, method: str, *, x_t: bool = False, **settings: Any) -> Trace:
         """Return the run of all seeds."""
@@ -147,10 +127,8 @@ class Study:
         blocks = self._of_blocks("features", embed, extra, prompt, method, settings)
         return np.concatenate(blocks, axis=-2)[..., self._rows(), :]
 
-    def images(self, prompt: str, method: str, *, what: str = "final", **settings: Any) -> np.ndarray:
-        """Return images float32 in [0, 1] of the final latents, (seed, ...), or of "x0" or "x_t", (step, seed, ...)."""
-        if what != "final":
-            return decode(self.trace(prompt, method, x_t=what == "x_t", **settings), self.pair, what=what).numpy()
+    def images(self, prompt: str, method: str, **settings: Any) -> np.ndarray:
+        """Return the final images, (seed, 3, height, width) float32 in [0, 1]."""
 
         def final(trace: Trace) -> np.ndarray:
             return decode(trace, self.pair, final=True).numpy()
@@ -162,18 +140,16 @@ class Study:
 
         images, cells = study.grid(["dog face"], {"Base": ("base", {}), "Hybrid": ("hybrid", {"k": 1})})
         """
-        rows, cells = [], []
-        for prompt in prompts:
+        prompts, rows = list(prompts), []
+        for prompt in tqdm(prompts, desc="prompts"):
             rows.append(np.concatenate([self.images(prompt, method, **how) for method, how in methods.values()]))
-            cells += [(prompt, label, seed) for label in methods for seed in self.seeds]
-        return np.stack(rows), pd.DataFrame(cells, columns=["prompt", "method", "seed"])
+        cells = pd.MultiIndex.from_product([prompts, methods, self.seeds], names=["prompt", "method", "seed"])
+        return np.stack(rows), cells.to_frame(index=False)
 
-    def step_images(
-        self, trace: Trace, *, columns: int, what: str = "x0"
-    ) -> tuple[np.ndarray, list[str], pd.DataFrame]:
-        """Return images (column, 3, height, width) of a trace's first seed at evenly spaced steps, captions, and the steps.
+    def step_images(self, trace: Trace, *, columns: int, what: str = "x0"):
+        """Return images (column, 3, height, width) of the first seed at evenly spaced steps, captions, and a table.
 
-        `what` is "x0" or "x_t". Spare columns are nan, with an empty caption. The table has `step`, `timestep` and `sigma`.
+        `what` is "x0" or "x_t". Spare columns are nan, with an empty caption.
         """
         count = len(trace.sigmas)
         steps = np.unique(np.linspace(0, count - 1, columns).round().astype(int))
@@ -205,7 +181,7 @@ class Study:
     def seconds(self, methods: Methods, *, prompt: str, turns: int = 3) -> dict[str, float]:
         """Return seconds per image of each method, from the prompt to the decoded image on the host.
 
-        The methods take turns with one batch each. The fastest of a method's turns counts, after one turn to warm up.
+        The methods take turns with a batch each. The fastest turn counts, after one to warm up.
         """
         if turns < 1:
             raise ValueError(f"turns={turns} must be at least 1")
@@ -228,60 +204,45 @@ class Study:
         """Return the steps, evaluations, guidance and versions of samples that were read. KeyError: none were."""
         return self.runs[_label(method, settings)]
 
-    def describe(self, *, prompts: int = 1) -> str:
-        """Return one line for a caption: pair, prompts, seeds, profile, and up to four runs with steps and guidance."""
+    def describe(self, *, prompts: int = 0) -> str:
+        """Return a caption: pair, prompts, seeds, profile, embedder, and up to four runs with steps and guidance."""
         runs = []
         for label, run in self.runs.items():
             guidance = {"base": run["base_guidance"], "distilled": run["guidance"]}
             parts = [f"{n} {role} (guidance {_scales(guidance[role])})" for role, n in run["steps_run"].items()]
             runs.append(f"{label}: {' + '.join(parts)}")
-        count = f"{prompts} prompts x " if prompts > 1 else ""
+        count = f"{prompts} prompt{'s' if prompts > 1 else ''} x " if prompts else ""
         samples = f"{count}{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
         steps = f" Steps run: {'; '.join(runs)}." if 0 < len(runs) <= _CAPTION_RUNS else ""
-        return f"{self.pair.name}, {samples}, {self.profile} profile.{steps}"
+        distance = f" Distance: {self.embed.title}." if self.embed else ""
+        return f"{self.pair.name}, {samples}, {self.profile} profile.{distance}{steps}"
 
-    def provenance(self, **more: Any) -> dict[str, Any]:
-        """Return how the results were made, JSON-compatible, with `more`."""
+    def provenance(self) -> dict[str, Any]:
+        """Return how the results were made, JSON-compatible."""
         packages = ("dtviz", "torch", "diffusers", "transformers", "numpy")
         schedulers = (self.pair.base_scheduler, self.pair.distilled_scheduler)
-        return {
-            "pair": self.pair.name,
-            "fingerprint": self.pair.fingerprint,
-            "profile": self.profile,
-            "embedder": self.embed.fingerprint if self.embed else None,
-            "seeds": list(self.seeds),
-            "timesteps": self.pair.timesteps,
-            "schedulers": [type(scheduler).__name__ for scheduler in schedulers],
-            "runs": self.runs,
-            "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-        } | more
+        facts = {"pair": self.pair.name, "fingerprint": self.pair.fingerprint, "timesteps": self.pair.timesteps}
+        facts |= {"embedder": self.embed.fingerprint if self.embed else None, "profile": self.profile}
+        facts |= {"seeds": list(self.seeds), "schedulers": [type(scheduler).__name__ for scheduler in schedulers]}
+        versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
+        return facts | {"runs": self.runs, "versions": versions}
 
     def save(
-        self,
-        figure: Any,
-        name: str,
-        *,
-        table: pd.DataFrame | None = None,
-        units: Mapping[str, str] | None = None,
-        prompts: Sequence[str] = (),
-        text: str | None = None,
-        note: str = "",
-        **provenance: Any,
-    ) -> list[str]:
+        self, figure: Any, name: str, *, table: pd.DataFrame | None = None, units: Mapping[str, str] | None = None,
+        prompts: Sequence[str] = (), text: str | None = None, note: str = "", **provenance: Any,
+    ) -> list[str]:  # fmt: skip
         """Add a caption to a figure and write it with its table and provenance into `folder`. Return the files' names.
 
         Args:
-            figure, name: a matplotlib figure without a caption, and its file name without suffix.
             table, units: for the .csv, see `tables.save`.
             prompts: prompts shown, for the caption and the provenance.
             text, note: caption, None for `describe`, and a sentence after it, such as what the bars are.
             provenance: further facts, JSON-compatible.
         """
         text = self.describe(prompts=len(prompts)) if text is None else text
-        facts = self.provenance(figure=name, prompts=list(prompts), **provenance)
-        text = f"{text} {note}".strip()
-        paths = save_figure(figure, self.folder, name, text=text, provenance=facts, table=table, units=units)
-        return [path.name for path in paths]
+        facts = self.provenance() | {"figure": name, "prompts": list(prompts)} | provenance
+        files = {"table": table, "units": units, "provenance": facts}
+        return [path.name for path in save_figure(figure, self.folder, name, text=f"{text} {note}".strip(), **files)]
 
     def _blocks(self) -> list[tuple[int, ...]]:
         """Return the aligned blocks of seeds that hold ours, so that studies of different sizes share results."""
@@ -299,24 +260,19 @@ class Study:
         defaults = ("base_steps", "base_guidance", "size")
         defaults += () if alone else ("steps", "guidance", "handover", "timesteps")
         defaults += ("call",) if self.pair.call else ()
-        chosen = {name: getattr(self.pair, name) for name in defaults} | self.settings | settings
+        chosen = {name: getattr(self.pair, name) for name in defaults} | settings
         # a control at scale 0 changes nothing: the plain model's results are read
         controls = [applied.facts() for applied in chosen.pop("controls", ()) if applied.scale != 0]
         if controls:
             chosen["controls"] = [{key: value for key, value in facts.items() if key != "name"} for facts in controls]
-        return chosen | {
-            "method": method,
-            "prompt": prompt,
-            "seeds": list(seeds),
-            "weights": (alone and self.pair.base_fingerprint) or self.pair.fingerprint,
-            "numbers": [str(self.pair.base.dtype), self.pair.base.device.type, version("torch"), version("diffusers")],
-            "format": FORMAT,
-            "sampling": SAMPLING,
-        }
+        base, weights = self.pair.base, (alone and self.pair.base_fingerprint) or self.pair.fingerprint
+        numbers = [str(base.dtype), base.device.type, version("torch"), version("diffusers")]
+        chosen |= {"method": method, "prompt": prompt, "seeds": list(seeds), "weights": weights}
+        return chosen | {"numbers": numbers, "format": FORMAT, "sampling": SAMPLING}
 
     def _generate(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> Trace:
         """Generate with the interventions that the settings name."""
-        settings = self.settings | settings
+        settings = dict(settings)
         edit, scale, controls = (settings.pop(name, None) for name in ("edit", "cads", "controls"))
         controls, hooks = [applied for applied in controls or () if applied.scale != 0], []
         with ExitStack() as stack:
@@ -341,10 +297,9 @@ class Study:
         facts["provenance"]["pair"] = self.pair.name  # another pair of this base may have made the samples
         return Trace.build({name: torch.as_tensor(array) for name, array in arrays.items()}, facts)
 
-    def _of_blocks(self, kind: str, work: Work, extra: dict[str, Any], *run: Any) -> list[np.ndarray]:
-        """Return `work(trace)` of each block, cached with `extra` in the key. `run` is prompt, method, settings."""
-        prompt, method, settings = run[0], run[1], run[2] | {"x_t": False}
-        results = []
+    def _of_blocks(self, kind: str, work: Work, extra: dict, prompt: str, method: str, settings: dict) -> list:
+        """Return `work(trace)` of each block, cached with `extra` in the key."""
+        settings, results = settings | {"x_t": False}, []
         for seeds in self._blocks():
 
             def compute(seeds: tuple[int, ...] = seeds) -> dict[str, Any]:
@@ -374,18 +329,12 @@ def embedded(pair: str) -> bool:
 
 
 def save_figure(
-    figure: Any,
-    folder: str | Path,
-    name: str,
-    *,
-    provenance: Mapping[str, Any],
-    text: str = "",
-    table: pd.DataFrame | None = None,
-    units: Mapping[str, str] | None = None,
-) -> list[Path]:
-    """Write `name`.png, .pdf, .json (provenance) and, with a table and its units, .csv. Return the paths.
+    figure: Any, folder: str | Path, name: str, *, provenance: Mapping[str, Any], text: str = "",
+    table: pd.DataFrame | None = None, units: Mapping[str, str] | None = None,
+) -> list[Path]:  # fmt: skip
+    """Write `name`.png, .pdf, .json (provenance and caption) and, with a table and its units, .csv. Return the paths.
 
-    `text` is a caption to add to the figure. The provenance is JSON-compatible.
+    `text` is a caption to add to the figure. The same figure gives the same bytes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -393,11 +342,13 @@ def save_figure(
     with style():
         if text:
             caption(figure, text)
-        # no date in the PDF, so that the same figure is the same file
+        figure.draw_without_rendering()  # lays it out, once: each layout starts from the last one
+        figure.set_layout_engine("none")
         for kind, metadata in (("png", None), ("pdf", {"CreationDate": None})):
             figure.savefig(buffer := io.BytesIO(), format=kind, dpi=200, metadata=metadata)
             contents[folder / f"{name}.{kind}"] = buffer.getvalue()
-    contents[folder / f"{name}.json"] = f"{json.dumps(provenance, indent=1, sort_keys=True)}\n".encode()
+    facts = {"caption": text} | dict(provenance)
+    contents[folder / f"{name}.json"] = f"{json.dumps(facts, indent=1, sort_keys=True)}\n".encode()
     for path, content in contents.items():
         write_atomic(path, content, shared=True)
     return [*contents, *([] if table is None else [save_table(table, folder / f"{name}.csv", units=units or {})])]
@@ -405,17 +356,17 @@ def save_figure(
 
 def _label(method: str, settings: dict[str, Any]) -> str:
     """Return a run's name in figures: its method, and what differs from the pair's own settings."""
-    return ", ".join([method, *(_setting(name, value) for name, value in settings.items() if name != "x_t")])
-
-
-def _setting(name: str, value: Any) -> str:
-    if name == "handover":
-        return value
-    if name == "controls":
-        return " + ".join(map(str, value)) or "no control"
-    if name == "edit" and not isinstance(value, str):
-        return f"edit={value[0]} {value[1]:g}"
-    return f"{name}={_scales(value) if isinstance(value, list | tuple) else value}"
+    parts = [method]
+    for name, value in settings.items():
+        if name == "handover":
+            parts.append(value)
+        elif name == "controls":
+            parts.append(" + ".join(map(str, value)) or "no control")
+        elif name == "edit" and not isinstance(value, str):
+            parts.append(f"edit={value[0]} {value[1]:g}")
+        elif name != "x_t":
+            parts.append(f"{name}={_scales(value) if isinstance(value, list | tuple) else value}")
+    return ", ".join(parts)
 
 
 def _scales(guidance: float | Sequence[float]) -> str:

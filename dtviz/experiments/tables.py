@@ -1,6 +1,6 @@
-"""Write and read tables with units, and lay out Table 3.
+"""Tables of results: write and read them with units, and the measurements that several notebooks make.
 
-    table = add_average(table, interval=mean_interval)
+    table = add_average(measure(study, prompts, METHODS))
     save(table, "table3.csv", units={"value": "1 - cosine", "low": "1 - cosine", "high": "1 - cosine"})
 
 A long table has one row per measurement: `prompt`, `method`, `value`, and `low` and `high` if there is an interval.
@@ -11,23 +11,18 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache as memoize
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import softmax
 from tqdm.auto import tqdm
 
-from ..controls.effects import effect, outside
 from ..core.decode import decode_latents
 from ..files import data, reading, write_atomic
 from ..metrics.concepts import (
-    calibration,
     changes_of_mind,
     marginal_entropy,
     mutual_information,
@@ -36,10 +31,8 @@ from ..metrics.concepts import (
     occlusion_windows,
 )
 from ..metrics.diversity import entropy, mean_pairwise, modes_covered, unit_rows, vendi
-from ..metrics.embedders import embedder
-from ..metrics.statistics import LEVEL, mean_interval
+from ..metrics.statistics import mean_interval
 from ..models import drawings
-from ..models.classifiers import load_classifier
 
 if TYPE_CHECKING:
     from .study import Methods, Study
@@ -50,12 +43,7 @@ AVERAGE = "Average"
 def save(table: pd.DataFrame, path: str | Path, *, units: Mapping[str, str]) -> Path:
     """Write a table as CSV with units in the heads and return the path. Floats keep every digit.
 
-    Args:
-        table, path: the table and its file, whose folder is created.
-        units: column -> unit. Every column of floats needs one, "1" for a pure number.
-
-    Raises:
-        ValueError: a float column without a unit, a unit of a missing column, or a bracket in a name.
+    `units` is column -> unit. A float column without one is a ValueError: give "1" for a pure number.
 
     >>> import tempfile
     >>> save(pd.DataFrame({"value": [0.25]}), tempfile.mkdtemp() + "/t.csv", units={"value": "s"}).read_text()
@@ -75,11 +63,7 @@ def save(table: pd.DataFrame, path: str | Path, *, units: Mapping[str, str]) -> 
 
 
 def load(path: str | Path) -> pd.DataFrame:
-    """Read a table that `save` wrote. Its units are in `table.attrs["units"]`.
-
-    Raises:
-        ValueError: the file is no table.
-    """
+    """Read a table that `save` wrote. Its units are in `table.attrs["units"]`. ValueError: the file is no table."""
     # Only an empty cell is missing: "NA" and "null" are words that a prompt may hold.
     with reading(path):
         table = pd.read_csv(path, keep_default_na=False, na_values=[""])
@@ -89,31 +73,10 @@ def load(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def add_average(table: pd.DataFrame, *, interval: Callable[[Any], Any]) -> pd.DataFrame:
-    """Add the prompt "Average": each method's mean over prompts with its interval.
-
-    Args:
-        table: long. Where it has a column `n`, that of the average is the number of prompts.
-        interval: values (prompt,) -> an object with value, low, high and n, such as `mean_interval`.
-
-    Raises:
-        ValueError: there is an average already, or a method lacks a prompt.
-    """
-    if (table["prompt"] == AVERAGE).any():
-        raise ValueError(f"table already has the prompt {AVERAGE!r}: give the prompts' rows only")
-    rows = []
-    for method, values in wide(table).items():
-        mean = interval(values.to_numpy())
-        row = {"prompt": AVERAGE, "method": method, "value": mean.value, "low": mean.low, "high": mean.high}
-        rows.append(row | ({"n": mean.n} if "n" in table else {}))
-    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
-
-
 def wide(table: pd.DataFrame, *, value: str = "value") -> pd.DataFrame:
     """Return one column of a long table as prompts x methods, both in order of appearance.
 
-    Raises:
-        ValueError: a prompt and method occur twice, or a method lacks a prompt.
+    A prompt and method that occur twice, or a method without a prompt, are a ValueError.
 
     >>> table = pd.DataFrame({"prompt": ["dog", "dog"], "method": ["base", "hybrid"], "value": [0.1, 0.2]})
     >>> wide(table).loc["dog"].tolist()
@@ -130,38 +93,44 @@ def wide(table: pd.DataFrame, *, value: str = "value") -> pd.DataFrame:
     return cells.reindex(index=table["prompt"].unique(), columns=table["method"].unique())
 
 
-def best(values: pd.DataFrame, *, digits: int = 3) -> pd.DataFrame:
-    """Mark the largest cell of each row as printed. Cells that are equal at `digits` are equally best."""
-    rounded = values.round(digits)
-    return rounded.eq(rounded.max(axis=1), axis=0)
+def add_average(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the prompt "Average" to a long table: each method's mean over prompts with its 95% t interval.
 
-
-def show(table: pd.DataFrame, *, digits: int = 3) -> Any:
-    """Return a pandas Styler of a long table: prompts x methods, half intervals, best value bold.
-
-    >>> "font-weight: bold" in show(pd.DataFrame({"prompt": ["dog"], "method": ["base"], "value": [0.1]})).to_html()
-    True
+    Where the table has a column `n`, that of the average is the number of prompts.
     """
-    values = wide(table)
-    texts = values.map(f"{{:.{digits}f}}".format)
-    if {"low", "high"} <= set(table.columns):
-        half = (wide(table, value="high") - wide(table, value="low")) / 2
-        texts += half.map(lambda width: "" if pd.isna(width) else f" ± {width:.{digits}f}")
-    bold = best(values, digits=digits).map({True: "font-weight: bold", False: ""}.get)
-    styler = texts.style.apply(lambda _: bold, axis=None)
-    return styler.format_index(escape="html", axis=0).format_index(escape="html", axis=1)  # a prompt may hold HTML
+    if (table["prompt"] == AVERAGE).any():
+        raise ValueError(f"table already has the prompt {AVERAGE!r}: give the prompts' rows only")
+    means = [{"prompt": AVERAGE, "method": name} | vars(mean_interval(values)) for name, values in wide(table).items()]
+    rows = pd.DataFrame(means)
+    return pd.concat([table, rows if "n" in table else rows.drop(columns="n")], ignore_index=True)
 
 
-# Tables that several notebooks make. A study is an `experiments.study.Study`, a case one of `slider_cases`.
+def means(table: pd.DataFrame, by: Sequence[str], column: str = "value") -> pd.DataFrame:
+    """Return the mean of a column for each group: `by`, `value`, `low`, `high` (95% t interval) and `n`.
 
-_embedder = memoize(embedder)
-EFFECT_UNITS = {
-    **dict.fromkeys(
-        ("before", "after", "difference", "difference_low", "difference_high"), "100 x cosine or posterior"
-    ),
-    **dict.fromkeys(("percent", "percent_low", "percent_high"), "%"),
-    **dict.fromkeys(("p", "transfer", "transfer_low", "transfer_high"), "1"),
-}
+    >>> means(pd.DataFrame({"method": ["base", "base"], "value": [1.0, 3.0]}), ["method"])["value"].tolist()
+    [2.0]
+    """
+    groups = table.groupby(list(by), sort=False)[column]
+    return pd.DataFrame([dict(zip(by, key, strict=True)) | vars(mean_interval(values)) for key, values in groups])
+
+
+def differences(
+    table: pd.DataFrame, pairs: Iterable[tuple[str, str]], *, column: str = "value", label: str = ""
+) -> dict[str, tuple[pd.Series, pd.Series]]:
+    """Return each prompt's values of pairs of methods for `statistics.compare`: "<label><a> - <b>" -> (a, b)."""
+    values = wide(table[table["prompt"] != AVERAGE].assign(value=table[column]))
+    return {f"{label}{a} - {b}": (values[a], values[b]) for a, b in pairs}
+
+
+def plus_minus(estimates: pd.DataFrame, *, digits: int = 3, sign: str = "") -> list[str]:
+    """Return texts such as "0.337 ±0.020" of the columns `value`, `low` and `high`. sign="+" marks positive values.
+
+    >>> plus_minus(pd.DataFrame({"value": [0.25], "low": [0.2], "high": [0.3]}))
+    ['0.250 ±0.050']
+    """
+    columns = zip(estimates["value"], estimates["low"], estimates["high"], strict=True)
+    return [f"{value:{sign}.{digits}f} ±{(high - low) / 2:.{digits}f}" for value, low, high in columns]
 
 
 def measure(study: Study, prompts: Sequence[str], methods: Methods, *, classifier=None, clip=None) -> pd.DataFrame:
@@ -183,112 +152,6 @@ def measure(study: Study, prompts: Sequence[str], methods: Methods, *, classifie
     return pd.DataFrame(rows)
 
 
-def means(table: pd.DataFrame, by: Sequence[str], column: str = "value") -> pd.DataFrame:
-    """Return the mean of a column for each group: `by`, `value`, `low`, `high` (95% t interval) and `n`.
-
-    >>> means(pd.DataFrame({"method": ["base", "base"], "value": [1.0, 3.0]}), ["method"])["value"].tolist()
-    [2.0]
-    """
-    groups = table.groupby(list(by), sort=False)[column]
-    return pd.DataFrame([dict(zip(by, key, strict=True)) | vars(mean_interval(values)) for key, values in groups])
-
-
-def plane(table: pd.DataFrame, *, x: str, y: str) -> pd.DataFrame:
-    """Return the means of two columns for each method as `plot.plot_plane` takes them."""
-    across, up = (means(table, ["method"], column).set_index("method")[["value", "low", "high"]] for column in (x, y))
-    points = across.set_axis(["x", "x_low", "x_high"], axis=1).join(up.set_axis(["y", "y_low", "y_high"], axis=1))
-    return points.reset_index()
-
-
-def differences(
-    table: pd.DataFrame, pairs: Iterable[tuple[str, str]], *, column: str = "value", label: str = ""
-) -> dict[str, tuple[pd.Series, pd.Series]]:
-    """Return each prompt's values of pairs of methods for `statistics.compare`: "<label><a> - <b>" -> (a, b)."""
-    values = wide(table[table["prompt"] != AVERAGE].assign(value=table[column]))
-    return {f"{label}{a} - {b}": (values[a], values[b]) for a, b in pairs}
-
-
-def plus_minus(estimates: pd.DataFrame, *, digits: int = 3, sign: str = "") -> list[str]:
-    """Return texts such as "0.337 ±0.020" of the columns `value`, `low` and `high`. sign="+" marks positive values.
-
-    >>> plus_minus(pd.DataFrame({"value": [0.25], "low": [0.2], "high": [0.3]}))
-    ['0.250 ±0.050']
-    """
-    columns = zip(estimates["value"], estimates["low"], estimates["high"], strict=True)
-    return [f"{value:{sign}.{digits}f} ±{(high - low) / 2:.{digits}f}" for value, low, high in columns]
-
-
-def scores(study: Study, measure: Any, prompts: Iterable[str], method: str, **settings: Any) -> np.ndarray:
-    """Return a case's measure of the images of every prompt, (prompt, seed)."""
-    study = replace(study, embed=_embedder(measure.embedder))
-    return np.stack([measure(prompt, study.features(prompt, method, **settings)) for prompt in prompts])
-
-
-def gains(
-    study: Study, measure: Any, prompts: Sequence[str], method: str, controls: Mapping[Any, list], **settings: Any
-):
-    """Return scores of each list of controls and "none", label -> (seed,), and a table of their gains over "none".
-
-    Scores are means over prompts. The table has `label`, `value`, `low`, `high` (95% t interval over seeds) and `n`.
-    """
-    runs = {**controls, "none": []}
-    seeds = {
-        label: scores(study, measure, prompts, method, **settings, controls=applied).mean(axis=0)
-        for label, applied in runs.items()
-    }
-    rows = [{"label": label} | vars(mean_interval(seeds[label] - seeds["none"])) for label in controls]
-    return seeds, pd.DataFrame(rows)
-
-
-def score_controls(study: Study, cases: Iterable[Any], method: str, *, n_prompts: int | None = None) -> pd.DataFrame:
-    """Score images with and without each control: `control`, `measure`, `prompt`, `seed`, `original`, `controlled`."""
-    tables = []
-    for case in cases:
-        prompts, controls = case.prompts[:n_prompts], [case.control.at(case.scale)]
-        for score in case.measures:
-            index = pd.MultiIndex.from_product([prompts, study.seeds], names=["prompt", "seed"])
-            table = index.to_frame(index=False).assign(control=case.control.name, measure=score.name)
-            table["original"] = scores(study, score, prompts, method).ravel()
-            table["controlled"] = scores(study, score, prompts, method, controls=controls).ravel()
-            tables.append(table)
-    return pd.concat(tables, ignore_index=True)
-
-
-def effects(scored: pd.DataFrame, *, base: str = "base", least: int = 8) -> pd.DataFrame:
-    """Return `controls.effect` of each control and measure of `score_controls`, with a column `model`.
-
-    Intervals and tests are over seeds if there are fewer than `least` prompts: then hardly any p is below .05.
-    """
-    tables = {}
-    for key, part in scored.groupby(["control", "measure"], sort=False):
-        count, pairs = part["prompt"].nunique(), {}
-        for model, rows in part.groupby("model", sort=False):
-            pairs[model] = tuple(rows[name].to_numpy().reshape(count, -1) for name in ("original", "controlled"))
-        tables[key] = effect(pairs, base=base, over="prompts" if count >= least else "seeds")
-    return pd.concat(tables, names=["control", "measure"]).reset_index([0, 1]).reset_index(drop=True)
-
-
-def conclude_effects(table: pd.DataFrame, *, base: str = "base") -> list[str]:
-    """Return a sentence for each row of `effects`."""
-    lines = []
-    for row in table.itertuples():
-        words = "no effect is shown" if row.p >= LEVEL else "it rises" if row.difference > 0 else "it falls"
-        share = f"; {row.transfer:.2f} [{row.transfer_low:.2f}, {row.transfer_high:.2f}] of {base}'s effect"
-        name = f"{row.control}, {row.measure}, {row.model}"
-        lines.append(f"{name}: {words} ({row.difference:+.1f}, p = {row.p:.2g}){'' if row.model == base else share}")
-    return lines
-
-
-def pixel_changes(study: Study, case: Any, method: str, *, scale: float, prompts: Iterable[str]) -> dict[str, float]:
-    """Return the mean `controls.outside` of a control, `outside`, and of another seed in its place, `another seed`."""
-    changes = []
-    for prompt in prompts:
-        plain = study.images(prompt, method)
-        controlled = study.images(prompt, method, controls=[case.control.at(scale)])
-        changes.append([outside(plain, images).mean() for images in (controlled, np.roll(plain, 1, axis=0))])
-    return dict(zip(("outside", "another seed"), np.mean(changes, axis=0).tolist(), strict=True))
-
-
 def missing_concepts(
     posteriors: Mapping[tuple[str, str], np.ndarray], asked: Mapping[str, Any], alone: Mapping[str, str], *,
     classes: Sequence[str], seeds: Sequence[int], present: float, absent: float,
@@ -300,9 +163,8 @@ def missing_concepts(
         asked, alone: prompt of two concepts -> their `ConceptPair`, and concept -> its own prompt.
         classes, seeds, present, absent: of the posteriors, and as for `changes_of_mind`.
 
-    Returns:
-        `model`, `prompt`, `condition`, `concept`, `seed`, `source` (prompt of the image), `level`, `step` (from 1), `final`
-        (concept of the final image). Concepts that were not asked for are of the same images, or of the other's own prompt.
+    Returns: `model`, `prompt`, `condition`, `concept`, `seed`, `source` (the image's prompt), `level`, `step` (from 1),
+    `final` (concept of the final image).
     """
     rows = []
     changes = {run: changes_of_mind(p[:-1], p[-1], present=present, absent=absent) for run, p in posteriors.items()}
@@ -323,21 +185,6 @@ def missing_concepts(
     return pd.DataFrame(rows, columns=names)
 
 
-def x0_reliability(study: Study, posteriors: Mapping, prompts: Iterable[str], classes: Sequence[str]) -> pd.DataFrame:
-    """Compare posteriors of x0, as in `missing_concepts`, with the class of the final image among real drawings, by step."""
-    classifier, prompts, rows = load_classifier("concept"), list(prompts), []
-    for method in dict.fromkeys(method for method, _ in posteriors):
-        truth = np.array(classifier(np.concatenate([study.features(prompt, method) for prompt in prompts])))
-        columns = np.array([classes.index(name) for name in truth])
-        x0 = np.concatenate([study.features(prompt, method, steps=True) for prompt in prompts], axis=1)
-        joined = np.concatenate([posteriors[method, prompt] for prompt in prompts], axis=1)
-        for step, features in enumerate(x0):
-            result, same = calibration(joined[step], columns), np.mean(np.array(classifier(features)) == truth)
-            rows.append((method, step + 1, result.accuracy, result.confidence, result.error, same))
-    names = ["model", "step", "noisy x0", "confidence", "calibration error", "real drawings"]
-    return pd.DataFrame(rows, columns=names)
-
-
 def case_images(study: Study, classifier: Any, case: Any, *, columns: int) -> dict[str, Any]:
     """Return the images of a row of `missing_concepts` for `plot.plot_case`.
 
@@ -352,7 +199,7 @@ def case_images(study: Study, classifier: Any, case: Any, *, columns: int) -> di
     features = study.features_of(np.concatenate([image[None], occlude(image, windows)]))
     logs = np.log(classifier(features[None], sigmas=[trace.sigmas[step]])[0, :, classifier.classes.index(case.concept)])
     box = occlusion_box(logs[0] - logs[1:], windows, shape=image.shape[1:])
-    return {"x0": x0, "final": final, "steps": steps, "mark": step, "box": box}
+    return {"x0": x0, "final": final, "steps": steps, "mark": step, "box": box, "columns": columns}
 
 
 def with_errors(features: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -390,6 +237,8 @@ def measure_semantics(study: Study, reader: Study, samples, *, artist=None, conc
 
     Two classifiers read embedded pairs. Without them the reader's CLIP reads `data/prompts/attributes.csv`.
     """
+    from scipy.special import softmax
+
     texts, scale = load(data("prompts") / "attributes.csv"), 0 if artist else np.float64(reader.embed.logit_scale)
     rows, attributes = [], []
     for prompt, labels in samples.items():
@@ -416,29 +265,10 @@ def measure_semantics(study: Study, reader: Study, samples, *, artist=None, conc
     return pd.DataFrame(rows), pd.DataFrame(attributes)
 
 
-def reader_reliability(reader: Study, prompts: Sequence[str], artist: Any) -> pd.DataFrame:
-    """Measure how well emoji-clip and the classifier of artists read real drawings."""
-    real, clip = [drawings.load().of(prompt) for prompt in prompts], _embedder("emoji-clip")
-    images, artists = (np.concatenate([getattr(part, name) for part in real]) for name in ("images", "artists"))
-    names, shown, read = sorted(set(artists)), np.concatenate([part.prompts for part in real]), clip(images)
-    decoded, rows, scale = np.concatenate([reader.drawn_features(p) for p in prompts]), [], np.float64(clip.logit_scale)
-    for name, values, truth, posteriors in (
-        ("concept, by emoji-clip", prompts, shown, softmax(scale * read @ clip.text(list(prompts)).T, axis=1)),
-        ("artist, by emoji-clip", names, artists, softmax(scale * read @ clip.text(names).T, axis=1)),
-        ("artist, by the classifier", names, artists, artist.posterior(reader.features_of(images), among=names)),
-        ("the same through the autoencoder", names, artists, artist.posterior(decoded, among=names)),
-    ):
-        accuracy = (np.array(values)[posteriors.argmax(axis=1)] == truth).mean()
-        row = {"reading": name, "accuracy": accuracy, "chance": 1 / len(values), "true": np.exp(entropy(truth))}
-        rows.append(row | values_told_apart(posteriors))
-    return pd.DataFrame(rows)
-
-
 def agreement(table: pd.DataFrame, columns: Sequence[str], *, other: str) -> pd.DataFrame:
-    """Return Spearman's correlation of columns with another: over each prompt's methods, and over prompts.
+    """Return Spearman's correlation of columns with another: `value`, `low`, `high`, `n` and `over prompts`.
 
-    `value` is the mean over prompts with its interval, and `over prompts` is that of the median method. A column that is the
-    same for all methods of every prompt has no row.
+    `value` is the mean over prompts of the one over methods, `over prompts` the median over methods of the one over prompts.
     """
     groups = (table.groupby(by, sort=False)[list(columns)] for by in ("prompt", "method"))
     methods, prompts = (group.corr(method="spearman")[other].unstack() for group in groups)

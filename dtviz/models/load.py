@@ -134,7 +134,7 @@ def local_folders(spec: Spec, variants: Variants = ANY) -> Folders:
 
 def _local_folder(repo: str, revision: str | None) -> Path | None:
     """Return a folder, or that of a repository in the hub's cache, or None."""
-    folder = Path(repo) if "/" in repo else files.data("models") / repo
+    folder = Path(repo) if "/" in repo else files.data("models", missing_ok=True) / repo
     if folder.is_dir() or "/" not in repo:
         return folder
     from huggingface_hub import snapshot_download

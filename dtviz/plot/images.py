@@ -10,9 +10,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.transforms import offset_copy
 
 from .curves import plot_posteriors
-from .style import GREY, RED, escape_math
+from .style import GREY, RED, WIDTH, escape_math
 
-CELL = 0.64  # inches: the width of an image
+CELL = 0.62  # inches: the width of an image, less where many stand side by side
+PITCH = 1.06  # from one image to the next, in widths of an image
 
 
 def plot_image_grid(
@@ -45,12 +46,13 @@ def plot_image_grid(
             raise ValueError(f"{name} cover {np.shape(given)}, but the grid has {shape}")
     groups = groups or [("", columns)]
     tall = height / width  # the width of an image is 1
-    step_y = tall + (0.06 if captions is None else 0.2 / CELL)
     group = np.repeat(np.arange(len(groups)), [count for _, count in groups])  # of each column
-    left, top = np.arange(columns) * 1.06 + group * 0.22, np.arange(rows) * step_y
+    left, margin = np.arange(columns) * PITCH + group * 0.22, 0.05 if row_labels is None else 1.0
+    cell = min(CELL, (WIDTH - margin) / (left[-1] + 1))
+    step_y = tall + (0.06 if captions is None else 0.17 / cell)
+    top = np.arange(rows) * step_y
     if ax is None:
-        size = (left[-1] + 1) * CELL + (1.0 if row_labels is not None else 0), (top[-1] + step_y) * CELL + 0.5
-        ax = plt.subplots(figsize=size)[1]
+        ax = plt.subplots(figsize=((left[-1] + 1) * cell + margin, (top[-1] + step_y) * cell + 0.5))[1]
     interpolation = "nearest" if width <= 128 else "antialiased"  # small images keep sharp pixels
     for r, c in np.ndindex(rows, columns):
         if not np.isnan(images[r, c]).any():
@@ -73,38 +75,30 @@ def plot_image_grid(
     return ax
 
 
-def plot_x0(image, *, caption: str = "", box: tuple[int, int, int, int] | None = None, ax: Axes | None = None) -> Axes:
-    """Draw one image (3, height, width) in [0, 1] with a caption and a red box (top, left, bottom, right in pixels)."""
-    ax = plot_image_grid(np.asarray(image)[None, None], ax=ax or plt.subplots(figsize=(0.9, 1.0))[1])
-    if box is not None:
-        top, left, bottom, right = np.divide(box, np.shape(image)[-1])  # the width of an image is 1
-        outline = {"fill": False, "edgecolor": RED, "linewidth": 1.1, "clip_on": False}  # whole at the image's edge
-        ax.add_patch(Rectangle((left, top), right - left, bottom - top, **outline))
-    ax.set_xlabel(caption, color=GREY, labelpad=2)
-    return ax
-
-
 def plot_case(
     x0, final, *, steps: Sequence[int], mark: int, box: tuple[int, int, int, int],
-    posteriors: Mapping[str, Sequence[float]], threshold: float | None = None, label: str = "",
+    posteriors: Mapping[str, Sequence[float]], threshold: float | None = None, label: str = "", columns: int = 0,
     axes: Sequence[Axes] | None = None,
 ) -> Sequence[Axes]:  # fmt: skip
     """Draw one sample in a row: x0 of some steps, the final image, the posteriors of all steps (paper, Figure 3).
 
     Args:
         x0: (image, 3, height, width) in [0, 1], of `steps` (from 0). final: (3, height, width).
-        mark: the step, one of `steps`, whose image has the box. label: text to the left of the row.
-        posteriors, threshold: as for `plot_posteriors`.
-        axes: one for each x0, one for the final image, one for the posteriors. Spare ones stay empty.
+        mark: the step, one of `steps`, whose image has the red `box` (top, left, bottom, right in pixels).
+        posteriors, threshold: as for `plot_posteriors`. label: text to the left of the row.
+        columns: places for x0. More than there are images stay empty. axes: one for the images, one for the posteriors.
     """
+    columns = max(columns, len(x0))
     if axes is None:
-        ratios = [1] * (len(x0) + 1) + [2]
-        axes = plt.subplots(1, len(ratios), figsize=(0.8 * sum(ratios) + 1.8, 1.2), width_ratios=ratios)[1]
-    for image, step, ax in zip(x0, steps, axes, strict=False):
-        plot_x0(image, box=box if step == mark else None, caption=f"step {step + 1}", ax=ax)
-    for ax in axes[len(x0) : -2]:
-        ax.axis("off")
-    plot_x0(final, caption="final image", ax=axes[-2])
-    plot_posteriors(posteriors, threshold=threshold, mark=mark, ax=axes[-1])
-    axes[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        size, widths = (WIDTH, 1.2), [columns + 1, 2.2]
+        axes = plt.subplots(1, 2, figsize=size, width_ratios=widths)[1]
+    images = np.full((1, columns + 1, *np.shape(final)), np.nan)
+    images[0, : len(x0)], images[0, -1] = x0, final
+    captions = [f"step {step + 1}" for step in steps] + [""] * (columns - len(x0)) + ["final"]
+    plot_image_grid(images, row_labels=[label], captions=[captions], ax=axes[0])
+    top, left, bottom, right = np.divide(box, np.shape(final)[-1])  # the width of an image is 1
+    outline = {"fill": False, "edgecolor": RED, "linewidth": 1.1, "clip_on": False}  # whole at the image's edge
+    shift = PITCH * list(steps).index(mark)
+    axes[0].add_patch(Rectangle((shift + left, top), right - left, bottom - top, **outline))
+    plot_posteriors(posteriors, threshold=threshold, mark=mark, ax=axes[1])
     return axes

@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+WIDTH = 7.2  # inches: the printed width of a page, and the most that a figure has
 # Okabe and Ito's colours, which colour-blind readers tell apart. A method has the same one in every figure.
 COLOURS = {
     "base": "#0072B2", "distilled": "#D55E00", "hybrid": "#009E73", "hybrid σ": "#5D3A9B", "skip": "#CC79A7",
@@ -37,9 +38,15 @@ def style():
 
 
 def caption(fig: Figure, text: str) -> None:
-    """Write `text` in grey below the figure, wrapped to its width: pair, embedder, settings."""
-    wrapped = textwrap.fill(text, max(20, int(fig.get_figwidth() * 17)))  # about 17 letters of 7 points an inch
-    fig.supxlabel(escape_math(wrapped), x=0.005, ha="left", fontsize=7, color=GREY, linespacing=1.3)
+    """Write `text` in grey below the figure, wrapped to its width. The figure grows by the new lines."""
+    lines = textwrap.wrap(
+        escape_math(text), max(20, int(fig.get_figwidth() * 17))
+    )  # about 17 letters of 7 points an inch
+    before = fig.get_supxlabel().splitlines()
+    if lines != before:
+        fig.set_figheight(fig.get_figheight() + 0.13 * (len(lines) - len(before)))
+        look = {"ha": "left", "fontsize": 7, "color": GREY, "linespacing": 1.3}
+        fig.supxlabel("\n".join(lines), x=0.005, **look)
 
 
 def escape_math(text: str) -> str:
@@ -52,3 +59,8 @@ def colours_of(names: Iterable[str]) -> list[str]:
     names = list(names)
     unused = iter([colour for colour in OTHERS if colour not in {COLOURS.get(name) for name in names}] * len(names))
     return [COLOURS[name] if name in COLOURS else next(unused) for name in names]
+
+
+def colour_of(method: str) -> str:
+    """Return the colour of a method that is named where it is drawn. "hybrid, k = 2" has that of "hybrid", others grey."""
+    return COLOURS.get(method.split(",")[0], GREY)

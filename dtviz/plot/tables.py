@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .style import COLOURS, GREY, Limits, colours_of, escape_math
+from .style import COLOURS, GREY, Limits, colour_of, escape_math
 
 AVERAGE = "Average"
-LINE, LETTER, GAP = 0.19, 0.064, 0.35  # inches: a row, a letter of 7 points, between two panels
+LINE, LETTER = 0.16, 0.063  # inches: a row, a letter of 7 points
 
 
 def plot_diversity_table(table: pd.DataFrame, *, title: str = "", ax: Axes | None = None) -> Axes:
-    """Print prompts x methods: value ± half of its interval, the best of each row bold. More than 20 prompts are halved.
+    """Print prompts x methods: value ± half of its interval, the best of each row bold.
 
     table: `prompt`, `method`, `value`, and `low`, `high` for intervals. The prompt "Average" comes last.
     """
@@ -25,58 +25,42 @@ def plot_diversity_table(table: pd.DataFrame, *, title: str = "", ax: Axes | Non
         rows["text"] += ((rows["high"] - rows["low"]) / 2).map(" ±{:.3f}".format)
     wide = rows.pivot(index="prompt", columns="method", values=["text", "best"])
     wide = wide.loc[sorted(prompts, key=lambda prompt: prompt == AVERAGE)]
-    cells, best = wide["text"][table["method"].unique()], wide["best"]
-    panels = 1 if len(set(prompts) - {AVERAGE}) <= 20 else 2
-    depth, widths = -(-len(cells) // panels), _widths(cells)
-    step = sum(widths) + GAP
-    ax = ax or plt.subplots(figsize=(panels * step - GAP, (depth + 2.5) * LINE))[1]
-    ax.set_xlim(0, panels * step - GAP)
-    ax.set_title(title, loc="left")
-    for panel in range(panels):
-        _print(cells[panel * depth :][:depth], ax, widths=widths, depth=depth, best=best, left=panel * step)
-    return ax
+    return plot_table(wide["text"][table["method"].unique()], best=wide["best"], title=title, ax=ax)
 
 
-def plot_table(cells: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Print a table of texts such as "0.10 ±0.02", a method a row in its colour. Heads may have two lines."""
-    widths = _widths(cells)
-    ax = ax or plt.subplots(figsize=(sum(widths), (len(cells) + 2.2) * LINE + 0.45))[1]  # with a caption of three lines
-    ax.set_xlim(0, sum(widths))
-    _print(cells, ax, widths=widths, depth=len(cells))
-    return ax
+def plot_table(
+    cells: pd.DataFrame, *, best: pd.DataFrame | None = None, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Print a table of texts such as "0.10 ±0.02", methods in their colours and "Average" below a rule.
 
-
-def _widths(cells: pd.DataFrame) -> list[float]:
-    """Return inches for the names of the rows and for each column."""
-    columns = [list(cells.index)] + [[*head.split("\n"), *cells[head]] for head in cells]
-    return [LETTER * max(map(len, texts)) + 0.15 for texts in columns]
-
-
-def _print(cells: pd.DataFrame, ax: Axes, *, widths: list[float], depth: int, best=None, left: float = 0) -> None:
-    """Print rows from y = 0 down to `depth`, where "Average" stands below a rule, and heads above."""
+    Heads may have several lines. `best` has the same rows and columns: true where a value is bold.
+    """
+    columns = [[cells.index.name or "", *cells.index]] + [[*head.split("\n"), *cells[head]] for head in cells]
+    ends = np.cumsum([LETTER * max(map(len, texts)) + 0.15 for texts in columns])
+    heads, depth = 1.2 * max(head.count("\n") + 1 for head in cells) + 0.3, len(cells)
+    ax = ax or plt.subplots(figsize=(ends[-1], (depth + heads + 0.4 + 1.5 * bool(title)) * LINE))[1]
     ax.axis("off")
-    heads = max(head.count("\n") for head in cells) + 1
-    ax.set_ylim(depth + 0.1, -heads - 0.1)
-    average = cells.index[-1] == AVERAGE
-    for y, thickness in ((-heads, 0.9), (0, 0.5), (depth, 0.9), *[(depth - 1, 0.5)] * average):
-        ax.hlines(y, left, left + sum(widths), color="black", linewidth=thickness)
-    rows = {name: depth - 0.5 if name == AVERAGE else row + 0.5 for row, name in enumerate(cells.index)}
-    for name, y in [(cells.index.name or "", -heads / 2), *rows.items()]:
-        ax.text(left, y, escape_math(name), va="center", color=COLOURS.get(name, "black"))
-    for head, end in zip(cells, left + np.cumsum(widths)[1:], strict=True):
+    ax.set(xlim=(0, ends[-1]), ylim=(depth + 0.1, -heads - 0.1))
+    ax.set_title(title, loc="left")
+    for y, thickness in ((-heads, 0.9), (0, 0.5), (depth, 0.9), *[(depth - 1, 0.5)] * (cells.index[-1] == AVERAGE)):
+        ax.hlines(y, 0, ends[-1], color="black", linewidth=thickness)
+    for y, name in zip([-heads / 2, *np.arange(depth) + 0.5], columns[0], strict=True):
+        ax.text(0, y, escape_math(name), va="center", color=COLOURS.get(name, "black"))
+    for head, end in zip(cells, ends[1:], strict=True):
         ax.text(end, -heads / 2, head, va="center", ha="right", color=COLOURS.get(head, "black"))
         middle = end - LETTER * max(len(text) - len(text.partition(" ")[0]) for text in cells[head])
-        for name, y in rows.items():
-            value, _, interval = cells.loc[name, head].partition(" ")
+        for y, (name, text) in enumerate(cells[head].items()):
+            value, _, interval = text.partition(" ")
             weight = "bold" if best is not None and best.loc[name, head] else "normal"
-            ax.text(middle, y, value, va="center", ha="right", weight=weight)
+            ax.text(middle, y + 0.5, value, va="center", ha="right", weight=weight)
             if interval:
-                ax.text(middle + 0.05, y, interval, va="center", color=GREY)
+                ax.text(middle + 0.05, y + 0.5, interval, va="center", color=GREY)
+    return ax
 
 
 def plot_diversity_dots(
-    table: pd.DataFrame, *, embedder: str, differences: Sequence[str] = (), limits: Limits = (0, np.inf),
-    ax: Axes | None = None,
+    table: pd.DataFrame, *, x_label: str = "mean pairwise distance", differences: Sequence[str] = (),
+    limits: Limits = (0, np.inf), ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
     """Draw each method's prompts as faint dots, and their "Average" with its interval.
 
@@ -84,9 +68,10 @@ def plot_diversity_dots(
     """
     import seaborn  # takes seconds
 
-    colours = dict(zip(methods := list(table["method"].unique()), colours_of(methods), strict=True))
-    ax = ax or plt.subplots(figsize=(3.8, 1.4 + 0.3 * len(methods) + 0.14 * len(differences)))[1]
-    look = {"hue": "method", "palette": colours, "legend": False, "size": 2.5, "alpha": 0.45, "warn_thresh": 1}
+    colours = {method: colour_of(method) for method in table["method"].unique()}
+    methods = list(colours)
+    ax = ax or plt.subplots(figsize=(3.8, 0.6 + 0.2 * len(methods) + 0.13 * len(differences)))[1]
+    look = {"hue": "method", "palette": colours, "legend": False, "size": 2, "alpha": 0.45, "warn_thresh": 1}
     dots = table[table["prompt"] != AVERAGE]
     # A swarm has no random jitter, so the figure is the same each time.
     seaborn.swarmplot(dots, x="value", y="method", order=methods, ax=ax, **look)
@@ -96,7 +81,7 @@ def plot_diversity_dots(
         ax.plot(ends, [y, y], linewidth=1.6, **look)
         ax.plot(mean.value, y, "o", markersize=5, markeredgecolor="white", **look)
     ax.set(ylim=(len(methods) - 0.5, -0.5), ylabel="")
-    ax.set_xlabel("\n".join([f"mean pairwise {embedder} distance", *differences]))
+    ax.set_xlabel("\n".join([x_label, *differences]))
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     return ax
