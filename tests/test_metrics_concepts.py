@@ -6,7 +6,6 @@ from scipy import special
 
 from dtviz.metrics.concepts import (
     ConceptPair,
-    calibration,
     changes_of_mind,
     concept_pairs,
     concept_posterior,
@@ -64,20 +63,6 @@ def test_changes_by_a_loop_over_every_run():
 def test_changes_refuse(settings, message):
     with pytest.raises(ValueError, match=message):
         changes_of_mind(**({"posteriors": np.zeros((4, 1, 1)), "final": [[0.0]]} | settings))
-
-
-def test_a_classifier_that_draws_the_truth_from_its_posteriors_is_calibrated():
-    rng = np.random.default_rng(0)
-    posteriors = rng.dirichlet([0.3] * 5, size=20_000)
-    truth = (rng.uniform(size=(20_000, 1)) > posteriors.cumsum(axis=1)).sum(axis=1)
-    result = calibration(posteriors, truth)
-    # The standard error of a share of 20,000 is at most .0035; ten bins' mean absolute error of 2,000 each about .01.
-    assert result.accuracy == pytest.approx(result.confidence, abs=0.014)
-    assert result.error < 0.02
-    sure = np.eye(5)[posteriors.argmax(axis=1)]  # the same first choices, all of them certain
-    assert calibration(sure, truth).error == pytest.approx(1 - result.accuracy, abs=1e-12)
-    with pytest.raises(ValueError, match="must be"):
-        calibration([[0.5, 0.5]], [0, 1])
 
 
 def test_concept_posterior_against_one_text_is_a_logistic_curve_and_two_concepts_do_not_compete():

@@ -133,3 +133,16 @@ def test_the_least_shown_lets_through_as_many_false_alarms_as_allowed(recipe):
     for share, allowed in ((0.1, 20), (0.05, 10), (0.0, 0)):
         shown = recipe("noisy_x0_classifier").least_shown(posteriors, final, 0.1, share)
         assert false_alarms(shown) <= allowed < false_alarms(shown - 0.02)
+
+
+def test_a_classifier_that_draws_the_truth_from_its_posteriors_is_calibrated(recipe):
+    calibration = recipe("noisy_x0_classifier").calibration
+    rng = np.random.default_rng(0)
+    posteriors = rng.dirichlet([0.3] * 5, size=20_000)
+    truth = (rng.uniform(size=(20_000, 1)) > posteriors.cumsum(axis=1)).sum(axis=1)
+    result = calibration(posteriors, truth)
+    # The standard error of a share of 20,000 is at most .0035; ten bins' mean absolute error of 2,000 each about .01.
+    assert result.accuracy == pytest.approx(result.confidence, abs=0.014)
+    assert result.error < 0.02
+    sure = np.eye(5)[posteriors.argmax(axis=1)]  # the same first choices, all of them certain
+    assert calibration(sure, truth).error == pytest.approx(1 - result.accuracy, abs=1e-12)

@@ -10,6 +10,7 @@ concept's prompt, ever show a concept that is gone at the end. Writes `data/mode
 """
 
 import json
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +25,29 @@ from tqdm.auto import tqdm
 
 from dtviz.core.decode import decode_latents
 from dtviz.experiments.study import Study
-from dtviz.metrics.concepts import calibration, changes_of_mind
+from dtviz.metrics.concepts import changes_of_mind
 from dtviz.models import classifiers
+
+
+class Calibration(NamedTuple):
+    """Share of right first choices, their mean posterior, expected calibration error, and number of cases."""
+
+    accuracy: float
+    confidence: float
+    error: float
+    n: int
+
+
+def calibration(posteriors, truth, *, bins: int = 10) -> Calibration:
+    """Measure whether the first choice is right as often as its posterior (n, class) says. truth: (n,) the right class.
+
+    The error is sum_b n_b / n |accuracy_b - confidence_b| over equal bins of the posterior (Guo et al. 2017, eq. 3).
+    """
+    confidence, right = posteriors.max(axis=1), posteriors.argmax(axis=1) == truth
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(which, weights=right - confidence, minlength=bins)  # n_b (accuracy_b - confidence_b)
+    error = float(np.abs(gaps).sum() / len(truth))
+    return Calibration(float(right.mean()), float(confidence.mean()), error, len(truth))
 
 
 def collect(study: Study, prompt: str, stride: int) -> np.ndarray:

@@ -20,15 +20,6 @@ class Changes(NamedTuple):
     step: np.ndarray  # int, the one of these steps (from 0) that shows the concept best
 
 
-class Calibration(NamedTuple):
-    """Share of right first choices, their mean posterior, expected calibration error, and number of cases."""
-
-    accuracy: float
-    confidence: float
-    error: float
-    n: int
-
-
 class ConceptPair(NamedTuple):
     """Two concepts that a prompt asks for, and two others as controls."""
 
@@ -55,22 +46,6 @@ def changes_of_mind(posteriors, final, *, present: float = 0.9, absent: float = 
     start, level = lowest.argmax(axis=0), lowest.max(axis=0)
     best = np.take_along_axis(runs, start[None, ..., None], axis=0)[0].argmax(axis=-1)
     return Changes((level >= present) & (final <= absent), level, start + best)
-
-
-def calibration(posteriors, truth, *, bins: int = 10) -> Calibration:
-    """Measure whether the first choice is right as often as its posterior (n, class) says. truth: (n,) the right class.
-
-    The error is sum_b n_b / n |accuracy_b - confidence_b| over equal bins of the posterior (Guo et al. 2017, eq. 3).
-    """
-    posteriors, truth = _in_unit_range(posteriors, name="posteriors"), np.asarray(truth)
-    if posteriors.ndim != 2 or truth.shape != posteriors.shape[:1] or bins < 1:
-        shapes = f"posteriors {posteriors.shape}, truth {truth.shape}"
-        raise ValueError(f"{shapes} must be (n, class), (n,), bins={bins} >= 1")
-    confidence, right = posteriors.max(axis=1), posteriors.argmax(axis=1) == truth
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(which, weights=right - confidence, minlength=bins)  # n_b (accuracy_b - confidence_b)
-    error = float(np.abs(gaps).sum() / len(truth))
-    return Calibration(float(right.mean()), float(confidence.mean()), error, len(truth))
 
 
 def concept_posterior(cosines, rest, *, scale: float = 100.0) -> np.ndarray:
