@@ -53,8 +53,8 @@ CHANGED = """([kind, ...images]) => {
         check()
     })
 }"""
-LAPTOP = {"width": 1366, "height": 768}
-IMAGES = ("x_t", "x0", "samples", "curves")  # of a side, in the order of the page, after the preview of a run
+LAPTOP, WIDE = {"width": 1280, "height": 800}, {"width": 1920, "height": 1080}
+IMAGES = ("x_t", "x0", "samples", "curves")  # of a side, in the order of the page
 
 
 def put(folder: Path, **values) -> str:
@@ -73,9 +73,8 @@ class Server:
 
     def errors(self) -> list[str]:
         marks = ("Traceback", "[E ", "[C ", "Error:", "CRITICAL")
-        return [
-            line for line in self.log.read_text(errors="replace").splitlines() if any(mark in line for mark in marks)
-        ]
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [line for line in lines if any(mark in line for mark in marks)]
 
 
 @contextlib.contextmanager
@@ -132,7 +131,7 @@ class Tab:
         self.page.evaluate("([name, args]) => void window.jupyterapp.commands.execute(name, args)", [name, arguments])
 
     def image(self, name: str):
-        return self.root.locator("img").nth(1 + IMAGES.index(name))
+        return self.root.locator("img").nth(IMAGES.index(name))
 
     def field(self, label: str):
         return self.root.get_by_label(label, exact=True).first
