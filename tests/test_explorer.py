@@ -171,7 +171,9 @@ def test_curves_are_drawn_from_the_lines_and_markers_move():
     assert moved[0] == moved[2] == CurvesImage().png(replace(panel, share=0.5), y_limits([panel])) != moved[1]
     cells = montage(replace(panel, samples=np.full((3, 40, 40, 3), 7, np.uint8), sample=1))
     assert cells.shape == (88, 88, 4) and (cells[..., :3] == 7).all(axis=-1).sum() == 3 * 40 * 40
-    assert cells[0, 44:, 3].all() and not cells[0, :44].any() and not cells[44:, 44:].any()  # a frame, and an empty cell
+    assert (
+        cells[0, 44:, 3].all() and not cells[0, :44].any() and not cells[44:, 44:].any()
+    )  # a frame, and an empty cell
 
 
 # Widgets, without a kernel
@@ -187,10 +189,10 @@ def press_run(explorer, stop=False):
         explorer.run_button.click()
         if stop:
             await asyncio.sleep(0)  # the thread starts
-            assert (explorer.run_button.disabled, explorer.stop_button.disabled) == (True, False)
+            assert explorer.run_button.disabled and not explorer.stop_button.disabled
             explorer.stop_button.click()
         await explorer.task
-        assert (explorer.run_button.disabled, explorer.stop_button.disabled) == (False, True)
+        assert not explorer.run_button.disabled and explorer.stop_button.disabled
 
     asyncio.run(press())
 
@@ -202,16 +204,14 @@ def test_run_button_makes_what_run_makes(explorer):
     before = panel.samples.value
     explorer.step.value = 0
     assert panel.samples.value != before and "x0, step 1 of 4" in panel.caption.value
-    for change in (
-        lambda: setattr(explorer.words, "value", "<b>dog</b>"),
-        lambda: panel.canvases[0].on_box((0, 0, 32, 32)),
-    ):
-        before = panel.curves.value
-        change()
-        assert panel.curves.value != before
-    assert explorer.session.box == (0, 0, 32, 32)
-    panel.canvases[0].on_box(())
-    assert explorer.session.box == ()
+    curves = [panel.curves.value]
+    explorer.words.value = "<b>dog</b>"
+    curves.append(panel.curves.value)
+    for box in ((0, 0, 32, 32), ()):
+        panel.canvases[0].on_box(box)
+        assert explorer.session.box == box
+        curves.append(panel.curves.value)
+    assert len(set(curves)) == 3 and curves[1] == curves[3]
     explorer.seeds.value = "4-6"
     explorer.run()
     assert explorer.session.seeds == (4, 5, 6) and explorer.seed.value == explorer.session.seed == 4
@@ -245,11 +245,16 @@ def test_a_box_on_an_image_that_is_not_square_is_where_it_was_drawn():
 
 
 def test_mistakes_are_shown_in_one_line_and_escaped(explorer):
-    fields = {"seeds": explorer.seeds, "prompt": explorer.prompt, "steps": explorer.sides[0].fields["steps"]}
+    fields = {"seeds": explorer.seeds, "prompt": explorer.prompt, "settings": explorer.sides[0].settings}
     for name, text, message in (
         ("seeds", "<b>", "seeds=&#x27;&lt;b&gt;&#x27; must be numbers"),
         ("prompt", " ", "prompt=&#x27; &#x27; must be a text"),
-        ("steps", "many", "steps=&#x27;many&#x27; must be of type int"),
+        ("settings", "steps=many", "steps=&#x27;many&#x27; must be of type int"),
+        (
+            "settings",
+            "4",
+            "side={&#x27;method&#x27;: &#x27;distilled&#x27;, &#x27;4&#x27;: &#x27;&#x27;} has an unknown setting",
+        ),
     ):
         before, fields[name].value = fields[name].value, text
         press_run(explorer)
@@ -257,13 +262,14 @@ def test_mistakes_are_shown_in_one_line_and_escaped(explorer):
         fields[name].value = before
 
 
-def test_unused_settings_are_hidden(explorer):
+def test_settings_are_those_of_the_method(explorer):
     controls = explorer.sides[0]
     controls.method.value = "base"
-    shown = [name for name, field in controls.fields.items() if field.layout.display != "none"]
-    assert shown == ["base_steps", "base_guidance"]
-    controls.fields["base_steps"].value, controls.fields["k"].value = "8", "3"
+    assert controls.settings.placeholder == "base_steps=20, base_guidance=5.0"
+    controls.settings.value = "base_steps=8, k = 3,"
     assert controls.side() == {"method": "base", "base_steps": 8}
+    controls.method.value = "skip"
+    assert controls.side() == {"method": "skip", "k": 3}
 
 
 def test_explore_refuses(emoji):

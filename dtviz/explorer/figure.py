@@ -19,6 +19,7 @@ from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -63,7 +64,7 @@ def plot_explorer(panels: Sequence[Panel], *, note: str) -> Figure:
     """Plot one band for each side: x_t, x0 with the region, all samples, curves. `note` is a line below."""
     ratios = [*[_BAND] * len(panels), 0.15]
     with style():
-        figure = plt.figure(figsize=(_IMAGES + _CURVES, sum(ratios)), layout="none")
+        figure = plt.figure(figsize=(_IMAGES + _CURVES, sum(ratios)), layout=PlaceHolderLayoutEngine(True, False))
         for band, panel in zip(figure.subfigures(len(ratios), 1, height_ratios=ratios), panels, strict=False):
             images, curves = band.subfigures(1, 2, width_ratios=[_IMAGES, _CURVES])
             _plot_images(images, panel)

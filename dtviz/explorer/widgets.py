@@ -7,11 +7,12 @@ dtviz.explore("dog.trace")  # a saved trace, without a model
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import matplotlib.pyplot as plt
 from ipywidgets import (
     HTML,
     Button,
-    Combobox,
     Dropdown,
     FloatProgress,
     GridBox,
@@ -37,18 +37,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.widgets import RectangleSelector
 
-from ..core.pair import HANDOVERS, Pair
+from ..core.pair import Pair
 from ..core.trace import Trace
 from ..models.load import load
 from ..plot.style import Limits
 from .figure import REGION, Box, CurvesImage, Panel, montage, to_png, y_limits
 from .session import SETTINGS, Session, Side, check_side
 
-# Type of each setting, and pixels of its field
-_FIELDS = {
-    "k": (int, 80), "handover": (str, 220), "steps": (int, 100), "guidance": (float, 120), "base_steps": (int, 130),
-    "base_guidance": (float, 155),
-}  # fmt: skip
+_TYPES = {"k": int, "steps": int, "base_steps": int, "guidance": float, "base_guidance": float, "handover": str}
+_WIDE, _LABEL = {"width": "auto", "flex": "1 1 200px"}, {"description_width": "initial"}
 # Pixels of a picture on a laptop and on a wide screen. An ipympl canvas does not follow the page: there is one of each size.
 SIZES = (240, 360)
 _CSS = """<style>
@@ -60,42 +57,40 @@ _CSS = """<style>
 .dtviz-row .dtviz-360 {display: var(--large); grid-area: 1 / 1}
 .dtviz-row .dtviz-picture {width: var(--picture); height: var(--picture); object-fit: contain; grid-area: 1 / 1}
 .dtviz-pixels .dtviz-picture {image-rendering: pixelated}
-.dtviz-row .dtviz-curves {flex: 1 1 330px; max-width: 600px; height: calc(var(--picture) + 28px); object-fit: contain}
+.dtviz-row .dtviz-curves {flex: 1 1 330px; min-width: 0; max-width: 600px; height: calc(var(--picture) + 28px); object-fit: contain}
 [data-jp-theme-light="false"] .dtviz-curves {filter: invert(0.9) hue-rotate(180deg)}
 </style>"""
 
 
+def _text(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
+
+
 class SideControls(HBox):
-    """The method and settings of one side. An empty setting is the pair's own. Unused settings are hidden."""
+    """The method of one side, and its settings as text: "k=2, steps=8". What is not given is the pair's own, shown in grey."""
 
     def __init__(self, pair: Pair, side: Side) -> None:
-        style, methods = {"description_width": "initial"}, {"options": list(SETTINGS), "value": side["method"]}
-        self.method = Dropdown(description="Method", **methods, style=style, layout=Layout(width="150px"))
-        self.fields = {}
-        for name, (_, width) in _FIELDS.items():
-            label = name if name == "k" else name.replace("_", " ").capitalize()
-            text = {"value": str(side.get(name, "")), "placeholder": str(getattr(pair, name, 1)), "description": label}
-            text |= {"options": HANDOVERS if name == "handover" else ()}
-            self.fields[name] = Combobox(**text, style=style, layout=Layout(width=f"{width}px"))
-        super().__init__([self.method, *self.fields.values()], layout=Layout(flex="1 1 500px", flex_flow="row wrap"))
-        self.method.observe(self._show_used, "value")
-        self._show_used()
+        self.own = {name: getattr(pair, name, 1) for name in _TYPES}
+        self.method = Dropdown(options=list(SETTINGS), value=side["method"], layout=Layout(width="100px"))
+        settings = _text({name: value for name, value in side.items() if name != "method"})
+        self.settings = Text(settings, description="Settings", style=_LABEL, layout=_WIDE)
+        super().__init__([self.method, self.settings], layout=Layout(flex="1 1 500px"))
+        self.method.observe(self._show_own, "value")
+        self._show_own()
 
     def side(self) -> dict[str, Any]:
-        """Return the settings. ValueError: a text is not a number."""
+        """Return the settings. ValueError: one is unknown, or its value no number."""
         side = {"method": self.method.value}
-        for name, field in self.fields.items():
-            kind = _FIELDS[name][0]
+        for setting in filter(None, map(str.strip, self.settings.value.split(","))):
+            name, value = (part.strip() for part in f"{setting}=".split("=")[:2])
             try:
-                side[name] = kind(field.value) if field.value.strip() else None
+                side[name] = _TYPES.get(name, str)(value)
             except ValueError:
-                message = f"{name}={field.value!r} must be of type {kind.__name__}, or empty for the pair's own"
-                raise ValueError(message) from None
+                raise ValueError(f"{name}={value!r} must be of type {_TYPES[name].__name__}") from None
         return check_side(side)
 
-    def _show_used(self, _=None) -> None:
-        for name, field in self.fields.items():
-            field.layout.display = "" if name in SETTINGS[self.method.value] else "none"
+    def _show_own(self, _=None) -> None:
+        self.settings.placeholder = _text({name: self.own[name] for name in SETTINGS[self.method.value]})
 
 
 class RegionCanvas:
@@ -170,18 +165,17 @@ class Explorer(VBox):
 
     def __init__(self, session: Session, *, prompt: str, seeds: Sequence[int], sides: Sequence[Side]) -> None:
         self.session, self.picture, self.save = session, session.picture, session.save
-        wide, style = Layout(width="auto", flex="1 1 200px"), {"description_width": "initial"}
-        self.prompt = Text(prompt, description="Prompt", layout=wide)
+        self.prompt = Text(prompt, description="Prompt", layout=_WIDE)
         self.seeds = Text(", ".join(map(str, seeds)), description="Seeds", placeholder="0-7 or 1, 5, 9")
         self.double = ToggleButton(len(sides) > 1, description="Two sides", icon="columns")
         self.run_button = Button(description="Run", icon="play", button_style="primary")
         self.stop_button = Button(description="Stop", icon="stop", disabled=True)
         self.progress, self.status = FloatProgress(max=1.0, layout=Layout(width="160px")), HTML()
-        self.step = IntSlider(max=1, description="Step", readout=False, style=style, layout=wide)
+        self.step = IntSlider(max=1, description="Step", readout=False, style=_LABEL, layout=_WIDE)
         self.play = Play(max=1, interval=400)
         jslink((self.play, "value"), (self.step, "value"))
-        self.seed = Dropdown(options=["0"], description="Large image", style=style, layout=Layout(width="190px"))
-        self.words = Text(description="Words", placeholder="dog face, cat face", continuous_update=False, layout=wide)
+        self.seed = Dropdown(options=["0"], description="Large image", style=_LABEL, layout=Layout(width="190px"))
+        self.words = Text(description="Words", placeholder="dog face, cat face", continuous_update=False, layout=_WIDE)
         self.name, self.save_button = Text("explorer", description="Save as"), Button(description="Save", icon="save")
         self.panels = tuple(PanelWidget(lambda box: self._look(box=box)) for _ in range(2))
         self.sides = tuple(SideControls(session.pair, side) for side in (*sides, *sides)[:2]) if session.pair else ()
@@ -196,7 +190,7 @@ class Explorer(VBox):
         self.add_class("dtviz-explorer")
         self.run_button.on_click(lambda _: setattr(self, "task", asyncio.ensure_future(self._run())))
         self.stop_button.on_click(lambda _: setattr(self, "_stopped", True))
-        self.save_button.on_click(lambda _: self._attempt(self._save))
+        self.save_button.on_click(lambda _: self._save())
         self.step.observe(lambda change: self._look(step=change.new), "value")
         self.seed.observe(lambda change: self._look(seed=change.new), "value")
         self.words.observe(lambda change: self._look(words=tuple(re.split(r"\s*,\s*", change.new))), "value")
@@ -232,7 +226,7 @@ class Explorer(VBox):
         """Generate in a thread, and show its progress from the kernel's own, to which widgets and matplotlib belong."""
         self._stopped, self._work = False, ("", 0.0)
         self.run_button.disabled, self.stop_button.disabled = True, False
-        try:
+        with self._reporting():
             run = asyncio.to_thread(self.session.run, **self._arguments(), progress=self._on_progress)
             run = asyncio.ensure_future(run)
             while not run.done():
@@ -242,10 +236,7 @@ class Explorer(VBox):
             run.result()
             self._say("")
             self.refresh()
-        except Exception as error:
-            self._say_error(error)
-        finally:
-            self.progress.value, self.run_button.disabled, self.stop_button.disabled = 0.0, False, True
+        self.progress.value, self.run_button.disabled, self.stop_button.disabled = 0.0, False, True
 
     def _on_progress(self, work: str, share: float) -> None:
         """Note the progress, in the thread."""
@@ -253,23 +244,22 @@ class Explorer(VBox):
         if self._stopped:
             raise InterruptedError("Stopped. The previous result is still shown.")
 
-    def _attempt(self, work: Callable, **arguments: Any) -> None:
-        try:
-            work(**arguments)
-        except Exception as error:
-            self._say_error(error)
-
-    def _say_error(self, error: Exception) -> None:
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
         """Show an error in one line."""
-        name = "" if isinstance(error, ValueError | OSError | NotImplementedError) else f"{type(error).__name__}: "
-        self._say(name + " ".join(str(error).split()), alarm=not isinstance(error, InterruptedError))
+        try:
+            yield
+        except Exception as error:
+            name = "" if isinstance(error, ValueError | OSError | NotImplementedError) else f"{type(error).__name__}: "
+            self._say(name + " ".join(str(error).split()), alarm=not isinstance(error, InterruptedError))
 
     def _say(self, text: str, alarm: bool = False) -> None:
         role, colour = ("alert", "var(--jp-error-color1,#c62828)") if alarm else ("status", "inherit")
         self.status.value = f'<div role="{role}" style="color:{colour}">{html.escape(text)}</div>' if text else ""
 
     def _save(self) -> None:
-        self._say(f"Saved {', '.join(map(str, self.save(self.name.value)))}.")
+        with self._reporting():
+            self._say(f"Saved {', '.join(map(str, self.save(self.name.value)))}.")
 
     def _arrange(self) -> None:
         """Hide the second side, and everything before the first run."""
@@ -280,14 +270,14 @@ class Explorer(VBox):
 
     def _look(self, **where: Any) -> None:
         if any(getattr(self.session, name) != value for name, value in where.items()):
-            self._attempt(self.session.look, **where)
-            self._attempt(self._show)
+            with self._reporting():
+                self.session.look(**where)
+                self._show()
 
     def _show(self) -> None:
         panels = self.session.panels()
-        limits = y_limits(panels)
         for widget, panel in zip(self.panels, panels, strict=False):
-            widget.show(panel, limits)
+            widget.show(panel, y_limits(panels))
 
 
 def explore(
@@ -305,13 +295,10 @@ def explore(
     Args:
         source: a `Pair` or its name, to generate with; or one or two `Trace`s or files of them, to look at.
         pair: for traces, the pair, its name, or the pipeline that decodes them. None: no model is used.
-        prompt, seeds: initial values of the controls.
-        sides: one or two, the method and settings of `generate`: {"method": "hybrid", "k": 1}.
+        prompt, seeds, sides: initial values of the controls. A side is a method of `generate` with its settings.
         embed, text: see `Session`.
 
-    Raises: ValueError for an unknown pair or method, FileNotFoundError, Unavailable for a pair that is not on this machine.
-
-    explorer = dtviz.explore("emoji-dmd", prompt="dog face", sides=[{"method": "hybrid"}, {"method": "base"}])
+    explorer = dtviz.explore("emoji-dmd", prompt="dog face", sides=[{"method": "hybrid", "k": 1}, {"method": "base"}])
     explorer.run().look(step=3, words=["dog face", "cat face"]).picture()
     """
     traces = list(source) if isinstance(source, list | tuple) else [source]

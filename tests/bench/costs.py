@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import tempfile
 from functools import partial
 from types import SimpleNamespace
@@ -12,13 +11,11 @@ import diffusers
 import torch
 
 import dtviz
-from dtviz.core.capture import Recorder
 from dtviz.core.decode import Preview, decode_latents
 from dtviz.experiments.cache import Cache
 from dtviz.experiments.study import Study
 
-from . import sdxl
-from .measure import DEVICE, compare, peak, publish, row, timed
+from .measure import DEVICE, compare, peak, publish, row
 
 LATENTS = 8
 
@@ -37,32 +34,6 @@ def capturing() -> dict:
 
     what = f"inside capture, against without: emoji-base on {DEVICE}, 20 steps, guidance 5, 8 samples, whole run"
     return compare(what, captured, plain, 9)
-
-
-def recording(records: int = 200) -> list[dict]:
-    """One step of SDXL's denoiser against what the recorder adds to it; and the memory of fifty steps."""
-    denoiser, options = sdxl.unet(), {"device": DEVICE, "dtype": sdxl.DTYPE}
-    x, text = torch.randn(1, 4, 128, 128, **options), torch.randn(1, 77, 2048, **options)
-    added = {"text_embeds": torch.randn(1, 1280, **options), "time_ids": torch.zeros(1, 6, **options)}
-    denoise = torch.no_grad()(
-        lambda: denoiser(x, torch.tensor(500, device=DEVICE), text, added_cond_kwargs=added).sample
-    )
-    scheduler, recorder = diffusers.EulerDiscreteScheduler(**sdxl.NOISE), Recorder()
-    scheduler.set_timesteps(records, device=DEVICE)
-    output = denoise()
-    step = min(timed(denoise) for _ in range(3))
-
-    def record() -> None:
-        for t in scheduler.timesteps:
-            scheduler.scale_model_input(x, t)
-            recorder.before_step(scheduler, output, t, x, expected=records, arguments={})
-
-    each = timed(record) / records
-    recorder.after_step((x,))
-    kept = 50 * recorder.fields()["x0"].untyped_storage().nbytes() / records / 2**30
-    where = f"inside capture, against without: SDXL's UNet at 1024 px, {str(sdxl.DTYPE)[6:]} on {DEVICE}, one sample"
-    memory = row(f"{where}, memory at the end of 50 steps", "GiB", peak() + kept, peak())
-    return [row(f"{where}, one step", "s", step + each, step), memory]
 
 
 def grid(steps: int) -> dict:
@@ -152,7 +123,7 @@ def decoding_memory() -> dict:
 
 
 def main() -> None:
-    rows = [capturing(), *([] if "--quick" in sys.argv else recording()), *map(grid, (4, 10, 20, 50))]
+    rows = [capturing(), *map(grid, (4, 10, 20, 50))]
     rows += [cached("similarity to the final image", similarity), cached("diversity of three methods", diversity)]
     rows += [hybrid("emoji-dmd"), hybrid("emoji-dmd-lora")]
     rows += [decoding("AutoencoderTiny", diffusers.AutoencoderTiny().eval().to(DEVICE))]

@@ -1,15 +1,14 @@
 """Diversity of 100 and 1,000 images beside calling the `dreamsim` package pair by pair: `make bench` writes figures/bench/dreamsim.csv.
 
 The same random weights in the package's layout (type clip_vitb32), the same images at its own 224 px, one process, processor
-seconds. All of dtviz's work is timed. Of the 4,950 and 499,500 pairs the first 25 are (`--pairs N`), whose mean stands for the
-others: each costs the same.
+seconds. All of dtviz's work is timed. Of the 4,950 and 499,500 pairs the first 25 are. Their mean stands for the others: each
+costs the same.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import sys
 import tempfile
 import time
 import warnings
@@ -23,14 +22,12 @@ from dtviz.metrics.embedders import embedder
 from ..test_metrics_embedders import save_dreamsim
 from .measure import publish, row
 
-SIZES = (100, 1000)
+SIZES, COUNT = (100, 1000), 25
 
 
 def main() -> None:
-    count = int(sys.argv[sys.argv.index("--pairs") + 1]) if "--pairs" in sys.argv else 25
     images = torch.rand(max(SIZES), 3, 224, 224, generator=torch.Generator().manual_seed(1))
-    pairs = list(itertools.combinations(range(count), 2))[:count]
-    rows = []
+    pairs, rows = list(itertools.combinations(range(COUNT), 2))[:COUNT], []
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         save_dreamsim(Path(folder))
@@ -42,7 +39,7 @@ def main() -> None:
         with torch.inference_mode():
             start = time.process_time()
             theirs = [float(model(images[i : i + 1], images[j : j + 1])) for i, j in pairs]
-            each = (time.process_time() - start) / count
+            each = (time.process_time() - start) / COUNT
         for size in SIZES:
             start = time.process_time()
             features = embed(images[:size])
@@ -53,7 +50,7 @@ def main() -> None:
             )
             what += ": each embedded once, against pair by pair"
             rows.append(
-                row(what, "processor s", ours, each * math.comb(size, 2)) | {"pairs timed": count, "value": value}
+                row(what, "processor s", ours, each * math.comb(size, 2)) | {"pairs timed": COUNT, "value": value}
             )
     gap = max(abs(1 - features[i] @ features[j] - d) for (i, j), d in zip(pairs, theirs, strict=True))
     assert gap < 1e-5, gap

@@ -21,12 +21,12 @@ PROMPTS = ("cat face", "rabbit face", "bear", "frog", "tiger face")
 def measure(tab: browser.Tab) -> list[dict]:
     """Run the distilled model several times at eight seeds, then move between all steps of the base."""
     tab.press("Two sides")
-    tab.field("Method").select_option("distilled")
+    tab.method("distilled")
     runs = []
     for prompt in PROMPTS:
         tab.type("Prompt", prompt)
         runs.append(tab.seconds(lambda: tab.press("Run"), "click", "x_t", "x0", "samples", "curves"))
-    tab.field("Method").select_option("base")
+    tab.method("base")
     tab.press("Run")
     tab.wait_for("base: 20 base steps")
     tab.move("ArrowLeft", "x_t")  # the last x0 is the final image

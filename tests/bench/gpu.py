@@ -26,13 +26,10 @@ class Bench:
     def __init__(self, *, tiny: bool) -> None:
         self.rows: list[dict] = []
         self.repeats, self.steps, self.base_steps = (1, 2, 4) if tiny else (5, 20, 50)
-        self.settings, self.dtype = sdxl.TINY if tiny else sdxl.FULL, sdxl.DTYPE if DEVICE == "cuda" else torch.float32
+        self.settings = sdxl.TINY if tiny else sdxl.FULL
         self.size = dict.fromkeys(("height", "width"), 8 * self.settings["sample_size"])
         self.device = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
-        self.device += f", {str(self.dtype)[6:]}, {'tiny sizes' if tiny else 'SDXL at 1024 px'}"
-
-    def unet(self) -> torch.nn.Module:
-        return sdxl.unet(self.settings, self.dtype)
+        self.device += f", {str(sdxl.DTYPE)[6:]}, {'tiny sizes' if tiny else 'SDXL at 1024 px'}"
 
     def pair(self, pipe, distilled: torch.nn.Module | str) -> dtviz.Pair:
         options = {"timesteps": (999, 749, 499, 249), "size": tuple(self.size.values()), "base_steps": self.base_steps}
@@ -57,10 +54,9 @@ class Bench:
         if DEVICE == "cuda":
             torch.cuda.reset_peak_memory_stats()
         call()
-        gib, first = peak() - idle / 2**30, next((row["GiB"] for row in self.rows if row["GiB"]), None)
-        self.add(
-            f"peak memory: {what}", gib=gib, compared_with="one network" if first else "", ratio=first and gib / first
-        )
+        gib = peak() - idle / 2**30
+        first = next((row["GiB"] for row in self.rows if row["GiB"]), gib)
+        self.add(f"peak memory: {what}", gib=gib, compared_with="one network", ratio=gib / first)
 
     def own_call(self, pipe, steps: int, guidance: float, around: Callable = nullcontext) -> None:
         """Call a pipeline as its user does, inside a context manager."""
@@ -70,7 +66,7 @@ class Bench:
 
     def evaluation(self, denoiser: torch.nn.Module, batch: int) -> None:
         """Evaluate the denoiser once."""
-        options, side = {"device": DEVICE, "dtype": self.dtype}, self.settings["sample_size"]
+        options, side = {"device": DEVICE, "dtype": sdxl.DTYPE}, self.settings["sample_size"]
         text = torch.zeros(batch, 77, self.settings["cross_attention_dim"], **options)
         pooled = torch.zeros(batch, sdxl.pooled_width(denoiser), **options)
         added = {"text_embeds": pooled, "time_ids": torch.zeros(batch, 6, **options)}
@@ -79,13 +75,13 @@ class Bench:
 
     def run(self) -> list[dict]:
         """Measure all rows."""
-        single = sdxl.pipeline(self.unet())
+        single = sdxl.pipeline(sdxl.unet(self.settings))
         self.memory("one network, 4 steps", partial(self.own_call, single, 4, 0.0))
         sdxl.add_lora(single.unet, "fast")
         one = {"pair": self.pair(single, "fast"), "prompt": "a dog", "seeds": [0]}
         self.memory("hybrid of one network with a LoRA", partial(dtviz.generate, method="hybrid", **one))
         idle = sum(p.numel() * p.element_size() for p in single.unet.parameters())
-        pipe, network = sdxl.pipeline(self.unet()), self.unet()
+        pipe, network = sdxl.pipeline(sdxl.unet(self.settings)), sdxl.unet(self.settings)
         pair = self.pair(pipe, network)
         two = {"pair": pair, "prompt": "a dog", "seeds": [0]}
         distilled, hybrid = (partial(dtviz.generate, method=method, **two) for method in ("distilled", "hybrid"))

@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from .measure import DEVICE
 
-DTYPE = torch.float16 if DEVICE == "cuda" else torch.bfloat16
+DTYPE = torch.float16 if DEVICE == "cuda" else torch.float32
 FULL = {
     "sample_size": 128,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -40,11 +40,11 @@ LORA = (
 cast = torch.nn.Module.to  # diffusers' own logs that no module has to stay in float32
 
 
-def unet(settings: dict = FULL, dtype: torch.dtype = DTYPE) -> diffusers.UNet2DConditionModel:
+def unet(settings: dict) -> diffusers.UNet2DConditionModel:
     """Return a denoiser whose output has the size of its input."""
     with torch.device("meta"):
         denoiser = diffusers.UNet2DConditionModel(**settings)
-    denoiser = cast(denoiser, dtype).to_empty(device=DEVICE).eval().requires_grad_(False)
+    denoiser = cast(denoiser, DTYPE).to_empty(device=DEVICE).eval().requires_grad_(False)
     for name, parameter in denoiser.named_parameters():
         if parameter.ndim > 1:
             parameter.normal_(std=0.5 / parameter[0].numel() ** 0.5)
@@ -75,7 +75,7 @@ def pipeline(denoiser: diffusers.UNet2DConditionModel) -> diffusers.StableDiffus
         "text_encoder": CLIPTextModel(CLIPTextConfig(hidden_size=width // 2, **sizes)),
         "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=width // 2, **sizes)),
     }
-    parts = {name: cast(part.eval(), DEVICE, denoiser.dtype) for name, part in parts.items()}
+    parts = {name: cast(part.eval(), DEVICE, DTYPE) for name, part in parts.items()}
     pipe = diffusers.StableDiffusionXLPipeline(
         **parts,
         unet=denoiser,
@@ -92,4 +92,4 @@ def add_lora(denoiser: diffusers.UNet2DConditionModel, name: str) -> None:
     from peft import LoraConfig
 
     denoiser.add_adapter(LoraConfig(r=64, target_modules=list(LORA), init_lora_weights="gaussian"), adapter_name=name)
-    cast(denoiser, denoiser.dtype).requires_grad_(False)
+    cast(denoiser, DTYPE).requires_grad_(False)

@@ -18,7 +18,8 @@ def ratios() -> str:
 
 
 def host() -> str:
-    rows = [(row["what"], number(row["ratio"]), f"{row['asked']:.2f}") for row in _read("host").to_dict("records")]
+    """Return the rows of processor time."""
+    rows = [(row["what"], number(row["ratio"]), row["asked"]) for row in _read("host").to_dict("records")]
     return markdown(("processor time of the host", "beside the plain call", "asked at most"), rows)
 
 
