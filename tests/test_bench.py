@@ -17,7 +17,7 @@ def test_gpu_bench_names_every_row(capsys):
     rows = gpu.main(["--tiny"])
     assert all(row["device"].startswith("CPU, float32, tiny") and ((row["seconds"] or row["GiB"]) > 0) for row in rows)
     ratios = {row["what"]: row["ratio"] for row in rows if row["compared with"]}
-    assert np.isfinite(list(ratios.values())).all() and len(ratios) == 15
+    assert np.isfinite(list(ratios.values())).all() and len(ratios) == 16
     asked = {row["what"]: row["asked"] for row in rows if row["asked"]}
     assert asked == {
         "the same inside dtviz.capture, float32": 1.01, "the same inside dtviz.capture, float16": 1.01,

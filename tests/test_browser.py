@@ -16,10 +16,10 @@ def test_explorer_by_hand(tmp_path):
     name = browser.put(tmp_path, n_seeds=2)
     with browser.lab(tmp_path) as server, browser.browse(server, name) as tab:
         tab.page.set_default_timeout(120_000)
+        tab.command("application:toggle-left-area")
         tab.run_all()
         picture = tab.page.locator(".jp-RenderedImage img").bounding_box()  # the same for pages without widgets
         assert picture["width"] > 3 * 240 / 0.67  # two thirds of it are three images
-        tab.command("application:toggle-left-area")
         for size, side, theme in ((browser.LAPTOP, 240, "Light"), (browser.WIDE, 360, "Dark")):
             look(tab, size, side, theme)
         by_hand(tab, tmp_path)

@@ -120,7 +120,7 @@ def test_saved_code_makes_the_same_picture(emoji, trace, from_trace, tmp_path, m
     if from_trace:
         session.open([replace(trace, x0=0 * trace.x0 + 1)])  # not what its settings give
     else:
-        sides = [{"method": "hybrid", "base_guidance": 2.0}, {"method": "base", "base_steps": 6}]
+        sides = [{"method": "hybrid", "base_guidance": 2.0}, {"method": "base", "base_steps": 4}]
         session.run("dog face", seeds=[1, 4], sides=sides)
         assert session.panels()[0].title == "hybrid, base_guidance=2.0: 1 base + 3 distilled steps, 5 evaluations"
     session.look(step=1, seed=4, box=(0, 8, 32, 64), words=['a "b"', "dog face"])
@@ -150,9 +150,20 @@ def test_looking_where_there_is_nothing_is_refused(session):
             session.look(**wrong)
     with pytest.raises(ValueError, match="nothing to show or save yet"):
         Session().picture()
+
+
+def test_bad_arguments_are_refused(emoji):
     for text in ("", "a", "3-1", "-1", "0-5000", "<b>"):
         with pytest.raises(ValueError, match="seeds="):
             read_seeds(text)
+    for arguments, message in (
+        ({"source": "emoji-dmx"}, "emoji-dmx"),
+        ({"sides": []}, "sides has 0 entries"),
+        ({"sides": [{"method": "adaptive"}]}, "method='adaptive' is not one of"),
+        ({"sides": [{"Steps": 3}]}, "unknown setting"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dtviz.explore(**({"source": emoji} | arguments))
 
 
 def test_curves_are_drawn_from_the_lines_and_markers_move():
@@ -270,14 +281,3 @@ def test_settings_are_those_of_the_method(explorer):
     assert controls.side() == {"method": "base", "base_steps": 8}
     controls.method.value = "skip"
     assert controls.side() == {"method": "skip", "k": 3}
-
-
-def test_explore_refuses(emoji):
-    for arguments, message in (
-        ({"source": "emoji-dmx"}, "emoji-dmx"),
-        ({"sides": []}, "sides has 0 entries"),
-        ({"sides": [{"method": "adaptive"}]}, "method='adaptive' is not one of"),
-        ({"sides": [{"Steps": 3}]}, "unknown setting"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            dtviz.explore(**({"source": emoji} | arguments))

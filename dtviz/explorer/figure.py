@@ -56,7 +56,6 @@ class Panel:
 
     @property
     def x0(self) -> np.ndarray:
-        """Return x0 of the large sample."""
         return self.samples[self.sample]
 
 

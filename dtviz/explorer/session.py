@@ -38,11 +38,9 @@ SETTINGS = {
     "hybrid": ("k", "handover", "steps", "guidance", "base_steps", "base_guidance"),
     "skip": ("k", "steps", "guidance"),
 }
-_python = functools.partial(
-    json.dumps, ensure_ascii=False
-)  # of texts, numbers and lists JSON is Python, with double quotes
+# Of texts, numbers and lists JSON is Python, with double quotes
+_python = functools.partial(json.dumps, ensure_ascii=False)
 Side = Mapping[str, Any]  # arguments of `generate` that make a side: "method" and its settings
-Progress = Callable[[str, float], None]  # takes the current work and its share done
 
 
 def check_side(side: Side) -> dict[str, Any]:
@@ -82,9 +80,12 @@ class Session:
         self.step, self.seed, self.box, self.words = 0, None, (), ()  # see `look`
 
     def run(
-        self, prompt: str, *, seeds: Iterable[int], sides: Sequence[Side], progress: Callable = lambda work, share: None
+        self, prompt: str, *, seeds: Iterable[int], sides: Sequence[Side], progress: Callable | None = None
     ) -> None:
-        """Generate and measure each side. An exception, also of `progress`, leaves the session as it was."""
+        """Generate and measure each side. An exception leaves the session as it was.
+
+        `progress` takes the current work and its share done.
+        """
         if self.pair is None:
             raise ValueError("there is no pair to run, only traces: give explore a dtviz.Pair or its name")
         seeds, traces, sides = tuple(seeds), [], [check_side(side) for side in sides]
@@ -92,10 +93,11 @@ class Session:
 
             def on_call(call, x0, method=side["method"]) -> None:
                 done = seeds.index(call.seeds[0]) + len(call.seeds) * call.index / call.total
-                progress(method, done / len(seeds))
+                if progress is not None:
+                    progress(method, done / len(seeds))
 
             traces.append(generate(self.pair, prompt, seeds=seeds, x_t=True, on_call=on_call, **side))
-        self._show(traces, sides, functools.partial(progress, "decoding and measuring"))
+        self._show(traces, sides, progress and functools.partial(progress, "decoding and measuring"))
         self.opened = False
 
     def open(self, traces: Sequence[Trace | str | os.PathLike]) -> None:
@@ -105,7 +107,7 @@ class Session:
         self._show(traces, [{"method": method} if method in SETTINGS else {} for method in methods])
         self.opened, self.box = True, ()
 
-    def _show(self, traces: list[Trace], sides: list[Side], on_frame: Callable = lambda share: None) -> None:
+    def _show(self, traces: list[Trace], sides: list[Side], on_frame: Callable | None = None) -> None:
         seeds = {trace.seeds or tuple(range(len(trace.final))) for trace in traces}
         if len(traces) not in (1, 2) or len(seeds) > 1:
             raise ValueError(f"{len(traces)} traces of seeds {seeds}: give one, or two of the same seeds")
@@ -123,7 +125,7 @@ class Session:
     def look(self, *, step: int | None = None, seed: int | None = None, box: Any = None, words: Any = None) -> None:
         """Look elsewhere. What is not given stays.
 
-        step: position of the slider from 0; `longest` is the final image. seed: of the large sample. words: to follow.
+        step: position of the slider from 0. `longest` is the final image. seed: of the large sample. words: to follow.
         box: (top, left, bottom, right) of a region in pixels, bottom and right excluded, or () for none.
         """
         step, seed = self.step if step is None else step, self.seed if seed is None else seed
@@ -221,9 +223,7 @@ class Session:
 
 
 def frame_at(position: int, steps: int, longest: int) -> int:
-    """Return the step, from 0, that a side of `steps` steps shows at a position of the slider; `steps` is its final image.
-
-    Sides of different lengths are shown at the same share of their steps, as in Figure 5.
+    """Return the step that a side of `steps` steps shows at a position of the slider: at the same share, as in Figure 5.
 
     >>> [frame_at(position, 4, 8) for position in range(9)]
     [0, 0, 1, 1, 2, 2, 3, 3, 4]

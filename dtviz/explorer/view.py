@@ -34,7 +34,7 @@ class View:
     embed: Callable[[np.ndarray], np.ndarray] | None  # images to features; None: the latents are the features
 
     @classmethod
-    def of(cls, trace: Trace, *, pair: Any = None, embed: Any = None, on_frame: Callable = bool) -> View:
+    def of(cls, trace: Trace, *, pair: Any = None, embed: Any = None, on_frame: Callable | None = None) -> View:
         """Decode and embed every step of a trace.
 
         Without a pair or pipeline colours are a preview. Without it or an embedder distances are those of the latents.
@@ -51,7 +51,8 @@ class View:
             images.append(_to_uint8(decoded))
             if i < len(x0):
                 features.append(_flat(latents) if embed is None else embed(decoded))
-            on_frame((i + 1) / len(x0 + x_t))
+            if on_frame is not None:
+                on_frame((i + 1) / len(x0 + x_t))
         x0, x_t = np.stack(images[: len(x0)]), np.stack([*images[len(x0) :], images[len(x0) - 1]]) if x_t else None
         distances = similarity_to_final(np.stack(features[:-1]), features[-1])
         measure = "latent cosine distance" if embed is None else f"{embed.title} distance"

@@ -41,6 +41,8 @@ def measure(tab: browser.Tab) -> list[dict]:
 
 
 def main() -> None:
+    if browser.CHROMIUM is None:
+        return print(browser.MISSING)
     with tempfile.TemporaryDirectory() as folder:
         notebook = browser.put(Path(folder))
         with browser.lab(Path(folder)) as server, browser.browse(server, notebook) as tab:

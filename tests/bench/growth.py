@@ -1,7 +1,6 @@
 """How the cost grows: `make bench` writes figures/bench/growth.csv, with exponents fitted to times that grow.
 
-The exponent is the slope of log time over log size, by least squares; 1 is proportional. Small sizes, where fixed costs rule,
-are in the table but count like the others.
+The exponent is the slope of log time over log size, by least squares. 1 is proportional.
 """
 
 from __future__ import annotations

@@ -17,16 +17,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def timed(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     """Return the seconds of a call."""
+    synchronize = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
     synchronize()
     start = clock()
     call()
     synchronize()
     return clock() - start
-
-
-def synchronize() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 def beside(first: Callable, second: Callable, repeats: int, **options) -> tuple[float, float, float]:

@@ -12,23 +12,17 @@ from .measure import DEVICE
 
 DTYPE = torch.float16 if DEVICE == "cuda" else torch.float32
 FULL = {
-    "sample_size": 128,
+    "sample_size": 128, "block_out_channels": (320, 640, 1280), "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048,
+    "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816, "addition_embed_type": "text_time",
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
+    "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
+}  # fmt: skip
 SLIM = FULL | {
     "sample_size": 8, "block_out_channels": (32, 32, 32), "attention_head_dim": (2, 2, 2), "cross_attention_dim": 32,
     "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64,
 }  # fmt: skip
-TINY = SLIM | {"transformer_layers_per_block": (1, 1, 1)}
+TINY = SLIM | {"transformer_layers_per_block": (1, 1, 1), "layers_per_block": 1}
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 # LCM-LoRA's: rank 64 on every attention, feed-forward and convolution
 LORA = (
