@@ -28,7 +28,7 @@ def call(pipe, around: Callable = nullcontext) -> None:
 
 def main(arguments: list[str]) -> list[dict]:
     torch.set_num_threads(1)
-    settings, repeats = (sdxl.TINY, 1) if "--tiny" in arguments else (sdxl.SLIM, 9)
+    settings, repeats = (sdxl.TINY, 1) if "--tiny" in arguments else (sdxl.SLIM, 15)
     pipe, distilled, single = (sdxl.unet(settings) for _ in range(3))
     pipe, single = sdxl.pipeline(pipe), sdxl.pipeline(single)
     for one in (pipe, single):
