@@ -1,7 +1,5 @@
 """Draw the sides of an explorer: `plot_explorer` for saved pictures, `CurvesImage` for the live curves.
 
-    figure = plot_explorer(session.panels(), note="emoji-dmd, 'dog face'")
-
 Drawing a whole figure takes 100 ms. The live view shows its images as PNG and moves only the step markers of its curves.
 """
 

@@ -79,13 +79,8 @@ class Session:
         self.prompt, self.seeds, self.sides, self.opened = "", (), (), False
         self.step, self.seed, self.box, self.words = 0, None, (), ()  # see `look`
 
-    def run(
-        self, prompt: str, *, seeds: Iterable[int], sides: Sequence[Side], progress: Callable | None = None
-    ) -> None:
-        """Generate and measure each side. An exception leaves the session as it was.
-
-        `progress` takes the current work and its share done.
-        """
+    def run(self, prompt: str, *, seeds: Iterable[int], sides: Sequence[Side], progress: Any = None) -> None:
+        """Generate and measure each side. `progress` takes the work and its share. An exception changes nothing."""
         if self.pair is None:
             raise ValueError("there is no pair to run, only traces: give explore a dtviz.Pair or its name")
         seeds, traces, sides = tuple(seeds), [], [check_side(side) for side in sides]

@@ -161,7 +161,7 @@ class PanelWidget(VBox):
 
 
 class Explorer(VBox):
-    """The widgets, as `explore` makes them. `session` holds what they show. `picture()` and `save(name)` are its methods."""
+    """The widgets, as `explore` makes them. `session` holds what they show and has `picture` and `save`."""
 
     def __init__(self, session: Session, *, prompt: str, seeds: Sequence[int], sides: Sequence[Side]) -> None:
         self.session, self.picture, self.save = session, session.picture, session.save
