@@ -9,7 +9,7 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 STAMP := .venv/.pins-$(shell cksum < requirements.txt | tr ' ' '-')
 STAGES := drawings vae clip classifiers base commitment dmd lcm turbo lightning noisy_x0_classifier styles controls effects evaluate cards
 
-.PHONY: setup figures full test browser docs bench models lint clean
+.PHONY: setup figures full test browser docs bench gpu models lint clean
 
 setup: $(STAMP)
 
@@ -54,18 +54,11 @@ docs: $(STAMP)
 	$(PY) -W error::UserWarning -m pdoc dtviz --docformat google --output-directory docs/api
 
 bench: $(STAMP)
-	$(PY) -m tests.bench.capture
-	$(PY) -m tests.bench.hybrid
-	$(PY) -m tests.bench.grid
-	$(PY) -m tests.bench.decode
-	$(PY) -m tests.bench.growth
-	$(PY) -m tests.bench.dreamsim
-	$(PY) -m tests.bench.dataset
-	$(PY) -m tests.bench.explorer
-	$(PY) -m tests.bench.fd_bias
-	$(PY) -m tests.bench.coverage
-	$(PY) -m tests.bench.figures
-	$(PY) -m tests.bench.table
+	$(PY) -m tests.bench
+
+# Costs on a GPU. Needs no network: `python -m tests.bench.gpu` in a checkout does the same with any Python that has the packages.
+gpu: $(STAMP)
+	$(PY) -m tests.bench.gpu $(ARGS)
 
 models: $(STAMP)
 	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py; done

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXPLORER = ROOT / "notebooks" / "explorer.ipynb"
 CHROMIUM = shutil.which("chromium")
 MISSING = "no chromium on this machine: `apt-get install chromium`, which `make test` does where it can"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 # No questions about news, and all cells in the page, not only those in view
 SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -53,8 +53,8 @@ CHANGED = """([kind, ...images]) => {
         check()
     })
 }"""
-LAPTOP = {"width": 1366, "height": 768}
-IMAGES = ("x_t", "x0", "samples", "curves")  # of a side, in the order of the page, after the preview of a run
+LAPTOP, WIDE = {"width": 1280, "height": 800}, {"width": 1920, "height": 1080}
+IMAGES = ("x_t", "x0", "samples", "curves")  # of a side, in the order of the page
 
 
 def put(folder: Path, **values) -> str:
@@ -73,9 +73,8 @@ class Server:
 
     def errors(self) -> list[str]:
         marks = ("Traceback", "[E ", "[C ", "Error:", "CRITICAL")
-        return [
-            line for line in self.log.read_text(errors="replace").splitlines() if any(mark in line for mark in marks)
-        ]
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [line for line in lines if any(mark in line for mark in marks)]
 
 
 @contextlib.contextmanager
@@ -97,13 +96,11 @@ def lab(folder: Path) -> Iterator[Server]:
     with server.log.open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         try:
-            end = time.monotonic() + 180
-            while True:
+            for _ in range(900):
                 with contextlib.suppress(OSError):
                     urllib.request.urlopen(f"{server.url}/api/status", timeout=5).close()
                     break
-                if time.monotonic() > end or process.poll() is not None:
-                    raise RuntimeError(f"JupyterLab did not start: {server.log.read_text(errors='replace')[-2000:]}")
+                assert process.poll() is None, server.log.read_text(errors="replace")[-2000:]
                 time.sleep(0.2)
             yield server
         finally:
@@ -132,17 +129,18 @@ class Tab:
         self.page.evaluate("([name, args]) => void window.jupyterapp.commands.execute(name, args)", [name, arguments])
 
     def image(self, name: str):
-        return self.root.locator("img").nth(1 + IMAGES.index(name))
+        return self.root.locator("img").nth(IMAGES.index(name))
 
-    def field(self, label: str):
-        return self.root.get_by_label(label, exact=True).first
+    def method(self, name: str) -> None:
+        self.root.locator("select").first.select_option(name)
 
     def press(self, name: str) -> None:
         self.root.get_by_role("button", name=name).click()
 
     def type(self, label: str, text: str) -> None:
-        self.field(label).fill(text)
-        self.field(label).press("Enter")
+        field = self.root.get_by_label(label, exact=True).first
+        field.fill(text)
+        field.press("Enter")
 
     def wait_for(self, text: str) -> None:
         self.root.get_by_text(text).first.wait_for()

@@ -1,6 +1,7 @@
 """dtviz.explore without a browser: its numbers against the library's, saving, stopping, traces without a model."""
 
-import threading
+import asyncio
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,10 +12,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 import dtviz
-from dtviz.explorer.figure import SIZE, CurvesImage, Line, Panel, plot_curves, y_limits
+from dtviz.explorer.figure import CurvesImage, Line, Panel, montage, plot_curves, y_limits
 from dtviz.explorer.session import Session, frame_at
-from dtviz.explorer.view import LATENT, View, latent_colours, with_preview
-from dtviz.explorer.widgets import PanelWidget, read_seeds
+from dtviz.explorer.view import View, latent_colours, with_preview
+from dtviz.explorer.widgets import SIZES, PanelWidget, read_seeds
 
 
 @pytest.fixture(scope="module")
@@ -27,32 +28,40 @@ def trace(emoji):
     return dtviz.generate(emoji, "dog face", method="hybrid", seeds=range(5), x_t=True)
 
 
-@pytest.fixture
-def session(emoji, trace):
+@pytest.fixture(scope="module")
+def opened(emoji, trace):
     session = Session(emoji)
     session.open([trace])
     return session
 
 
+@pytest.fixture
+def session(opened):
+    return copy.copy(opened)
+
+
 def test_view_has_the_numbers_of_the_library(session, emoji, trace):
-    embed = dtviz.embedder("efficientnet-lite0")
+    embed, clip = dtviz.embedder("efficientnet-lite0"), dtviz.embedder("emoji-clip")
     x0, final = dtviz.decode(trace, emoji), dtviz.decode(trace, emoji, final=True)
     steps, finals = np.stack([embed(step) for step in x0]), embed(final)
     [view] = session.views
     # decoded in other batches: single precision through two networks
     np.testing.assert_allclose(view.distances, dtviz.similarity_to_final(steps, finals), atol=1e-5)
     spread = dtviz.mean_pairwise(finals)
-    expected = f"mean pairwise of 5 samples {spread.value:.3f} [{spread.low:.3f}, {spread.high:.3f}], Vendi score"
+    expected = (
+        f"mean pairwise of 5 samples {spread.value:.3f} [{max(spread.low, 0):.3f}, {spread.high:.3f}], Vendi score"
+    )
     assert f"{expected} {dtviz.vendi(finals):.2f}" in session.panels()[0].numbers
     for images, decoded in ((view.images[-1], final), (view.x_t[1], dtviz.decode(trace, emoji, what="x_t")[1])):
         images = torch.from_numpy(images).movedim(-1, 1) / 255
         torch.testing.assert_close(images, decoded, atol=0.5 / 255 + 1e-6, rtol=0)  # rounded to 8 bits
-
-
-def test_region_of_the_whole_image_is_the_curve_itself(session):
-    [view] = session.views
     # 8-bit images beside exact ones: 0.003 is the largest difference seen
     np.testing.assert_allclose(view.region((0, 0, *view.images.shape[2:4]), 2), view.distances[:, 2], atol=1e-2)
+    session.look(words=["dog face", " house ", "dog face"])
+    cosines = clip(x0[:, 0]) @ clip.text(["dog face", "house"]).T
+    _, (_, lines) = session.panels()[0].charts
+    assert [line.name for line in lines] == ["dog face", "house"]
+    np.testing.assert_allclose(np.stack([line.y for line in lines], axis=1), cosines, atol=5e-3)
 
 
 def test_region_depends_on_nothing_outside(trace):
@@ -65,22 +74,13 @@ def test_region_depends_on_nothing_outside(trace):
     assert after.region(corner, 0)[0] == pytest.approx(2 - before.region(corner, 0)[0], abs=1e-6)  # 1 - cos(-v)
 
 
-def test_timeline_is_the_cosine_of_x0_and_words(session, emoji, trace):
-    session.look(words=["dog face", " house ", "dog face"])
-    clip = dtviz.embedder("emoji-clip")
-    cosines = clip(dtviz.decode(trace, emoji)[:, 0]) @ clip.text(["dog face", "house"]).T
-    _, (_, lines) = session.panels()[0].charts
-    assert [line.name for line in lines] == ["dog face", "house"]
-    np.testing.assert_allclose(np.stack([line.y for line in lines], axis=1), cosines, atol=5e-3)  # 8-bit images
-
-
 def test_a_saved_trace_needs_no_model(session, tmp_path, monkeypatch):
-    [path] = session.save_traces(tmp_path / "dog")
+    *_, path = session.save(tmp_path / "dog")
     monkeypatch.setattr("dtviz.explorer.session.embedder", None)
     monkeypatch.setattr("dtviz.explorer.widgets.load", None)
     explorer = dtviz.explore(path).look(step=2, seed=3, box=(0, 0, 32, 32))
     [view] = explorer.session.views
-    assert view.measure == LATENT and "linear preview" in view.colours and explorer.sides == ()
+    assert view.measure == "latent cosine distance" and "linear preview" in view.colours and explorer.sides == ()
     x0, final = view.trace.x0.flatten(2).numpy(), view.trace.final.flatten(1).numpy()
     np.testing.assert_allclose(view.distances, dtviz.similarity_to_final(x0, final), atol=1e-12)
     with pytest.raises(ValueError, match="words need a model that reads"):
@@ -112,17 +112,19 @@ def test_colours_without_a_model(session, emoji, trace):
         latent_colours(packed)
 
 
-@pytest.mark.parametrize("opened", [False, True])
-def test_saved_code_makes_the_same_picture(emoji, trace, opened, tmp_path, monkeypatch):
+@pytest.mark.parametrize("from_trace", [False, True])
+def test_saved_code_makes_the_same_picture(emoji, trace, from_trace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dtviz.explorer.widgets.load", {"emoji-dmd": emoji}.get)
     session = Session(emoji)
-    if opened:
+    if from_trace:
         session.open([replace(trace, x0=0 * trace.x0 + 1)])  # not what its settings give
     else:
-        session.run("dog face", seeds=[1, 4], sides=[{"method": "hybrid", "base_guidance": 2.0}, {"method": "base"}])
-        assert session.panels()[0].title == "hybrid, k=1, base_guidance=2.0: 1 base + 3 distilled steps, 5 evaluations"
+        sides = [{"method": "hybrid", "base_guidance": 2.0}, {"method": "base", "base_steps": 4}]
+        session.run("dog face", seeds=[1, 4], sides=sides)
+        assert session.panels()[0].title == "hybrid, base_guidance=2.0: 1 base + 3 distilled steps, 5 evaluations"
     session.look(step=1, seed=4, box=(0, 8, 32, 64), words=['a "b"', "dog face"])
-    assert [path.suffix for path in session.save("first")] == [".png", ".py", ".trace"][: 2 + opened]
+    assert [path.name for path in session.save("first")][:3] == ["first.png", "first.py", "first.trace"]
     exec((tmp_path / "first.py").read_text().replace('.save("first")', '.save("again")'), {})
     assert np.array_equal(plt.imread("first.png"), plt.imread("again.png"))
 
@@ -141,127 +143,19 @@ def test_looking_where_there_is_nothing_is_refused(session):
         ({"seed": 77}, "seed=77 is not one of"),
         ({"box": (0, 0, 65, 1)}, r"box=\(0, 0, 65, 1\) must be"),
         ({"box": (3, 3, 3, 9)}, "box="),
+        ({"box": (3, 3)}, "box="),
         ({"words": list("abcdefghi")}, "words has 9 entries"),
     ):
         with pytest.raises(ValueError, match=message):
             session.look(**wrong)
     with pytest.raises(ValueError, match="nothing to show or save yet"):
         Session().picture()
+
+
+def test_bad_arguments_are_refused(emoji):
     for text in ("", "a", "3-1", "-1", "0-5000", "<b>"):
         with pytest.raises(ValueError, match="seeds="):
             read_seeds(text)
-
-
-def test_curves_are_drawn_from_the_lines_and_markers_move():
-    image = np.zeros((8, 8, 3), np.uint8)
-    lines = (Line("a", (0.5, 1.0), (0.8, 0.0), "#ff0000"), Line("b", (0.25, 1.0), (0.2, 0.1), "#0000ff", True))
-    panel = Panel("", "", "", None, image, image[None], 0, (("distance", lines),), 1.0, None)
-    figure = Figure()
-    move = plot_curves(figure, panel, y_limits([panel]))
-    rule, *dots = move(0.5)
-    assert [ax.get_ylim() for ax in figure.axes] == [(0, pytest.approx(1.08 * 0.8))]
-    assert figure.axes[0].lines[0].get_xydata().tolist() == [[0.5, 0.8], [1.0, 0.0]]
-    assert rule.get_xdata() == [0.5, 0.5]
-    assert [dot.get_xydata().tolist() for dot in dots] == [[[0.5, 0.8]], [[0.25, 0.2]]]
-    curves = CurvesImage()
-    moved = [curves.png(replace(panel, share=share), y_limits([panel])) for share in (0.5, 1.0, 0.5)]
-    assert moved[0] == moved[2] == CurvesImage().png(replace(panel, share=0.5), y_limits([panel])) != moved[1]
-
-
-# Widgets, without a kernel
-
-
-@pytest.fixture
-def explorer(emoji):
-    explorer = dtviz.explore(emoji, prompt="dog face", seeds=range(3))
-    yield explorer
-    explorer._worker.shutdown()
-
-
-def press_run(explorer):
-    explorer.run_button.click()
-    explorer._worker.submit(lambda: None).result(timeout=120)
-
-
-def test_run_button_makes_what_run_makes(explorer):
-    press_run(explorer)
-    panel = explorer.panels[0]
-    assert explorer.status.value == "" and explorer.preview.value
-    assert (explorer.run_button.disabled, explorer.stop_button.disabled) == (False, True)
-    assert explorer.step.value == explorer.step.max == 4
-    before = panel.samples.value
-    explorer.step.value = 0
-    assert panel.samples.value != before and "x0 at step 1 of 4" in panel.caption.value
-    for change in (lambda: setattr(explorer.words, "value", "<b>dog</b>"), lambda: panel._on_box((0, 0, 32, 32))):
-        before = panel.curves.value
-        change()
-        assert panel.curves.value != before
-    assert explorer.session.box == (0, 0, 32, 32)
-    explorer.seeds.value = "4-6"
-    explorer.run()
-    assert explorer.session.seeds == (4, 5, 6) and explorer.seed.value == explorer.session.seed == 4
-
-
-def test_stop_leaves_all_as_it_was(explorer, monkeypatch):
-    explorer.run()
-    shown, scheduler = explorer.panels[0].title.value, explorer.session.pair.pipeline.scheduler
-    started, on_progress = threading.Event(), explorer._on_progress
-
-    def wait_for_stop(*arguments):
-        started.set()
-        explorer._stop.wait(timeout=60)
-        on_progress(*arguments)
-
-    monkeypatch.setattr(explorer, "_on_progress", wait_for_stop)
-    explorer.sides[0].method.value = "skip"
-    explorer.run_button.click()
-    assert started.wait(timeout=60) and explorer.run_button.disabled
-    explorer.stop_button.click()
-    explorer._worker.submit(lambda: None).result(timeout=120)
-    assert "Stopped" in explorer.status.value and not explorer.run_button.disabled
-    assert (explorer.panels[0].title.value, explorer.session.pair.pipeline.scheduler) == (shown, scheduler)
-    monkeypatch.undo()
-    press_run(explorer)
-    assert "skip, k=1: 3 distilled steps" in explorer.panels[0].title.value
-
-
-def test_a_box_on_an_image_that_is_not_square_is_where_it_was_drawn():
-    """The image keeps its shape in the middle of its place, and so do the axes on which boxes are drawn."""
-    boxes = []
-    widget, image = PanelWidget(boxes.append), np.zeros((64, 32, 3), np.uint8)
-    panel = Panel("", "", "", None, image, image[None], 0, (("d", (Line("a", (1.0,), (0.5,), "red"),)),), 1.0, None)
-    widget.show(panel, y_limits([panel]))
-    widget.canvas.figure.canvas.draw()
-    place, back = widget.axes.get_window_extent(), widget.axes.transData.inverted()
-    assert (place.x0, place.x1, place.y0, place.y1) == pytest.approx((SIZE / 4, 3 * SIZE / 4, 0, SIZE))
-    for corners in (((SIZE / 4, SIZE), (SIZE / 2, SIZE / 2)), ((0, SIZE), (SIZE, 0)), ((80, 80), (81, 81))):
-        widget._select(*(SimpleNamespace(xdata=x, ydata=y) for x, y in map(back.transform, corners)))
-    assert boxes == [(0, 0, 32, 16), (0, 0, 64, 32), None]
-    assert plt.get_backend().lower() == "agg"  # ipympl's canvas leaves other figures alone
-
-
-def test_mistakes_are_shown_in_one_line_and_escaped(explorer):
-    fields = {"seeds": explorer.seeds, "prompt": explorer.prompt, "steps": explorer.sides[0].fields["steps"]}
-    for name, text, message in (
-        ("seeds", "<b>", "seeds=&#x27;&lt;b&gt;&#x27; must be numbers"),
-        ("prompt", " ", "prompt=&#x27; &#x27; must be a text"),
-        ("steps", "many", "steps=&#x27;many&#x27; must be of type int"),
-    ):
-        before, fields[name].value = fields[name].value, text
-        press_run(explorer)
-        assert message in explorer.status.value and 'role="alert"' in explorer.status.value
-        fields[name].value = before
-
-
-def test_unused_settings_are_disabled(explorer):
-    controls = explorer.sides[0]
-    controls.method.value = "base"
-    assert [name for name, field in controls.fields.items() if not field.disabled] == ["base_steps", "base_guidance"]
-    controls.fields["base_steps"].value, controls.fields["k"].value = "8", "3"
-    assert controls.side() == {"method": "base", "base_steps": 8}
-
-
-def test_explore_refuses(emoji):
     for arguments, message in (
         ({"source": "emoji-dmx"}, "emoji-dmx"),
         ({"sides": []}, "sides has 0 entries"),
@@ -270,3 +164,120 @@ def test_explore_refuses(emoji):
     ):
         with pytest.raises(ValueError, match=message):
             dtviz.explore(**({"source": emoji} | arguments))
+
+
+def test_curves_are_drawn_from_the_lines_and_markers_move():
+    image = np.zeros((8, 8, 3), np.uint8)
+    lines = (Line("a", (0.8, 0.0), "#ff0000"), Line("b", (0.2, 0.3, 0.2, 0.1), "#0000ff", "--"))
+    panel = Panel("", "", "", None, image[None], 0, (("distance", lines),), 1.0, ())
+    figure = Figure()
+    move = plot_curves(figure, panel, y_limits([panel]))
+    rule, *dots = move(0.25)
+    assert [ax.get_ylim() for ax in figure.axes] == [(0, pytest.approx(1.4 * 0.8))]
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[0.5, 0.8], [1.0, 0.0]]
+    assert rule.get_xdata() == [0.25, 0.25]
+    assert [dot.get_xydata().tolist() for dot in dots] == [[[0.5, 0.8]], [[0.25, 0.2]]]
+    curves = CurvesImage()
+    moved = [curves.png(replace(panel, share=share), y_limits([panel])) for share in (0.5, 1.0, 0.5)]
+    assert moved[0] == moved[2] == CurvesImage().png(replace(panel, share=0.5), y_limits([panel])) != moved[1]
+    cells = montage(replace(panel, samples=np.full((3, 40, 40, 3), 7, np.uint8), sample=1))
+    assert cells.shape == (88, 88, 4) and (cells[..., :3] == 7).all(axis=-1).sum() == 3 * 40 * 40
+    assert (
+        cells[0, 44:, 3].all() and not cells[0, :44].any() and not cells[44:, 44:].any()
+    )  # a frame, and an empty cell
+
+
+# Widgets, without a kernel
+
+
+@pytest.fixture
+def explorer(emoji):
+    return dtviz.explore(emoji, prompt="dog face", seeds=range(3))
+
+
+def press_run(explorer, stop=False):
+    async def press():
+        explorer.run_button.click()
+        if stop:
+            await asyncio.sleep(0)  # the thread starts
+            assert explorer.run_button.disabled and not explorer.stop_button.disabled
+            explorer.stop_button.click()
+        await explorer.task
+        assert not explorer.run_button.disabled and explorer.stop_button.disabled
+
+    asyncio.run(press())
+
+
+def test_run_button_makes_what_run_makes(explorer):
+    press_run(explorer)
+    panel = explorer.panels[0]
+    assert explorer.status.value == "" and explorer.step.value == explorer.step.max == 4
+    before = panel.samples.value
+    explorer.step.value = 0
+    assert panel.samples.value != before and "x0, step 1 of 4" in panel.caption.value
+    curves = [panel.curves.value]
+    explorer.words.value = "<b>dog</b>"
+    curves.append(panel.curves.value)
+    for box in ((0, 0, 32, 32), ()):
+        panel.canvases[0].on_box(box)
+        assert explorer.session.box == box
+        curves.append(panel.curves.value)
+    assert len(set(curves)) == 3 and curves[1] == curves[3]
+    explorer.seeds.value = "4-6"
+    explorer.run()
+    assert explorer.session.seeds == (4, 5, 6) and explorer.seed.value == explorer.session.seed == 4
+
+
+def test_stop_leaves_all_as_it_was(explorer):
+    explorer.run()
+    shown, scheduler = explorer.panels[0].title.value, explorer.session.pair.pipeline.scheduler
+    explorer.sides[0].method.value = "skip"
+    press_run(explorer, stop=True)
+    assert "Stopped" in explorer.status.value
+    assert (explorer.panels[0].title.value, explorer.session.pair.pipeline.scheduler) == (shown, scheduler)
+    press_run(explorer)
+    assert "skip: 3 distilled steps" in explorer.panels[0].title.value
+
+
+def test_a_box_on_an_image_that_is_not_square_is_where_it_was_drawn():
+    """The image keeps its shape in the middle of its place, and so do the axes on which boxes are drawn."""
+    boxes = []
+    widget, image = PanelWidget(boxes.append), np.zeros((64, 32, 3), np.uint8)
+    panel = Panel("", "", "", None, image[None], 0, (("d", (Line("a", (0.5,), "red"),)),), 1.0, ())
+    widget.show(panel, y_limits([panel]))
+    for size, canvas in zip(SIZES, widget.canvases, strict=True):
+        canvas.widget.figure.canvas.draw()
+        place, back = canvas.axes.get_window_extent(), canvas.axes.transData.inverted()
+        assert (place.x0, place.x1, place.y0, place.y1) == pytest.approx((size / 4, 3 * size / 4, 0, size))
+        for corners in (((size / 4, size), (size / 2, size / 2)), ((0, size), (size, 0)), ((80, 80), (81, 81))):
+            canvas.select(*(SimpleNamespace(xdata=x, ydata=y) for x, y in map(back.transform, corners)))
+    assert boxes == [(0, 0, 32, 16), (0, 0, 64, 32), ()] * 2
+    assert plt.get_backend().lower() == "agg"  # ipympl's canvas leaves other figures alone
+
+
+def test_mistakes_are_shown_in_one_line_and_escaped(explorer):
+    fields = {"seeds": explorer.seeds, "prompt": explorer.prompt, "settings": explorer.sides[0].settings}
+    for name, text, message in (
+        ("seeds", "<b>", "seeds=&#x27;&lt;b&gt;&#x27; must be numbers"),
+        ("prompt", " ", "prompt=&#x27; &#x27; must be a text"),
+        ("settings", "steps=many", "steps=&#x27;many&#x27; must be of type int"),
+        (
+            "settings",
+            "4",
+            "side={&#x27;method&#x27;: &#x27;distilled&#x27;, &#x27;4&#x27;: &#x27;&#x27;} has an unknown setting",
+        ),
+    ):
+        before, fields[name].value = fields[name].value, text
+        press_run(explorer)
+        assert message in explorer.status.value and 'role="alert"' in explorer.status.value
+        fields[name].value = before
+
+
+def test_settings_are_those_of_the_method(explorer):
+    controls = explorer.sides[0]
+    controls.method.value = "base"
+    assert controls.settings.placeholder == "base_steps=20, base_guidance=5.0"
+    controls.settings.value = "base_steps=8, k = 3,"
+    assert controls.side() == {"method": "base", "base_steps": 8}
+    controls.method.value = "skip"
+    assert controls.side() == {"method": "skip", "k": 3}

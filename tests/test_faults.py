@@ -255,7 +255,7 @@ def test_ctrl_c_on_the_command_line_is_one_line_and_status_130(tmp_path, capsys,
     assert "Traceback" not in err and len(contents(tmp_path, ".png")) == 2 and not contents(tmp_path, ".partial")
 
 
-# SIGKILL of `figures`. For `generate` see test_experiments_dataset.py; tests/bench/kills.py does both 50 times
+# SIGKILL of `figures`. For `generate` see test_experiments_dataset.py
 
 NOTEBOOK = """
 import numpy as np

@@ -1,9 +1,6 @@
 """Draw the sides of an explorer: `plot_explorer` for saved pictures, `CurvesImage` for the live curves.
 
-    figure = plot_explorer(session.panels(), note="emoji-dmd, 'dog face'")
-
-Both use `plot_curves` and `montage`. Drawing a whole figure takes 100 ms: the live view shows the images as PNG, and moves
-only the step markers of its curves.
+Drawing a whole figure takes 100 ms. The live view shows its images as PNG and moves only the step markers of its curves.
 """
 
 from __future__ import annotations
@@ -12,6 +9,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,28 +17,25 @@ from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from ..plot.style import COLOURS, GREY, OTHERS, caption, escape_math, style
+from ..plot.style import COLOURS, GREY, OTHERS, Limits, caption, escape_math, style
 
 SEED, REGION, WORDS = COLOURS["base"], COLOURS["distilled"], OTHERS  # colours of the lines
-SIZE = 240  # pixels of an image on screen
-_IMAGES, _CURVES, _BAND = 5.2, 4.4, 2.3  # inches: width of three images, width of the curves, height of a side
+_IMAGES, _CURVES, _BAND = 5.5, 2.75, 2.3  # inches: width of three images, width of the curves, height of a side
 
-Box = tuple[int, int, int, int]  # top, left, bottom, right in pixels, bottom and right excluded
-Limits = tuple[float, float]
+Box = tuple[int, ...]  # top, left, bottom, right in pixels, bottom and right excluded; () for none
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One line of a chart."""
 
     name: str
-    x: tuple[float, ...]  # share of the steps done
-    y: tuple[float, ...]
+    y: tuple[float, ...]  # a value for every step
     colour: str
-    dashed: bool = False
+    style: str = "-"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,19 +46,22 @@ class Panel:
     caption: str  # name of the step
     numbers: str  # diversity of the samples
     x_t: np.ndarray | None  # of the large sample, (height, width, 3) uint8
-    x0: np.ndarray  # the same of the predicted x0 or the final image
-    samples: np.ndarray  # x0 of all samples
+    samples: np.ndarray  # predicted x0 or final image of all samples, (n, height, width, 3) uint8
     sample: int  # number of the large sample
     charts: tuple[tuple[str, tuple[Line, ...]], ...]  # label and lines of each
     share: float  # of the steps done
-    box: Box | None  # region
+    box: Box  # region
+
+    @property
+    def x0(self) -> np.ndarray:
+        return self.samples[self.sample]
 
 
 def plot_explorer(panels: Sequence[Panel], *, note: str) -> Figure:
     """Plot one band for each side: x_t, x0 with the region, all samples, curves. `note` is a line below."""
-    ratios = [*[_BAND] * len(panels), 0.25]
+    ratios = [*[_BAND] * len(panels), 0.15]
     with style():
-        figure = plt.figure(figsize=(_IMAGES + _CURVES, sum(ratios)), dpi=100, layout="none")
+        figure = plt.figure(figsize=(_IMAGES + _CURVES, sum(ratios)), layout=PlaceHolderLayoutEngine(True, False))
         for band, panel in zip(figure.subfigures(len(ratios), 1, height_ratios=ratios), panels, strict=False):
             images, curves = band.subfigures(1, 2, width_ratios=[_IMAGES, _CURVES])
             _plot_images(images, panel)
@@ -75,50 +73,51 @@ def plot_explorer(panels: Sequence[Panel], *, note: str) -> Figure:
 
 def _plot_images(figure: FigureBase, panel: Panel) -> None:
     axes = figure.subplots(1, 3)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.12, top=0.8, wspace=0.06)
+    figure.subplots_adjust(left=0, right=1, bottom=0.08, top=0.85, wspace=0.03)
     titles = ("decoded $x_t$" if panel.x_t is not None else "$x_t$ not kept", panel.caption, "all seeds")
-    images = panel.x_t, panel.x0, montage(panel.samples, framed=panel.sample)
-    for ax, image, title in zip(axes, images, titles, strict=True):
+    for ax, image, title in zip(axes, (panel.x_t, panel.x0, montage(panel)), titles, strict=True):
         ax.axis("off")
-        ax.set_title(title, fontsize=7)
+        ax.set_title(title, fontsize=7, pad=3)
         if image is not None:
             ax.imshow(image, interpolation="nearest" if len(panel.x0) <= 128 else "antialiased")
-    if panel.box is not None:
+    if panel.box:
         top, left, bottom, right = panel.box
-        look = {"fill": False, "edgecolor": REGION, "clip_on": False}
-        axes[1].add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **look))
-    figure.text(0.01, 0.97, escape_math(panel.title), fontsize=8, weight="bold", va="top")
-    figure.text(0.01, 0.03, panel.numbers, fontsize=7, color=GREY)
+        corner, look = (left - 0.5, top - 0.5), {"fill": False, "edgecolor": REGION, "clip_on": False}
+        axes[1].add_patch(Rectangle(corner, right - left, bottom - top, **look))
+    figure.text(0, 0.995, escape_math(panel.title), fontsize=8, weight="bold", va="top")
+    figure.text(0, 0.015, panel.numbers, fontsize=7, color=GREY)
 
 
 def y_limits(panels: Sequence[Panel]) -> list[Limits]:
     """Return the limits of each chart's y axis, the same on all sides."""
     charts = zip(*(panel.charts for panel in panels), strict=True)
     values = [np.concatenate([line.y for _, lines in sides for line in lines]) for sides in charts]
-    return [(min(0.0, 1.05 * y.min()), max(1.08 * y.max(), 1e-9)) for y in values]
+    return [(min(0.0, 1.05 * y.min()), max(1.4 * y.max(), 1e-9)) for y in values]  # the legend is above the lines
 
 
 def plot_curves(figure: FigureBase, panel: Panel, limits: Sequence[Limits]) -> Callable[[float], list[Artist]]:
     """Plot a side's charts in an empty figure. Return a function that moves the step markers and returns them."""
     dots, rules = [], []
-    axes = figure.subplots(1, len(panel.charts), squeeze=False)[0]
+    axes = figure.subplots(len(panel.charts), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (label, lines), limit in zip(axes, panel.charts, limits, strict=True):
         for line in lines:
-            ax.plot(line.x, line.y, color=line.colour, linestyle="--" if line.dashed else "-", label=line.name)
-            dots.append((*ax.plot([], [], "o", color=line.colour), line))
+            shares = np.arange(1, len(line.y) + 1) / len(line.y)
+            ax.plot(shares, line.y, line.style, color=line.colour, label=line.name)
+            dots.append((*ax.plot([], [], "o", color=line.colour), shares, line.y))
         rules.append(ax.axvline(0, color=GREY, linestyle=":", linewidth=0.8))
-        ax.set(xlim=(0, 1.03), ylim=limit, xlabel="share of the steps done")
-        ax.set_title(label, fontsize=7)
-        ax.legend(handlelength=1.5)
-    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.17, top=0.88, wspace=0.25)
+        ax.set(xlim=(0, 1.03), ylim=limit)
+        ax.set_title(label, fontsize=7, pad=3)
+        ax.legend(loc="upper right", ncols=3, handlelength=1.2, columnspacing=0.8, labelspacing=0.2, borderaxespad=0)
+    axes[-1].set_xlabel("share of the steps done", labelpad=1)
+    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.16, top=0.92, hspace=0.35)
 
     def move(share: float) -> list[Artist]:
-        for dot, line in dots:
-            nearest = int(np.argmin(np.abs(np.subtract(line.x, share))))
-            dot.set_data([line.x[nearest]], [line.y[nearest]])
+        for dot, shares, values in dots:
+            nearest = int(np.argmin(np.abs(shares - share)))
+            dot.set_data([shares[nearest]], [values[nearest]])
         for rule in rules:
             rule.set_xdata([share, share])
-        return [*rules, *(dot for dot, _ in dots)]
+        return [*rules, *(dot for dot, *_ in dots)]
 
     return move
 
@@ -132,9 +131,11 @@ class CurvesImage:
     def png(self, panel: Panel, limits: Sequence[Limits]) -> bytes:
         if self._content != (panel.charts, limits):
             self._content = panel.charts, limits
-            self._canvas = FigureCanvasAgg(Figure((_CURVES, _BAND), dpi=110))
+            self._canvas = FigureCanvasAgg(Figure((_CURVES, 2.0), dpi=200, facecolor="none"))
             with style():
                 self._move = plot_curves(self._canvas.figure, panel, limits)
+            for ax in self._canvas.figure.axes:
+                ax.patch.set_visible(False)  # transparent, for a dark page
             for marker in self._move(panel.share):
                 marker.set_animated(True)  # left out of the background
             self._canvas.draw()
@@ -146,21 +147,20 @@ class CurvesImage:
 
 
 def to_png(image: np.ndarray) -> bytes:
-    """Encode (height, width, 3 or 4) uint8 as PNG without alpha."""
+    """Encode (height, width, 3 or 4) uint8."""
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image[..., :3])).save(file, "PNG", compress_level=1)
+    Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
-def montage(images: np.ndarray, *, framed: int | None = None) -> np.ndarray:
-    """Arrange (n, height, width, 3) uint8 in a grid, thinned out above `SIZE` pixels, with a frame around one of them."""
-    columns = math.ceil(math.sqrt(len(images)))
-    stride = max(1, columns * images.shape[1] // SIZE)
-    empty = -len(images) % columns
-    cells = np.pad(images[:, ::stride, ::stride], ((0, empty), (3, 3), (3, 3), (0, 0)), constant_values=255)
-    if framed is not None:
-        inner = cells[framed, 3:-3, 3:-3].copy()
-        cells[framed] = np.multiply(to_rgb(SEED), 255)
-        cells[framed, 3:-3, 3:-3] = inner
+def montage(panel: Panel, *, pixels: int = 360) -> np.ndarray:
+    """Arrange all samples in a grid of about so many pixels, (height, width, 4) uint8, with a frame around the large one."""
+    columns = math.ceil(math.sqrt(len(panel.samples)))
+    stride = max(1, columns * panel.samples.shape[1] // pixels)
+    cells = np.pad(panel.samples[:, ::stride, ::stride], ((0, 0),) * 3 + ((0, 1),), constant_values=255)
+    edge, inner = max(2, cells.shape[1] // 20), cells[panel.sample]
+    cells = np.pad(cells, ((0, -len(cells) % columns), (edge, edge), (edge, edge), (0, 0)))  # transparent
+    cells[panel.sample] = np.multiply((*to_rgb(SEED), 1), 255)
+    cells[panel.sample, edge:-edge, edge:-edge] = inner
     rows = cells.reshape(-1, columns, *cells.shape[1:]).swapaxes(1, 2)
-    return rows.reshape(-1, columns * cells.shape[2], 3)
+    return rows.reshape(-1, columns * cells.shape[2], 4)

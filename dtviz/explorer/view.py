@@ -2,7 +2,6 @@
 
 view = View.of(trace, pair=pair, embed=dtviz.embedder("efficientnet-lite0"))
 view.distances[:, 0]  # distance of the first sample's x0 to its final image, at every step
-view.region((0, 0, 32, 64), 0)  # the same of the upper half alone
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ from ..core.trace import Trace
 from ..metrics.similarity import concept_timeline, similarity_to_final
 
 MAX_SIZE = 384  # pixels on a side of the images that are kept: all steps of all samples are in memory
-LATENT = "latent cosine distance"  # name of the distance without an embedder
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class View:
     """Images and features of a trace. The last frame is the final image."""
 
@@ -36,20 +34,11 @@ class View:
     embed: Callable[[np.ndarray], np.ndarray] | None  # images to features; None: the latents are the features
 
     @classmethod
-    def of(
-        cls,
-        trace: Trace,
-        *,
-        pair: Any = None,
-        embed: Any = None,
-        on_frame: Callable[[float], None] = lambda share: None,
-    ) -> View:
+    def of(cls, trace: Trace, *, pair: Any = None, embed: Any = None, on_frame: Callable | None = None) -> View:
         """Decode and embed every step of a trace.
 
-        Args:
-            pair: a `Pair` or pipeline whose autoencoder decodes. None: no model is used, and colours are a preview.
-            embed: an embedder. None: distances of the latents.
-            on_frame: takes the share of the frames done. An exception ends the work.
+        Without a pair or pipeline colours are a preview. Without it or an embedder distances are those of the latents.
+        `on_frame` takes the share of the frames done.
         """
         vae, colours = (None, "") if pair else latent_colours(trace)
         embed = embed if pair else None
@@ -59,15 +48,15 @@ class View:
             decoded = decode_latents(latents, pair, vae=vae)
             if decoded.ndim != 4:
                 raise NotImplementedError(f"videos of shape {tuple(decoded.shape[1:])} cannot be shown, only images")
-            images.append(to_uint8(decoded))
+            images.append(_to_uint8(decoded))
             if i < len(x0):
                 features.append(_flat(latents) if embed is None else embed(decoded))
-            on_frame((i + 1) / len(x0 + x_t))
-        noisy = np.stack([*images[len(x0) :], images[len(x0) - 1]]) if x_t else None
+            if on_frame is not None:
+                on_frame((i + 1) / len(x0 + x_t))
+        x0, x_t = np.stack(images[: len(x0)]), np.stack([*images[len(x0) :], images[len(x0) - 1]]) if x_t else None
         distances = similarity_to_final(np.stack(features[:-1]), features[-1])
-        measure = LATENT if embed is None else f"{embed.title} distance"
-        images, features = np.stack(images[: len(x0)]), np.stack(features)
-        return cls(trace, images, noisy, features, distances, measure, colours, embed)
+        measure = "latent cosine distance" if embed is None else f"{embed.title} distance"
+        return cls(trace, x0, x_t, np.stack(features), distances, measure, colours, embed)
 
     @property
     def steps(self) -> int:
@@ -94,7 +83,7 @@ class View:
 
 
 def with_preview(trace: Trace, pair: Any) -> Trace:
-    """Add a linear preview of the colours to a trace's provenance, so that it can be shown without a model."""
+    """Add a linear preview of the colours to a trace, so that it can be shown without a model."""
     if trace.x0.ndim != 5 or trace.provenance.get("preview"):
         return trace
     return replace(trace, provenance=trace.provenance | {"preview": fit_preview(trace, pair).facts()})
@@ -117,7 +106,7 @@ def latent_colours(trace: Trace) -> tuple[Preview | None, str]:
     return Preview(weights, 8, float("nan")), "false colours: the latents' first three principal components"
 
 
-def to_uint8(images: torch.Tensor) -> np.ndarray:
+def _to_uint8(images: torch.Tensor) -> np.ndarray:
     """Convert (n, 3, height, width) in [0, 1] to (n, height, width, 3) uint8 of at most `MAX_SIZE` pixels on a side."""
     scale = MAX_SIZE / max(images.shape[-2:])
     if scale < 1:

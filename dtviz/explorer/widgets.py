@@ -1,9 +1,7 @@
 """Explore by hand: widgets that are bound to a `Session`.
 
-    dtviz.explore("emoji-dmd")  # press Run, move the slider, draw a box on x0, type words
-    dtviz.explore("dog.trace")  # a saved trace, without a model
-
-Widgets and matplotlib belong to the kernel's thread. A worker thread generates, and posts what is to be shown to its loop.
+dtviz.explore("emoji-dmd")  # press Run, move the slider, draw a box on x0, type words
+dtviz.explore("dog.trace")  # a saved trace, without a model
 """
 
 from __future__ import annotations
@@ -13,174 +11,203 @@ import contextlib
 import html
 import os
 import re
-import threading
-import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as widgets
 import matplotlib.pyplot as plt
-from ipywidgets import HTML, Button, Dropdown, HBox, Image, Layout, Text, VBox
+from ipywidgets import (
+    HTML,
+    Button,
+    Dropdown,
+    FloatProgress,
+    GridBox,
+    HBox,
+    Image,
+    IntSlider,
+    Layout,
+    Play,
+    Text,
+    ToggleButton,
+    VBox,
+    jslink,
+)
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.widgets import RectangleSelector
 
-from ..core.decode import decode_latents
-from ..core.pair import HANDOVERS, Pair
+from ..core.pair import Pair
 from ..core.trace import Trace
 from ..models.load import load
-from .figure import REGION, SIZE, Box, CurvesImage, Limits, Panel, montage, to_png, y_limits
+from ..plot.style import Limits
+from .figure import REGION, Box, CurvesImage, Panel, montage, to_png, y_limits
 from .session import SETTINGS, Session, Side, check_side
-from .view import to_uint8
 
-_KINDS = {"k": int, "handover": str, "steps": int, "guidance": float, "base_steps": int, "base_guidance": float}
+_TYPES = {"k": int, "steps": int, "base_steps": int, "guidance": float, "base_guidance": float, "handover": str}
+_WIDE, _LABEL = {"width": "auto", "flex": "1 1 200px"}, {"description_width": "initial"}
+# Pixels of a picture on a laptop and on a wide screen. An ipympl canvas does not follow the page: there is one of each size.
+SIZES = (240, 360)
+_CSS = """<style>
+.dtviz-explorer {--picture: 240px; --small: block; --large: none}
+@media (min-width: 1700px) {.dtviz-explorer {--picture: 360px; --small: none; --large: block}}
+.dtviz-row {display: flex; flex-flow: row wrap; gap: 0 8px}
+.dtviz-row .jupyter-widgets {margin: 0; max-width: none; flex: none; overflow: visible}
+.dtviz-row .dtviz-240 {display: var(--small); grid-area: 1 / 1}
+.dtviz-row .dtviz-360 {display: var(--large); grid-area: 1 / 1}
+.dtviz-row .dtviz-picture {width: var(--picture); height: var(--picture); object-fit: contain; grid-area: 1 / 1}
+.dtviz-pixels .dtviz-picture {image-rendering: pixelated}
+.dtviz-row .dtviz-curves {flex: 1 1 330px; min-width: 0; max-width: 600px; height: calc(var(--picture) + 28px); object-fit: contain}
+[data-jp-theme-light="false"] .dtviz-curves {filter: invert(0.9) hue-rotate(180deg)}
+</style>"""
 
 
-class SideControls(VBox):
-    """The method and settings of one side. An empty setting is the pair's own. Unused settings are disabled."""
+def _text(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
+
+
+class SideControls(HBox):
+    """The method of one side, and its settings as text: "k=2, steps=8". What is not given is the pair's own, shown in grey."""
 
     def __init__(self, pair: Pair, side: Side) -> None:
-        narrow = {"style": {"description_width": "96px"}, "layout": Layout(width="240px")}
-        self.method = Dropdown(options=list(SETTINGS), value=side["method"], description="Method", **narrow)
-        self.fields = {}
-        for name in _KINDS:
-            text = {"value": str(side.get(name, "")), "description": name.replace("_", " ").capitalize()}
-            text |= {"placeholder": str(getattr(pair, name, 1)), "options": HANDOVERS if name == "handover" else ()}
-            self.fields[name] = widgets.Combobox(**text, **narrow)
-        rows = [self.method, *self.fields.values()]
-        super().__init__([HBox(row) for row in (rows[:1], rows[1:3], rows[3:5], rows[5:])])
-        self.method.observe(self._enable, "value")
-        self._enable()
+        self.own = {name: getattr(pair, name, 1) for name in _TYPES}
+        self.method = Dropdown(options=list(SETTINGS), value=side["method"], layout=Layout(width="100px"))
+        settings = _text({name: value for name, value in side.items() if name != "method"})
+        self.settings = Text(settings, description="Settings", style=_LABEL, layout=_WIDE)
+        super().__init__([self.method, self.settings], layout=Layout(flex="1 1 500px"))
+        self.method.observe(self._show_own, "value")
+        self._show_own()
 
     def side(self) -> dict[str, Any]:
-        """Return the settings. ValueError: a text is not a number."""
+        """Return the settings. ValueError: one is unknown, or its value no number."""
         side = {"method": self.method.value}
-        for name, field in self.fields.items():
+        for setting in filter(None, map(str.strip, self.settings.value.split(","))):
+            name, value = (part.strip() for part in f"{setting}=".split("=")[:2])
             try:
-                side[name] = _KINDS[name](field.value) if field.value.strip() else None
+                side[name] = _TYPES.get(name, str)(value)
             except ValueError:
-                message = f"{name}={field.value!r} must be of type {_KINDS[name].__name__}, or empty for the pair's own"
-                raise ValueError(message) from None
+                raise ValueError(f"{name}={value!r} must be of type {_TYPES[name].__name__}") from None
         return check_side(side)
 
-    def _enable(self, _=None) -> None:
-        for name, field in self.fields.items():
-            field.disabled = name not in SETTINGS[self.method.value]
+    def _show_own(self, _=None) -> None:
+        self.settings.placeholder = _text({name: self.own[name] for name in SETTINGS[self.method.value]})
 
 
-class PanelWidget(VBox):
-    """Images and curves of one side. `on_box` takes a box that was drawn on x0, or None after a click."""
+class RegionCanvas:
+    """A transparent canvas over x0, on which a box is drawn. `on_box` takes the box, or () after a click."""
 
-    def __init__(self, on_box: Callable[[Box | None], None]) -> None:
-        self._on_box, self._region = on_box, None
-        square = {"width": f"{SIZE}px", "height": f"{SIZE}px", "object_fit": "contain", "grid_area": "x0"}
-        self.title, self.caption, self.numbers = HTML(), HTML(), HTML()
-        self.x_t, self.x0, self.samples = (Image(layout=Layout(**square)) for _ in range(3))
-        self.curves = Image(layout=Layout(flex="1 1 300px", min_width="300px", max_width="640px", object_fit="contain"))
-        self._curves = CurvesImage()
-        for image in (self.x_t, self.x0):
-            image.add_class("dtviz-pixels")
-        # Boxes are drawn on a transparent canvas above the image of x0
-        figure = Figure(figsize=(SIZE / 100, SIZE / 100), dpi=100, facecolor="none")
-        self.canvas = _canvas(figure)
+    def __init__(self, size: int, on_box: Callable[[Box], None]) -> None:
+        plt.switch_backend(backend := plt.get_backend())  # loads it, so that a notebook shows figures
+        from ipympl.backend_nbagg import Canvas, FigureManager
+
+        plt.switch_backend(backend)  # importing ipympl makes it the backend of all figures
+        figure = Figure(figsize=(size / 100, size / 100), dpi=100, facecolor="none")
+        self.widget, self.on_box = Canvas(figure), on_box
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of ipympl's toolbar
+            FigureManager(self.widget, 0)
+        for part in ("toolbar_visible", "header_visible", "footer_visible", "resizable", "capture_scroll"):
+            setattr(self.widget, part, False)
+        self.widget.add_class(f"dtviz-{size}")
         self.axes = figure.add_axes((0, 0, 1, 1), aspect="equal")
         self.axes.axis("off")
         self._frame = self.axes.add_patch(Rectangle((0, 0), 0, 0, fill=False, edgecolor=REGION, linewidth=2))
         props = {"facecolor": REGION, "alpha": 0.25}
-        self.selector = RectangleSelector(self.axes, self._select, useblit=False, props=props, button=[1])
-        x0 = widgets.GridBox([self.x0, self.canvas], layout=Layout(grid_template_areas='"x0"', width=f"{SIZE}px"))
+        self._selector = RectangleSelector(self.axes, self.select, useblit=False, props=props, button=[1])
+
+    def show(self, height: int, width: int, box: Box) -> None:
+        """Fit the axes to an image, and draw the region."""
+        top, left, bottom, right = box or (0, 0, 0, 0)
+        self.axes.set(xlim=(0, width), ylim=(height, 0))
+        self._frame.set_bounds(left, top, right - left, bottom - top)
+        self.widget.draw_idle()
+
+    def select(self, start: Any, end: Any) -> None:
+        """Pass the box on. A box of less than two pixels is a click, which removes the region."""
+        height, width = int(self.axes.get_ylim()[0]), int(self.axes.get_xlim()[1])
+        top, bottom = sorted(min(max(round(event.ydata), 0), height) for event in (start, end))
+        left, right = sorted(min(max(round(event.xdata), 0), width) for event in (start, end))
+        self._selector.clear()
+        self.on_box((top, left, bottom, right) if min(bottom - top, right - left) >= 2 else ())
+
+
+class PanelWidget(VBox):
+    """Images and curves of one side."""
+
+    def __init__(self, on_box: Callable[[Box], None]) -> None:
+        self.title, self.caption = HTML(), HTML()
+        self.x_t, self.x0, self.samples, self.curves = (Image() for _ in range(4))
+        self._curves, self._region, self.canvases = CurvesImage(), None, [RegionCanvas(size, on_box) for size in SIZES]
+        x0 = GridBox([self.x0, *(canvas.widget for canvas in self.canvases)])
         columns = ((HTML("decoded x_t"), self.x_t), (self.caption, x0), (HTML("all seeds"), self.samples))
-        columns = [VBox(column, layout=Layout(flex="none")) for column in columns]
-        row = Layout(flex_flow="row wrap", grid_gap="0 8px", align_items="flex-end")
-        super().__init__([self.title, HBox([*columns, self.curves], layout=row), self.numbers])
+        row = HBox([*map(VBox, columns), self.curves])
+        pictures = ((image, "picture") for image in (self.x_t, self.x0, self.samples))
+        for widget, name in ((row, "row"), (self.curves, "curves"), *pictures):
+            widget.add_class(f"dtviz-{name}")
+        super().__init__([self.title, row])
 
     def show(self, panel: Panel, limits: Sequence[Limits]) -> None:
         """Show a side's content."""
-        self.title.value = f"<b>{html.escape(panel.title)}</b>"
-        self.caption.value, self.numbers.value = html.escape(panel.caption), html.escape(panel.numbers)
+        self.title.value = f"<b>{html.escape(panel.title)}</b> &emsp; {html.escape(panel.numbers)}"
+        self.caption.value = html.escape(panel.caption)
         self.x_t.value, self.x0.value = (b"" if image is None else to_png(image) for image in (panel.x_t, panel.x0))
-        self.samples.value = to_png(montage(panel.samples, framed=panel.sample))
-        self.curves.value = self._curves.png(panel, limits)
-        region = panel.x0.shape[:2], panel.box or (0, 0, 0, 0)
+        self.samples.value, self.curves.value = to_png(montage(panel)), self._curves.png(panel, limits)
+        (self.add_class if len(panel.x0) <= 128 else self.remove_class)("dtviz-pixels")
+        region = *panel.x0.shape[:2], panel.box
         if region != self._region:
-            self._region, ((height, width), (top, left, bottom, right)) = region, region
-            self.axes.set(xlim=(0, width), ylim=(height, 0))
-            self._frame.set_bounds(left, top, right - left, bottom - top)
-            self.canvas.draw_idle()
-
-    def _select(self, start, end) -> None:
-        """Pass the box on. A box of less than two pixels is a click, which removes the region."""
-        height, width = self._region[0]
-        top, bottom = sorted(min(max(round(event.ydata), 0), height) for event in (start, end))
-        left, right = sorted(min(max(round(event.xdata), 0), width) for event in (start, end))
-        self.selector.clear()
-        self._on_box((top, left, bottom, right) if min(bottom - top, right - left) >= 2 else None)
+            self._region = region
+            for canvas in self.canvases:
+                canvas.show(*region)
 
 
 class Explorer(VBox):
-    """The widgets, as `explore` makes them. `session` holds what they show. `picture()` and `save(name)` are its methods."""
+    """The widgets, as `explore` makes them. `session` holds what they show and has `picture` and `save`."""
 
     def __init__(self, session: Session, *, prompt: str, seeds: Sequence[int], sides: Sequence[Side]) -> None:
         self.session, self.picture, self.save = session, session.picture, session.save
-        self._stop = threading.Event()
-        self._worker = ThreadPoolExecutor(1, "dtviz-explorer")
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._previewed = 0.0
-        wide = Layout(width="auto", flex="1 1 200px")
-        self.prompt = Text(prompt, description="Prompt", layout=wide)
+        self.prompt = Text(prompt, description="Prompt", layout=_WIDE)
         self.seeds = Text(", ".join(map(str, seeds)), description="Seeds", placeholder="0-7 or 1, 5, 9")
-        self.double = widgets.ToggleButton(len(sides) > 1, description="Two sides", icon="columns")
+        self.double = ToggleButton(len(sides) > 1, description="Two sides", icon="columns")
         self.run_button = Button(description="Run", icon="play", button_style="primary")
         self.stop_button = Button(description="Stop", icon="stop", disabled=True)
-        self.progress = widgets.FloatProgress(max=1.0, layout=Layout(width="160px"))
-        self.preview = Image(layout=Layout(display="none", width="128px", object_fit="contain"))
-        self.status = HTML()
-        self.step = widgets.IntSlider(max=1, description="Step", readout=False, layout=wide)
-        self.play = widgets.Play(max=1, interval=400)
-        widgets.jslink((self.play, "value"), (self.step, "value"))
-        self.seed = Dropdown(options=["0"], description="Large", layout=Layout(width="170px"))
-        self.words = Text(description="Words", placeholder="dog face, cat face", continuous_update=False, layout=wide)
-        self.name = Text("explorer", description="Save as")
-        self.save_button = Button(description="Picture and code", icon="save")
-        self.traces_button = Button(description="Traces", icon="save")
+        self.progress, self.status = FloatProgress(max=1.0, layout=Layout(width="160px")), HTML()
+        self.step = IntSlider(max=1, description="Step", readout=False, style=_LABEL, layout=_WIDE)
+        self.play = Play(max=1, interval=400)
+        jslink((self.play, "value"), (self.step, "value"))
+        self.seed = Dropdown(options=["0"], description="Large image", style=_LABEL, layout=Layout(width="190px"))
+        self.words = Text(description="Words", placeholder="dog face, cat face", continuous_update=False, layout=_WIDE)
+        self.name, self.save_button = Text("explorer", description="Save as"), Button(description="Save", icon="save")
         self.panels = tuple(PanelWidget(lambda box: self._look(box=box)) for _ in range(2))
         self.sides = tuple(SideControls(session.pair, side) for side in (*sides, *sides)[:2]) if session.pair else ()
         controls = [
             HBox([self.prompt, self.seeds, self.double]),
             HBox(self.sides, layout=Layout(flex_flow="row wrap", grid_gap="0 24px")),
-            HBox([self.run_button, self.stop_button, self.progress, self.preview]),
+            HBox([self.run_button, self.stop_button, self.progress]),
         ]
-        below = HBox([self.words, self.name, self.save_button, self.traces_button])
+        below = HBox([self.words, self.name, self.save_button])
         self._view = VBox([HBox([self.play, self.step, self.seed]), *self.panels, below])
-        pixels = HTML("<style>.dtviz-pixels {image-rendering: pixelated}</style>")
-        super().__init__([*(controls if self.sides else []), self.status, self._view, pixels])
+        super().__init__([*(controls if self.sides else []), self.status, self._view, HTML(_CSS)])
         self.add_class("dtviz-explorer")
-        self.run_button.on_click(lambda _: self._start())
-        self.stop_button.on_click(lambda _: self._stop.set())
-        self.save_button.on_click(lambda _: self._attempt(lambda: self._save(session.save)))
-        self.traces_button.on_click(lambda _: self._attempt(lambda: self._save(session.save_traces)))
-        self.double.observe(lambda _: self._arrange(), "value")
+        self.run_button.on_click(lambda _: setattr(self, "task", asyncio.ensure_future(self._run())))
+        self.stop_button.on_click(lambda _: setattr(self, "_stopped", True))
+        self.save_button.on_click(lambda _: self._save())
         self.step.observe(lambda change: self._look(step=change.new), "value")
         self.seed.observe(lambda change: self._look(seed=change.new), "value")
         self.words.observe(lambda change: self._look(words=tuple(re.split(r"\s*,\s*", change.new))), "value")
+        self.double.observe(lambda _: self._arrange(), "value")
         self._arrange()
 
     def run(self) -> Explorer:
         """Generate, measure and show what the controls say. ValueError: a control's value is out of range."""
         self.session.run(**self._arguments())
-        self.refresh()
-        return self
+        return self.refresh()
 
     def look(self, **where: Any) -> Explorer:
         """Look at a `step`, `seed`, `box` or `words`, see `Session.look`."""
         self.session.look(**where)
-        self.refresh()
-        return self
+        return self.refresh()
 
-    def refresh(self) -> None:
+    def refresh(self) -> Explorer:
         """Set the controls to the session's state, and show it."""
         session, seed = self.session, self.session.seed
         self.play.max = self.step.max = session.longest
@@ -189,83 +216,68 @@ class Explorer(VBox):
         self.seed.value = seed
         self._arrange()
         self._show()
-
-    # In the worker thread
+        return self
 
     def _arguments(self) -> dict[str, Any]:
         sides = [controls.side() for controls in self.sides[: 1 + self.double.value]]
         return {"prompt": self.prompt.value, "seeds": read_seeds(self.seeds.value), "sides": sides}
 
-    def _run(self) -> None:
-        try:
-            self.session.run(**self._arguments(), progress=self._on_progress)
-            self._post(self._say, "")
-            self._post(self.refresh)
-        finally:
-            self._post(self._set_busy, False)
+    async def _run(self) -> None:
+        """Generate in a thread, and show its progress from the kernel's own, to which widgets and matplotlib belong."""
+        self._stopped, self._work = False, ("", 0.0)
+        self.run_button.disabled, self.stop_button.disabled = True, False
+        with self._reporting():
+            run = asyncio.to_thread(self.session.run, **self._arguments(), progress=self._on_progress)
+            run = asyncio.ensure_future(run)
+            while not run.done():
+                await asyncio.wait([run], timeout=0.1)
+                self.progress.value = self._work[1]
+                self._say("{}: {:.0%} done".format(*self._work))
+            run.result()
+            self._say("")
+            self.refresh()
+        self.progress.value, self.run_button.disabled, self.stop_button.disabled = 0.0, False, True
 
-    def _on_progress(self, work: str, share: float, x0: Any) -> None:
-        if self._stop.is_set():
-            raise CancelledError("Stopped. The previous result is still shown.")
-        self._post(setattr, self.progress, "value", share)
-        self._post(self._say, f"{work}: {share:.0%} done")
-        if x0 is not None and time.monotonic() > self._previewed + 0.25:
-            images = to_uint8(decode_latents(x0, self.session.decoder))
-            self._post(setattr, self.preview, "value", to_png(montage(images)))
-            self._previewed = time.monotonic()
+    def _on_progress(self, work: str, share: float) -> None:
+        """Note the progress, in the thread."""
+        self._work = work, share
+        if self._stopped:
+            raise InterruptedError("Stopped. The previous result is still shown.")
 
-    def _attempt(self, work: Callable[[], None]) -> None:
-        """Show an error of a thread or callback in one line."""
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Show an error in one line."""
         try:
-            work()
-        except CancelledError as stopped:
-            self._post(self._say, str(stopped))
+            yield
         except Exception as error:
             name = "" if isinstance(error, ValueError | OSError | NotImplementedError) else f"{type(error).__name__}: "
-            self._post(self._say, name + " ".join(str(error).split()), True)
-
-    def _post(self, change: Callable, *args: Any) -> None:
-        """Change widgets on the kernel's loop. A script or a test has none."""
-        self._loop.call_soon_threadsafe(change, *args) if self._loop else change(*args)
-
-    # In the kernel's thread
-
-    def _start(self) -> None:
-        self._stop.clear()
-        self._set_busy(True)
-        with contextlib.suppress(RuntimeError):  # there is no loop
-            self._loop = asyncio.get_running_loop()
-        self._worker.submit(self._attempt, self._run)
-
-    def _set_busy(self, busy: bool) -> None:
-        self.run_button.disabled, self.stop_button.disabled = busy, not busy
-        self.progress.value, self.preview.layout.display = 0.0, "" if busy else "none"
+            self._say(name + " ".join(str(error).split()), alarm=not isinstance(error, InterruptedError))
 
     def _say(self, text: str, alarm: bool = False) -> None:
         role, colour = ("alert", "var(--jp-error-color1,#c62828)") if alarm else ("status", "inherit")
         self.status.value = f'<div role="{role}" style="color:{colour}">{html.escape(text)}</div>' if text else ""
 
-    def _save(self, save: Callable[[str], list[Path]]) -> None:
-        self._say(f"Saved {', '.join(map(str, save(self.name.value)))}.")
+    def _save(self) -> None:
+        with self._reporting():
+            self._say(f"Saved {', '.join(map(str, self.save(self.name.value)))}.")
 
     def _arrange(self) -> None:
         """Hide the second side, and everything before the first run."""
         views = len(self.session.views)
-        for widget in self.sides[1:]:
-            widget.layout.display = "" if self.double.value else "none"
-        self.panels[1].layout.display = "" if views > 1 else "none"
-        self._view.layout.display = "" if views else "none"
+        shown = [(self.panels[1], views > 1), (self._view, views > 0)]
+        for widget, visible in shown + [(controls, self.double.value) for controls in self.sides[1:]]:
+            widget.layout.display = "" if visible else "none"
 
     def _look(self, **where: Any) -> None:
         if any(getattr(self.session, name) != value for name, value in where.items()):
-            self._attempt(lambda: self.session.look(**where))
-            self._attempt(self._show)
+            with self._reporting():
+                self.session.look(**where)
+                self._show()
 
     def _show(self) -> None:
         panels = self.session.panels()
-        limits = y_limits(panels)
         for widget, panel in zip(self.panels, panels, strict=False):
-            widget.show(panel, limits)
+            widget.show(panel, y_limits(panels))
 
 
 def explore(
@@ -283,13 +295,10 @@ def explore(
     Args:
         source: a `Pair` or its name, to generate with; or one or two `Trace`s or files of them, to look at.
         pair: for traces, the pair, its name, or the pipeline that decodes them. None: no model is used.
-        prompt, seeds: initial values of the controls.
-        sides: one or two, the method and settings of `generate`: {"method": "hybrid", "k": 1}.
+        prompt, seeds, sides: initial values of the controls. A side is a method of `generate` with its settings.
         embed, text: see `Session`.
 
-    Raises: ValueError for an unknown pair or method, FileNotFoundError, Unavailable for a pair that is not on this machine.
-
-    explorer = dtviz.explore("emoji-dmd", prompt="dog face", sides=[{"method": "hybrid"}, {"method": "base"}])
+    explorer = dtviz.explore("emoji-dmd", prompt="dog face", sides=[{"method": "hybrid", "k": 1}, {"method": "base"}])
     explorer.run().look(step=3, words=["dog face", "cat face"]).picture()
     """
     traces = list(source) if isinstance(source, list | tuple) else [source]
@@ -303,9 +312,7 @@ def explore(
         session.open(traces)
         prompt, seeds, sides = prompt or session.prompt, session.seeds, [side or sides[0] for side in session.sides]
     explorer = Explorer(session, prompt=prompt or "dog face", seeds=tuple(seeds), sides=sides)
-    if traces:
-        explorer.refresh()
-    return explorer
+    return explorer.refresh() if traces else explorer
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
@@ -319,19 +326,3 @@ def read_seeds(text: str) -> tuple[int, ...]:
     if None in parts or not 0 < sum(map(len, ranges)) <= 1000:
         raise ValueError(f"seeds={text!r} must be numbers and ranges, 1 to 1000 seeds, such as 0-7 or 1, 5, 20-23")
     return tuple(seed for part in ranges for seed in part)
-
-
-def _canvas(figure: Figure) -> Any:
-    """Return the figure as ipympl's widget, without decorations."""
-    plt.switch_backend(backend := plt.get_backend())  # loads it, so that a notebook shows figures
-    from ipympl.backend_nbagg import Canvas, FigureManager
-
-    plt.switch_backend(backend)  # importing ipympl makes it the backend of all figures
-    canvas = Canvas(figure)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of ipympl's toolbar
-        FigureManager(canvas, 0)
-    for part in ("toolbar_visible", "header_visible", "footer_visible", "resizable", "capture_scroll"):
-        setattr(canvas, part, False)
-    canvas.layout = Layout(grid_area="x0")
-    return canvas

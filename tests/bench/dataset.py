@@ -18,7 +18,7 @@ import dtviz
 from dtviz.experiments import dataset
 from dtviz.files import ROOT
 
-from .measure import publish
+from .measure import publish, row
 
 
 def run(pair: dtviz.Pair, rows: list[dataset.Row], processes: int) -> tuple[float, dict[str, bytes]]:
@@ -46,12 +46,9 @@ def main(repeats: int = 3) -> None:
     rows = dataset.read_prompts(ROOT / "data" / "prompts" / "emoji.csv")
     turns = [[run(pair, rows, processes) for processes in (1, 2)] for _ in range(repeats)]
     assert all(images == turns[0][0][1] for turn in turns for _, images in turn)
-    speeds = [[len(rows) / seconds for seconds, _ in turn] for turn in turns]
-    one, two = (statistics.median(turn[i] for turn in speeds) for i in range(2))
-    ratio = statistics.median(b / a for a, b in speeds)
-    what = f"emoji-dmd, hybrid, {len(rows)} images, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    row = {"what": what, "unit": "images a second", "one process": one, "two processes": two, "ratio": ratio}
-    publish([row], "dataset")
+    two, one = (statistics.median(seconds) for seconds in ([turn[i][0] for turn in turns] for i in (1, 0)))
+    what = f"emoji-dmd, hybrid, {len(rows)} images, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}: two processes, against one"
+    publish([row(what, "s", two, one)], "dataset")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """How much samples change with their batch and with threads: writes figures/bench/determinism.csv.
 
-python -m tests.bench.determinism
-
 emoji-dmd, one prompt, ten seeds, float32 on a CPU. Each row against one batch of ten on one thread: the largest difference of
 the final latents (their deviation is about one) and of x0, how many samples are equal to the bit, and of the images in eight
 bits the share of values that differ, and by how many levels at most.

@@ -1,7 +1,7 @@
 """How quick the explorer is in a browser: `make bench` writes figures/bench/explorer.csv.
 
-From pressing Run to all images and curves; and from a key on the step slider to all images of
-that step, by the page's own clock. `load` is the processes that waited for each core: at 1 or less the machine was idle.
+Seconds by the page's own clock, from pressing Run or a key on the step slider to all images and curves. `load` is the number of
+processes that waited for each core: at 1 or less the machine was idle.
 """
 
 from __future__ import annotations
@@ -21,32 +21,31 @@ PROMPTS = ("cat face", "rabbit face", "bear", "frog", "tiger face")
 def measure(tab: browser.Tab) -> list[dict]:
     """Run the distilled model several times at eight seeds, then move between all steps of the base."""
     tab.press("Two sides")
-    tab.field("Method").select_option("distilled")
+    tab.method("distilled")
     runs = []
     for prompt in PROMPTS:
         tab.type("Prompt", prompt)
         runs.append(tab.seconds(lambda: tab.press("Run"), "click", "x_t", "x0", "samples", "curves"))
-    tab.field("Method").select_option("base")
+    tab.method("base")
     tab.press("Run")
     tab.wait_for("base: 20 base steps")
     tab.move("ArrowLeft", "x_t")  # the last x0 is the final image
     moves = [tab.move("ArrowLeft", "x_t", "x0", "samples", "curves") for _ in range(18)]
+    columns = {"distilled model, 8 seeds: from Run to all images and curves": runs}
+    columns |= {"base, 8 seeds: from a key to the step's images and curves": moves}
+    shared = {"unit": "s", "load": os.getloadavg()[0] / (os.cpu_count() or 1)}
     return [
-        _row("distilled model, 8 seeds: from Run to all images and curves", runs),
-        _row("base, 8 seeds: from a key to the step's images", moves),
+        {"what": what, "n": len(seconds), "median": statistics.median(seconds), "most": max(seconds)} | shared
+        for what, seconds in columns.items()
     ]
 
 
-def _row(what: str, seconds: list[float]) -> dict:
-    row = {"what": what, "unit": "s", "n": len(seconds), "median": statistics.median(seconds), "most": max(seconds)}
-    return row | {"load": os.getloadavg()[0] / (os.cpu_count() or 1)}
-
-
 def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        notebook = browser.put(folder)
-        with browser.lab(folder) as server, browser.browse(server, notebook) as tab:
+    if browser.CHROMIUM is None:
+        return print(browser.MISSING)
+    with tempfile.TemporaryDirectory() as folder:
+        notebook = browser.put(Path(folder))
+        with browser.lab(Path(folder)) as server, browser.browse(server, notebook) as tab:
             tab.page.set_default_timeout(300_000)
             tab.run_all()
             publish(measure(tab), "explorer")

@@ -1,48 +1,89 @@
-"""SDXL's denoiser at full size, with weights that are all the same: it costs what a trained one does."""
+"""SDXL's pipeline with random weights, made on the device: at its published sizes, or with as many modules at tiny width."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import string
 
 import diffusers
 import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-UNET = {
-    "sample_size": 128,
+from .measure import DEVICE
+
+DTYPE = torch.float16 if DEVICE == "cuda" else torch.float32
+FULL = {
+    "sample_size": 128, "block_out_channels": (320, 640, 1280), "attention_head_dim": (5, 10, 20), "cross_attention_dim": 2048,
+    "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816, "addition_embed_type": "text_time",
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (320, 640, 1280),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-    "use_linear_projection": True,
-}
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPE = torch.float16 if DEVICE == "cuda" else torch.bfloat16
-WHERE = f"{str(DTYPE).removeprefix('torch.')} on {DEVICE}"
+    "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
+}  # fmt: skip
+SLIM = FULL | {
+    "sample_size": 8, "block_out_channels": (32, 32, 32), "attention_head_dim": (2, 2, 2), "cross_attention_dim": 32,
+    "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64,
+}  # fmt: skip
+TINY = SLIM | {"transformer_layers_per_block": (1, 1, 1), "layers_per_block": 1}
+NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+# LCM-LoRA's: rank 64 on every attention, feed-forward and convolution
+LORA = (
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",
+    "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+)  # fmt: skip
 
 
-def unet() -> diffusers.UNet2DConditionModel:
-    """Return the denoiser."""
-    with torch.device("meta"):  # filled below: drawing 2.6 billion weights takes longer than a benchmark
-        denoiser = diffusers.UNet2DConditionModel(**UNET)
-    denoiser = denoiser.to(DTYPE).to_empty(device=DEVICE).eval().requires_grad_(False)
-    for parameter in denoiser.parameters():
-        parameter.fill_(0.01)
+cast = torch.nn.Module.to  # diffusers' own logs that no module has to stay in float32
+
+
+def unet(settings: dict) -> diffusers.UNet2DConditionModel:
+    """Return a denoiser whose output has the size of its input."""
+    with torch.device("meta"):
+        denoiser = diffusers.UNet2DConditionModel(**settings)
+    denoiser = cast(denoiser, DTYPE).to_empty(device=DEVICE).eval().requires_grad_(False)
+    for name, parameter in denoiser.named_parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=0.5 / parameter[0].numel() ** 0.5)
+        else:
+            parameter.fill_(name.endswith("weight"))  # 1 for a norm, 0 for a bias
     return denoiser
 
 
-def evaluation(denoiser: torch.nn.Module, *, side: int, batch: int = 1) -> Callable[[], torch.Tensor]:
-    """Return a function that evaluates the denoiser once, on images of `side` pixels."""
-    options = {"device": DEVICE, "dtype": DTYPE}
-    x, text = torch.randn(batch, 4, side // 8, side // 8, **options), torch.randn(batch, 77, 2048, **options)
-    added = {"text_embeds": torch.randn(batch, 1280, **options), "time_ids": torch.zeros(batch, 6, **options)}
+def pooled_width(denoiser: diffusers.UNet2DConditionModel) -> int:
+    """Return the channels of the pooled text."""
+    return denoiser.config.projection_class_embeddings_input_dim - 6 * denoiser.config.addition_time_embed_dim
 
-    @torch.no_grad()
-    def evaluate() -> torch.Tensor:
-        return denoiser(x, torch.tensor(500, device=DEVICE), text, added_cond_kwargs=added).sample
 
-    return evaluate
+def pipeline(denoiser: diffusers.UNet2DConditionModel) -> diffusers.StableDiffusionXLPipeline:
+    """Return a pipeline with tiny text encoders and a tiny autoencoder."""
+    letters = [letter + end for end in ("", "</w>") for letter in string.ascii_lowercase]
+    words = {word: i for i, word in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    tokenizer = CLIPTokenizer(vocab=words, merges=[], model_max_length=77)
+    width, pooled = denoiser.config.cross_attention_dim, pooled_width(denoiser)
+    sizes = {"vocab_size": len(words), "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    sizes |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "projection_dim": pooled}
+    blocks = {
+        f"{side}_block_types": (f"{side.title()}{kind}Block2D",) * 4
+        for side, kind in (("down", "Encoder"), ("up", "Decoder"))
+    }
+    parts = {
+        "vae": diffusers.AutoencoderKL(block_out_channels=(4,) * 4, norm_num_groups=1, force_upcast=False, **blocks),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(hidden_size=width // 2, **sizes)),
+        "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=width // 2, **sizes)),
+    }
+    parts = {name: cast(part.eval(), DEVICE, DTYPE) for name, part in parts.items()}
+    pipe = diffusers.StableDiffusionXLPipeline(
+        **parts,
+        unet=denoiser,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        scheduler=diffusers.EulerDiscreteScheduler(**NOISE),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def add_lora(denoiser: diffusers.UNet2DConditionModel, name: str) -> None:
+    """Add a random LoRA of rank 64."""
+    from peft import LoraConfig
+
+    denoiser.add_adapter(LoraConfig(r=64, target_modules=list(LORA), init_lora_weights="gaussian"), adapter_name=name)
+    cast(denoiser, DTYPE).requires_grad_(False)

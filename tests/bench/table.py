@@ -1,81 +1,72 @@
-"""The benchmarks' ratios in one table: `make bench` writes it from their CSVs into figures/bench/README.md.
-
-Every row compares dtviz with what a user would do instead, measured in one process or one run.
-"""
+"""The benchmarks in one page: `make bench` writes it from their CSVs into figures/bench/README.md."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 
-FOLDER = Path("figures/bench")
-# file, its columns for dtviz and for the alternative, and the text of its rows
-ROWS = (
-    ("capture", "with_capture", "without", "with capture, against without: {what}"),
-    ("grid", "dtviz", "instead", "{what}"),
-    ("dreamsim", "dtviz", "pair by pair", "one by one, against pair by pair: {what}"),
-    ("hybrid", "hybrid", "distilled", "{what}"),
-    ("decode", "dtviz", "instead", "{what}"),
-    ("dataset", "two processes", "one process", "two processes, against one: {what}"),
-    ("figures", "dtviz", "instead", "{what}"),
-)  # fmt: skip
+from .measure import FOLDER
 
 
-def ratios() -> list[str]:
-    """Return the lines of the table. For a rate more is better, and the ratio is inverted."""
-    rows = []
-    for name, ours, instead, told in ROWS:
-        for row in _read(name):
-            unit = row.get("unit", "GiB")
-            more = unit.endswith("a second")
-            ratio = row[ours] / row[instead] if more else row[instead] / row[ours]
-            values = [f"{_number(row[column])} {unit}" for column in (ours, instead)]
-            rows.append([told.format_map(row), *values, _number(ratio)])
-    return _lines(["measured", "dtviz", "instead", "instead / dtviz"], rows)
-
-
-def growth() -> list[str]:
-    """Return the lines of the table of exponents."""
+def ratios() -> str:
+    """Return the rows of dtviz beside what a user would do instead, each measured in one process or one run."""
+    tables = [_read(name) for name in ("costs", "dreamsim", "dataset")]
     rows = [
-        [row["what"], row["from"], row["to"], _seconds(row["s_from"]), _seconds(row["s_to"]), f"{row['exponent']:.2f}"]
-        for row in _read("growth")
+        (row["what"], *(f"{number(row[side])} {row['unit']}" for side in ("dtviz", "instead")), number(row["ratio"]))
+        for row in pd.concat(tables).to_dict("records")
     ]
-    return _lines(["", "from", "to", "time from", "to", "exponent"], rows)
+    return markdown(("measured", "dtviz", "instead", "instead / dtviz"), rows)
 
 
-def _read(name: str) -> list[dict]:
-    return pd.read_csv(FOLDER / f"{name}.csv").to_dict("records")
+def host() -> str:
+    """Return the rows of processor time."""
+    rows = [(row["what"], number(row["ratio"]), row["asked"]) for row in _read("host").to_dict("records")]
+    return markdown(("processor time of the host", "beside the plain call", "asked at most"), rows)
 
 
-def _lines(heads: list[str], rows: list[list]) -> list[str]:
-    """Return a table in Markdown."""
-    return [f"| {' | '.join(map(str, cells))} |" for cells in (heads, ["---"] * len(heads), *rows)]
+def growth() -> str:
+    """Return the rows of exponents."""
+    rows = [
+        (
+            row["what"],
+            row["from"],
+            row["to"],
+            f"{number(row['s_from'])} s",
+            f"{number(row['s_to'])} s",
+            f"{row['exponent']:.2f}",
+        )
+        for row in _read("growth").to_dict("records")
+    ]
+    return markdown(("", "from", "to", "time from", "to", "exponent"), rows)
 
 
-def _seconds(value: float) -> str:
-    return f"{_number(value)} s" if value else ""
+def markdown(heads: tuple, rows: list[tuple]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (heads, ["---"] * len(heads), *rows))
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Return three digits, or all of a whole number.
 
-    >>> [_number(value) for value in (0.0123456, 1.00001, 12345.6, 99)]
+    >>> [number(value) for value in (0.0123456, 1.00001, 12345.6, 99)]
     ['0.0123', '1.00', '12,346', '99']
     """
-    if value >= 100 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:#.3g}"
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:#.3g}"
+
+
+def _read(name: str) -> pd.DataFrame:
+    return pd.read_csv(FOLDER / f"{name}.csv")
 
 
 def main() -> None:
     parts = [
         "# Benchmarks",
-        "`make bench` wrote this. Each row is a ratio within one run: above 1, dtviz takes less.",
-        "\n".join(ratios()),
+        "`make bench` wrote this on two CPU cores. Each row is a ratio within one run: above 1, dtviz takes less.",
+        ratios(),
+        "A network with SDXL's number of modules at tiny width, on one CPU thread:",
+        host(),
         "How cost grows: the exponent of a power law, fitted to all sizes; 1 is proportional.",
-        "\n".join(growth()),
-        "Beside this page: `explorer.csv`, seconds in a browser; `kills.csv`, `determinism.csv`, `agreement.csv`, `coverage.csv`, `fd_bias.csv`.",
+        growth(),
+        "Beside this page: `explorer.csv`, seconds in a browser; `determinism.csv`, `agreement.csv`, `coverage.csv`, `fd_bias.csv`;"
+        " and once `make gpu` has run on a GPU, `gpu.csv`.",
     ]
     (FOLDER / "README.md").write_text("\n\n".join(parts) + "\n")
     print("\n\n".join(parts))
