@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .core.capture import capture as capture
     from .core.decode import decode as decode
-    from .core.decode import decode_steps as decode_steps
     from .core.decode import fit_preview as fit_preview
     from .core.generate import generate as generate
     from .core.hybrid import hybrid as hybrid
@@ -35,7 +34,6 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "capture": "core.capture",
     "decode": "core.decode",
-    "decode_steps": "core.decode",
     "embedder": "metrics.embedders",
     "Estimate": "metrics.statistics",
     "explore": "explorer.widgets",

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import dtviz
-from dtviz.core.schedulers import REFUSED, RULES, markdown, prediction
+from dtviz.core.schedulers import REFUSED, RULES, prediction
+from dtviz.core.x0 import noise_level
 
 from .oracle import run, scheduler_level
 
@@ -42,10 +43,20 @@ def classes() -> dict[str, type]:
 
 
 CLASSES = classes()
+SHAPES = {"HeliosDMDScheduler": (1, 4, 1, 8, 8), "RFD4ProteinaScheduler": (1, 64, 8)}
 
 
 def accepts(name: str) -> tuple[str, ...]:
     return CLASSES[name].__init__.__wrapped__.__code__.co_varnames
+
+
+def markdown() -> str:
+    """The table of docs/schedulers.md, with classes of equal rules in one row."""
+    table = dtviz.schedulers()
+    table["scheduler"] = table["scheduler"].str.removesuffix("Scheduler").str.removesuffix("Discrete")
+    groups = table.groupby(list(table.columns[1:]), sort=False)["scheduler"].agg(", ".join)
+    lines = [f"| {' | '.join((names, *cells))} |" for cells, names in groups.items()]
+    return "\n".join(["| schedulers | space | denoiser predicts | calls for N steps |", "|---|---|---|---|", *lines])
 
 
 def test_every_class_has_a_rule_or_a_reason():
@@ -159,10 +170,47 @@ def test_known_x0(name, configuration, how, monkeypatch):
         bounds.append(max(1e-3, 3e-7 * b / max(abs(a), 1e-7)) if kind == "epsilon" else 1e-3)
 
     steps = 2 if name in ("SCMScheduler", "ConsistencyDecoderScheduler") else 10
-    shape = {"HeliosDMDScheduler": (1, 4, 1, 8, 8), "RFD4ProteinaScheduler": (1, 64, 8)}.get(name, (1, 4, 8, 8))
-    level = nominal(name, configuration)
-    run(scheduler, monkeypatch, steps=steps, check=check, nominal=level, shape=shape, **how)
+    how |= {"nominal": nominal(name, configuration), "shape": SHAPES.get(name, (1, 4, 8, 8))}
+    run(scheduler, monkeypatch, steps=steps, check=check, **how)
     assert all(error < bound for error, bound in zip(errors, bounds, strict=True)), (errors, bounds)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_x0_does_not_depend_on_the_counter(name, monkeypatch):
+    """The same x0 after the run, on a fresh scheduler inside its schedule, and with one timestep for each sample."""
+    options = SDXL if "beta_schedule" in accepts(name) and name != "UnCLIPScheduler" else {}
+    scheduler, fresh = (CLASSES[name](**options | REQUIRED.get(name, {})) for _ in range(2))
+    steps, results = 2 if name in ("SCMScheduler", "ConsistencyDecoderScheduler") else 6, []
+    how = {"nominal": nominal(name, {"prediction_type": ""}), "shape": SHAPES.get(name, (1, 4, 8, 8))}
+    calls = run(scheduler, monkeypatch, steps=steps, check=lambda x0, *_: results.append(x0), **how)
+    fresh.set_timesteps(steps)
+    if name == "KDPM2AncestralDiscreteScheduler":  # its last two calls have the same timestep at two noise levels
+        for output, t, x_t, _ in (calls.pop(), calls.pop()):
+            with pytest.raises(ValueError, match="timestep=0 stands for 2 noise levels"):
+                dtviz.predict_x0(scheduler, output, t, x_t)
+    for (output, t, x_t, arguments), x0 in list(zip(calls, results, strict=False))[::-1]:
+        for other in (scheduler, fresh):
+            assert torch.equal(dtviz.predict_x0(other, output, t, x_t, arguments=arguments), x0)
+    outputs, times, samples, _ = zip(*calls, strict=True)
+    times = torch.stack([torch.as_tensor(t).reshape(()) for t in times])
+    batch = torch.cat(outputs), times, torch.cat(samples)
+    assert torch.equal(dtviz.predict_x0(scheduler, *batch, arguments=arguments), torch.cat(results[: len(calls)]))
+    with pytest.raises(ValueError, match=f"timestep has {len(times)} values for 1 samples"):
+        dtviz.predict_x0(scheduler, output, times, x_t, arguments=arguments)
+
+
+MULTISTEP = [name for name, rule in RULES.items() if "flow_prediction" in rule.predictions and rule.space == "vp"]
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_a_timestep_outside_the_schedule_is_refused(name):
+    """diffusers would take the last one. Before set_timesteps the sigmas are in another order than the timesteps."""
+    scheduler, x = CLASSES[name](), torch.zeros(1, 4, 2, 2)
+    with pytest.raises(ValueError, match=f"{name} has no timesteps yet"):
+        dtviz.predict_x0(scheduler, x, 999, x)
+    scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match=f"timestep=123 is not one of the {name}'s timesteps"):
+        dtviz.predict_x0(scheduler, x, 123, x)
 
 
 # The schedulers whose `pred_original_sample` is a true x0 of the sample given: not LCM's (boundary scaling) nor TCD's

@@ -68,47 +68,48 @@ def test_zero_signal_is_infinite_sigma():
     assert [float(c) for c in signal_and_noise(scheduler, noise_level(scheduler, 999))] == [0.0, 1.0]
 
 
-def test_one_noise_level_per_token():
-    """Video pipelines that condition on clean frames give each token its own timestep."""
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_one_noise_level_per_token(stochastic):
+    """Video pipelines that condition on clean frames step each token from its own timestep, by -v unless stochastic."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=stochastic)
     scheduler.set_timesteps(4)
-    x0, noise = torch.rand(2, 3, 8), torch.randn(2, 3, 8)
-    sigma = torch.tensor([[0.0, 0.5, 1.0], [0.25, 0.25, 0.75]])
-    x_t = (1 - sigma)[..., None] * x0 + sigma[..., None] * noise
-    arguments = {"per_token_timesteps": sigma * 1000}
-    ours = dtviz.predict_x0(scheduler, noise - x0, scheduler.timesteps[0], x_t, arguments=arguments)
-    torch.testing.assert_close(ours, x0, atol=1e-5, rtol=0)
+    x0, noise, sigma = torch.rand(2, 3, 8), torch.randn(2, 3, 8), torch.tensor([[0.0, 0.5, 1.0], [0.25, 0.25, 0.75]])
+    lowest = float(scheduler.sigmas[-2])
+    for level in (sigma, torch.full((2, 3), lowest)):  # the second one ends at sigma 0
+        arguments = {"per_token_timesteps": level * 1000}
+        x_t = (1 - level)[..., None] * x0 + level[..., None] * noise
+        output = (noise - x0) if stochastic else (x0 - noise)
+        ours = dtviz.predict_x0(scheduler, output, scheduler.timesteps[0], x_t, arguments=arguments)
+        torch.testing.assert_close(ours, x0, atol=1e-5, rtol=0)
+        last = scheduler.step(output, scheduler.timesteps[0], x_t, **arguments).prev_sample
+    torch.testing.assert_close(ours, last, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["DDIMScheduler", "LCMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler",
-     "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"],
-)  # fmt: skip
-def test_x0_never_asks_the_device_for_a_number(name):
-    """A tensor on the meta device has no numbers: asking for one, as waiting for a GPU does, fails."""
-    scheduler = getattr(diffusers, name)()
-    scheduler.set_timesteps(4)
-    scheduler.set_begin_index(0) if hasattr(scheduler, "set_begin_index") else None
-    x = torch.zeros(1, 4, 8, 8, device="meta")
-    assert dtviz.predict_x0(scheduler, x, scheduler.timesteps[1], x).device.type == "meta"
+@pytest.fixture
+def strict_cuda():
+    """torch refuses every synchronising call."""
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"])
-def test_recording_does_not_wait_for_the_gpu(name):
-    """torch refuses every synchronising call."""
+def test_recording_does_not_wait_for_the_gpu(name, request):
     scheduler = getattr(diffusers, name)()
     scheduler.set_timesteps(4, device="cuda")
     scheduler.set_begin_index(0)
     x, output = torch.randn(2, 2, 4, 8, 8, device="cuda")
     recorder, step = Recorder(x_t=True), (scheduler, output, scheduler.timesteps[0], x)
-    for _ in range(2):  # the second call copies the first, and so allocates memory, which may wait
+
+    def record() -> None:
         recorder.before_step(*step, expected=4, arguments={})
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        recorder.before_step(*step, expected=4, arguments={})
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    recorder.after_step((x,))
-    torch.testing.assert_close(recorder.fields()["x0"][1], dtviz.predict_x0(*step).cpu())
+        recorder.after_step((x,))
+        scheduler._step_index = len(recorder.calls)
+
+    record()
+    record()  # copies the first, and so allocates memory, which may wait
+    request.getfixturevalue("strict_cuda")
+    record()
+    torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(recorder.fields()["x0"][0], dtviz.predict_x0(*step).cpu())
