@@ -3,14 +3,24 @@
 import copy
 import inspect
 import weakref
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import diffusers
 import pytest
 import torch
 
-import dtviz
-from dtviz.core.capture import Rows
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+import dtviz
+import dtviz.core.capture
+from dtviz.core.capture import Rows, _denoisers
+from dtviz.core.schedulers import RULES, find
+
+from .oracle import Truth, _arguments
+from .test_core_schedulers import CLASSES, REQUIRED, SHAPES
 from .tiny import PIPELINES
 
 # These pipelines work on the last latents after the last step: a division by sigma_data, a blend with the image
@@ -149,7 +159,8 @@ def test_one_capture_holds_one_run(pipe):
             pass
         run(pipe)  # the outer capture is unharmed
     assert len(trace.x0) == 4
-    with pytest.raises(RuntimeError, match="one capture holds one run"), dtviz.capture(pipe):
+    words = "new timesteps after 4 recorded calls, and one capture holds one run. Open a capture for each .* FreeInit"
+    with pytest.raises(RuntimeError, match=words), dtviz.capture(pipe):
         run(pipe)
         run(pipe)
     with pytest.raises(RuntimeError, match="nothing was captured"), dtviz.capture(pipe):
@@ -228,6 +239,104 @@ def test_a_copy_steps_itself(pipe):
 
 
 @pytest.mark.parametrize(
+    "kind", ["DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "HeunDiscreteScheduler"]
+)
+def test_views_of_one_sample_are_refused_and_one_view_is_a_trace(pipe, kind):
+    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    panorama = diffusers.StableDiffusionPanoramaPipeline(**parts, requires_safety_checker=False)
+    panorama.set_progress_bar_config(disable=True)
+    views = {"height": 128, "width": 144}
+    panorama.get_views = lambda *_, **__: [(0, 8, 0, 8), (0, 8, 4, 12)]
+    call = {"prompt": "a dog", "num_inference_steps": 4, "output_type": "latent", "height": 16, "width": 24}
+    with pytest.raises(RuntimeError, match="stepped twice at timestep .*, on parts of one sample .views or tiles."):
+        with dtviz.capture(panorama):
+            panorama(**call)
+    panorama.get_views = lambda *_, **__: [(0, 8, 0, 8)]
+    with dtviz.capture(panorama) as trace:
+        final = panorama(**call | {"width": 16}).images
+    assert views and len(trace.x0) == 4 and torch.equal(trace.final, final)
+
+
+class Travelling(diffusers.DiffusionPipeline):
+    """Adds noise after each step and makes it again: time travel (Lugmayr et al. 2022)."""
+
+    def __init__(self, scheduler) -> None:
+        super().__init__()
+        self.register_modules(scheduler=scheduler)
+
+    def __call__(self, samples: torch.Tensor, steps: int) -> torch.Tensor:
+        self.scheduler.set_timesteps(steps)
+        for t in self.scheduler.timesteps:
+            for _ in range(2):
+                x = self.scheduler.step(torch.zeros_like(samples), t, samples).prev_sample
+                samples = 0.8 * x + 0.6 * torch.randn(x.shape)
+            samples = x
+        return x
+
+
+def test_time_travel_is_recorded():
+    pipe = Travelling(diffusers.DDIMScheduler(clip_sample=False))
+    torch.manual_seed(0)
+    with dtviz.capture(pipe) as trace:
+        final = pipe(torch.randn(1, 4, 8, 8), 5)
+    assert len(trace.x0) == 10 and torch.equal(trace.final, final)
+    assert trace.timesteps[0] == trace.timesteps[1] > trace.timesteps[2]
+
+
+def test_the_schedulers_type_compares_as_before(pipe):
+    """Bria compares `type(self.scheduler)`."""
+    kind = type(pipe.scheduler)
+    with dtviz.capture(pipe):
+        for scheduler in (pipe.scheduler, copy.deepcopy(pipe.scheduler), copy.copy(pipe.scheduler)):
+            assert type(scheduler) == kind and kind == type(scheduler) and not type(scheduler) != kind  # noqa: E721
+            assert type(scheduler) != diffusers.DDPMScheduler and {kind: 1}[type(scheduler)] == 1  # noqa: E721
+        run(pipe)
+    assert type(pipe.scheduler) is kind
+
+
+# What `guidance=True` cannot tell apart
+
+
+def test_denoisers_are_those_of_the_scheduler():
+    names = (
+        "unet",
+        "transformer_2",
+        "prior_prior",
+        "prior_text_encoder",
+        "decoder",
+        "text_encoder",
+        "transformer_norm",
+    )
+    pipe = SimpleNamespace(**{name: torch.nn.Linear(1, 1) for name in names})
+
+    def found(scheduler: str) -> set[str]:
+        return {name for name in names if any(getattr(pipe, name) is module for module in _denoisers(pipe, scheduler))}
+
+    assert found("scheduler") == {"unet", "transformer_2", "decoder"}
+    assert found("prior_scheduler") == {"prior_prior"}
+    assert found("decoder_scheduler") == {"decoder"}  # UnCLIP
+    with pytest.raises(NotImplementedError, match="has no denoiser of its super_res_scheduler"):
+        found("super_res_scheduler")
+    pipe = object.__new__(diffusers.StableDiffusionInstructPix2PixPipeline)
+    vars(pipe)["unet"] = torch.nn.Linear(1, 1)
+    with pytest.raises(NotImplementedError, match="InstructPix2PixPipeline guides by three outputs"):
+        _denoisers(pipe, "scheduler")
+
+
+def test_guidance_of_another_kind_ends_the_block_and_not_the_call(pipe):
+    def add_noise(pipe, step, timestep, kwargs):
+        pipe.unet(torch.zeros(1, 4, 8, 8), timestep, torch.zeros(1, 4, 16))  # a third output
+        return kwargs
+
+    with pytest.raises(NotImplementedError, match="needs one or two denoiser outputs per step"):
+        with dtviz.capture(pipe, guidance=True) as trace:
+            captured = run(pipe, callback_on_step_end=add_noise)
+    assert torch.equal(trace.final, captured) and trace.x0.isfinite().all()
+    assert trace.conditional[0].isfinite().all() and trace.conditional[1:].isnan().all()
+
+
+@pytest.mark.parametrize(
     ("kind", "calls"), [("HeunDiscreteScheduler", 7), ("KDPM2DiscreteScheduler", 7), ("PNDMScheduler", 5)]
 )
 def test_every_call_and_the_step_it_belongs_to(pipe, kind, calls):
@@ -244,6 +353,115 @@ def test_every_call_and_the_step_it_belongs_to(pipe, kind, calls):
     assert [call.sigma for call in first] == trace.sigmas.tolist()
     inner = [call for i, call in enumerate(trace.calls) if i and call.step == trace.calls[i - 1].step]
     assert all(not torch.equal(call.x0, trace.x0[call.step]) for call in inner)
+
+
+class Waits(Exception):
+    """The host would wait for the device."""
+
+
+class Watch(TorchDispatchMode):
+    """Fail on copies between the CPU and the samples' device, meta, and on read-backs. Page-locked targets may be filled."""
+
+    locked: frozenset[int] = frozenset()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, kwargs = func.overloadpacket.__name__, dict(kwargs or {})
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        # a CPU scalar mixes with a CUDA tensor without a copy
+        devices = {x.device.type for x in tensors if x.ndim or name in ("copy_", "_to_copy")}
+        if tensors and kwargs.get("device") is not None:
+            devices.add(torch.device(kwargs["device"]).type)
+        if name == "copy_" and args[0].untyped_storage()._cdata in self.locked and args[2:] == (True,):
+            return args[0]
+        reads = name in ("_local_scalar_dense", "nonzero", "equal") and any(x.is_meta for x in tensors)
+        if reads or len(devices) > 1:
+            raise Waits(f"{func} on {devices}")
+        locked = kwargs.pop("pin_memory", False)
+        result = func(*args, **kwargs)
+        if locked:
+            self.locked |= {result.untyped_storage()._cdata}
+        return result
+
+
+class WatchPython(TorchFunctionMode):
+    """Fail on a tensor made from numbers on the device."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and "meta" in str(kwargs.get("device")):
+            if not isinstance(args[0], torch.Tensor):
+                raise Waits(func)
+        return func(*args, **kwargs)
+
+
+ZEROS = torch.zeros(3, device="meta")
+
+
+@pytest.mark.parametrize(
+    "violation",
+    [
+        lambda: ZEROS.cpu(), lambda: float(ZEROS[0]), lambda: bool(ZEROS[0] > 0), lambda: torch.zeros(3).to("meta"),
+        lambda: torch.tensor(1.0).to("meta"), lambda: torch.tensor([1.0], device="meta"), lambda: ZEROS + torch.zeros(3),
+        lambda: ZEROS[torch.tensor([0])], lambda: torch.empty(3).copy_(ZEROS, non_blocking=True),
+        lambda: torch.empty(3, pin_memory=True).copy_(ZEROS), lambda: (ZEROS == 0).nonzero(), lambda: ZEROS.tolist(),
+    ],
+)  # fmt: skip
+def test_the_watch_sees_what_would_wait(violation):
+    with pytest.raises(Waits), Watch(), WatchPython():
+        violation()
+
+
+# Their own `step` reads the timestep, or makes a tensor of numbers on the device
+WAITING = {
+    "DDIM", "DDIMParallel", "DDIMInverse", "DDPM", "DDPMParallel", "DDPMWuerstchen", "UnCLIP", "RePaint", "CogVideoXDDIM",
+    "CogVideoXDPM", "LCM", "TCD", "PNDM", "ConsistencyDecoder", "DPMSolverMultistepInverse", "UniPCMultistep", "SASolver",
+    "KarrasVe", "ScoreSdeVe", "FlowMatchHeunDiscrete", "LTXEulerAncestralRF", "HeliosDMD", "RFD4Proteina",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_recording_never_makes_the_host_wait(name, monkeypatch):
+    """Samples and timesteps on the meta device, which has no numbers. Every class whose own step does not wait."""
+    monkeypatch.setattr(dtviz.core.capture, "ASYNCHRONOUS", ("meta",))
+    scheduler, shape = CLASSES[name](**REQUIRED.get(name, {})), SHAPES.get(name, (1, 4, 8, 8))
+    module, steps = (
+        inspect.getmodule(type(scheduler)),
+        2 if name in ("SCMScheduler", "ConsistencyDecoderScheduler") else 6,
+    )
+    if hasattr(module, "BrownianTreeNoiseSampler"):
+        monkeypatch.setattr(
+            module, "BrownianTreeNoiseSampler", lambda *_, **__: lambda *_: torch.zeros(shape, device="meta")
+        )
+    try:
+        scheduler.set_timesteps(steps, device="meta")
+    except NotImplementedError:  # it works on the timesteps afterwards
+        scheduler.set_timesteps(steps)
+        scheduler.timesteps = scheduler.timesteps.to("meta")
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    x, truth = torch.zeros(shape, device="meta"), Truth(shape)
+    truth.x0, truth.noise = x, lambda: x
+
+    def loop(scheduler) -> None:
+        step = getattr(scheduler, find(scheduler).step)
+        accepted = inspect.signature(step).parameters
+        for i, t in enumerate(scheduler.timesteps[:4]):
+            timestep, extra = (
+                (t, {}) if name.startswith("DDIM") else _arguments(scheduler, scheduler.timesteps, i, t, truth, None)
+            )
+            arguments = dict(zip(find(scheduler).names, (x, timestep, x), strict=True)) | extra
+            step(**{key: value for key, value in arguments.items() if key in accepted})
+
+    waits = pytest.raises(Waits) if name.removesuffix("Scheduler") in WAITING else nullcontext()
+    with waits, Watch(), WatchPython():
+        loop(copy.deepcopy(scheduler))
+    if name.removesuffix("Scheduler") not in WAITING:
+        pipe = SimpleNamespace(scheduler=scheduler)
+        monkeypatch.setattr(dtviz.core.capture, "_remaining_steps", lambda _: 2)  # rows that grow stay page-locked
+        # when the block ends, the numbers that the meta device does not have are read
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"), dtviz.capture(pipe, x_t=True):
+            with Watch(), WatchPython():
+                loop(scheduler)
 
 
 def test_rows_grow_and_shrink():

@@ -11,7 +11,6 @@ import torch
 
 import dtviz
 from dtviz.core.schedulers import REFUSED, RULES, prediction
-from dtviz.core.x0 import noise_level
 
 from .oracle import run, scheduler_level
 

@@ -65,5 +65,5 @@ def test_select_and_join_are_inverse():
 def test_lengths_must_fit():
     with pytest.raises(ValueError, match="sigmas has length 4"):
         dtviz.Trace(torch.zeros(5, 1, 1, 1, 1), torch.zeros(4), torch.zeros(5), torch.zeros(1, 1, 1, 1))
-    with pytest.raises(ValueError, match="seeds has 2 entries for 1 samples"):
+    with pytest.raises(ValueError, match="seeds has length 2, x0 of shape .* needs 1"):
         dtviz.Trace(torch.zeros(5, 1, 1, 1, 1), torch.zeros(5), torch.zeros(5), torch.zeros(1, 1, 1, 1), seeds=(1, 2))
