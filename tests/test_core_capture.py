@@ -9,17 +9,16 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dtviz
 import dtviz.core.capture
-from dtviz.core.capture import Rows, _denoisers
+from dtviz.core.capture import Recorder, Rows, _denoisers
 from dtviz.core.schedulers import RULES, find
 
-from .oracle import Truth, _arguments
+from .oracle import _arguments
 from .test_core_schedulers import CLASSES, REQUIRED, SHAPES
 from .tiny import PIPELINES
 
@@ -246,16 +245,15 @@ def test_views_of_one_sample_are_refused_and_one_view_is_a_trace(pipe, kind):
     parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
     panorama = diffusers.StableDiffusionPanoramaPipeline(**parts, requires_safety_checker=False)
     panorama.set_progress_bar_config(disable=True)
-    views = {"height": 128, "width": 144}
-    panorama.get_views = lambda *_, **__: [(0, 8, 0, 8), (0, 8, 4, 12)]
     call = {"prompt": "a dog", "num_inference_steps": 4, "output_type": "latent", "height": 16, "width": 24}
-    with pytest.raises(RuntimeError, match="stepped twice at timestep .*, on parts of one sample .views or tiles."):
-        with dtviz.capture(panorama):
-            panorama(**call)
+    panorama.get_views = lambda *_, **__: [(0, 8, 0, 8), (0, 8, 4, 12)]
+    words = "stepped twice at timestep .*, on parts of one sample .views or tiles."
+    with pytest.raises(RuntimeError, match=words), dtviz.capture(panorama):
+        panorama(**call)
     panorama.get_views = lambda *_, **__: [(0, 8, 0, 8)]
     with dtviz.capture(panorama) as trace:
         final = panorama(**call | {"width": 16}).images
-    assert views and len(trace.x0) == 4 and torch.equal(trace.final, final)
+    assert len(trace.x0) == 4 and torch.equal(trace.final, final)
 
 
 class Travelling(diffusers.DiffusionPipeline):
@@ -289,8 +287,8 @@ def test_the_schedulers_type_compares_as_before(pipe):
     kind = type(pipe.scheduler)
     with dtviz.capture(pipe):
         for scheduler in (pipe.scheduler, copy.deepcopy(pipe.scheduler), copy.copy(pipe.scheduler)):
-            assert type(scheduler) == kind and kind == type(scheduler) and not type(scheduler) != kind  # noqa: E721
-            assert type(scheduler) != diffusers.DDPMScheduler and {kind: 1}[type(scheduler)] == 1  # noqa: E721
+            assert type(scheduler) == kind and kind == type(scheduler)  # noqa: E721
+            assert type(scheduler) != diffusers.DDPMScheduler and type(scheduler) in {kind}  # noqa: E721
         run(pipe)
     assert type(pipe.scheduler) is kind
 
@@ -325,13 +323,13 @@ def test_denoisers_are_those_of_the_scheduler():
 
 
 def test_guidance_of_another_kind_ends_the_block_and_not_the_call(pipe):
-    def add_noise(pipe, step, timestep, kwargs):
+    def third_output(pipe, step, timestep, kwargs):
         pipe.unet(torch.zeros(1, 4, 8, 8), timestep, torch.zeros(1, 4, 16))  # a third output
         return kwargs
 
-    with pytest.raises(NotImplementedError, match="needs one or two denoiser outputs per step"):
-        with dtviz.capture(pipe, guidance=True) as trace:
-            captured = run(pipe, callback_on_step_end=add_noise)
+    words = "needs one or two denoiser outputs per step"
+    with pytest.raises(NotImplementedError, match=words), dtviz.capture(pipe, guidance=True) as trace:
+        captured = run(pipe, callback_on_step_end=third_output)
     assert torch.equal(trace.final, captured) and trace.x0.isfinite().all()
     assert trace.conditional[0].isfinite().all() and trace.conditional[1:].isnan().all()
 
@@ -388,9 +386,9 @@ class WatchPython(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in (torch.tensor, torch.as_tensor) and "meta" in str(kwargs.get("device")):
-            if not isinstance(args[0], torch.Tensor):
-                raise Waits(func)
+        made = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor)
+        if made and "meta" in str(kwargs.get("device")):
+            raise Waits(func)
         return func(*args, **kwargs)
 
 
@@ -411,57 +409,64 @@ def test_the_watch_sees_what_would_wait(violation):
         violation()
 
 
-# Their own `step` reads the timestep, or makes a tensor of numbers on the device
-WAITING = {
+# Classes whose own `step` reads the timestep, and so waits. `predict_x0` reads it too.
+READING = {
     "DDIM", "DDIMParallel", "DDIMInverse", "DDPM", "DDPMParallel", "DDPMWuerstchen", "UnCLIP", "RePaint", "CogVideoXDDIM",
-    "CogVideoXDPM", "LCM", "TCD", "PNDM", "ConsistencyDecoder", "DPMSolverMultistepInverse", "UniPCMultistep", "SASolver",
-    "KarrasVe", "ScoreSdeVe", "FlowMatchHeunDiscrete", "LTXEulerAncestralRF", "HeliosDMD", "RFD4Proteina",
+    "CogVideoXDPM", "LCM", "TCD", "PNDM", "ConsistencyDecoder", "DPMSolverMultistepInverse", "ScoreSdeVe", "KarrasVe",
+    "HeliosDMD",
+}  # fmt: skip
+# Classes whose own `step` waits otherwise: it copies coefficients to the device, or compares the timestep.
+WAITING = {
+    "UniPCMultistep", "SASolver", "FlowMatchHeunDiscrete", "LTXEulerAncestralRF",
+    "Helios", "RFD4Proteina",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_recording_never_makes_the_host_wait(name, monkeypatch):
-    """Samples and timesteps on the meta device, which has no numbers. Every class whose own step does not wait."""
+    """Samples and timesteps are on the meta device, which has no numbers."""
     monkeypatch.setattr(dtviz.core.capture, "ASYNCHRONOUS", ("meta",))
-    scheduler, shape = CLASSES[name](**REQUIRED.get(name, {})), SHAPES.get(name, (1, 4, 8, 8))
-    module, steps = (
-        inspect.getmodule(type(scheduler)),
-        2 if name in ("SCMScheduler", "ConsistencyDecoderScheduler") else 6,
-    )
+    scheduler, key = CLASSES[name](**REQUIRED.get(name, {})), name.removesuffix("Scheduler")
+    x, module = torch.zeros(SHAPES.get(name, (1, 4, 8, 8)), device="meta"), inspect.getmodule(type(scheduler))
     if hasattr(module, "BrownianTreeNoiseSampler"):
-        monkeypatch.setattr(
-            module, "BrownianTreeNoiseSampler", lambda *_, **__: lambda *_: torch.zeros(shape, device="meta")
-        )
+        monkeypatch.setattr(module, "BrownianTreeNoiseSampler", lambda *_, **__: lambda *_: x)
+    steps = 2 if name in ("SCMScheduler", "ConsistencyDecoderScheduler") else 6
     try:
         scheduler.set_timesteps(steps, device="meta")
-    except NotImplementedError:  # it works on the timesteps afterwards
+    except NotImplementedError:  # it reads them afterwards
         scheduler.set_timesteps(steps)
         scheduler.timesteps = scheduler.timesteps.to("meta")
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
-    x, truth = torch.zeros(shape, device="meta"), Truth(shape)
-    truth.x0, truth.noise = x, lambda: x
+    scheduler.is_scale_input_called = True  # LMS warns otherwise
+    scheduler.order = steps // 2  # so that rows grow
+    truth = SimpleNamespace(x0=x, shape=x.shape, noise=lambda: x)
+
+    def arguments(i: int, t: torch.Tensor) -> dict:
+        timestep, extra = (t, {}) if "DDIM" in key else _arguments(scheduler, scheduler.timesteps, i, t, truth, None)
+        return dict(zip(find(scheduler).names, (x, timestep, x), strict=True)) | extra
 
     def loop(scheduler) -> None:
         step = getattr(scheduler, find(scheduler).step)
         accepted = inspect.signature(step).parameters
-        for i, t in enumerate(scheduler.timesteps[:4]):
-            timestep, extra = (
-                (t, {}) if name.startswith("DDIM") else _arguments(scheduler, scheduler.timesteps, i, t, truth, None)
-            )
-            arguments = dict(zip(find(scheduler).names, (x, timestep, x), strict=True)) | extra
-            step(**{key: value for key, value in arguments.items() if key in accepted})
+        for i, t in enumerate(scheduler.timesteps[:-1][:4]):
+            step(**{name: value for name, value in arguments(i, t).items() if name in accepted})
 
-    waits = pytest.raises(Waits) if name.removesuffix("Scheduler") in WAITING else nullcontext()
-    with waits, Watch(), WatchPython():
+    waits = key in READING | WAITING
+    with pytest.raises(Waits) if waits else nullcontext(), Watch(), WatchPython():
         loop(copy.deepcopy(scheduler))
-    if name.removesuffix("Scheduler") not in WAITING:
-        pipe = SimpleNamespace(scheduler=scheduler)
-        monkeypatch.setattr(dtviz.core.capture, "_remaining_steps", lambda _: 2)  # rows that grow stay page-locked
-        # when the block ends, the numbers that the meta device does not have are read
-        with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"), dtviz.capture(pipe, x_t=True):
+    if not waits:  # when the block ends, numbers are read, which the meta device does not have
+        with (
+            pytest.raises(NotImplementedError, match="meta"),
+            dtviz.capture(SimpleNamespace(scheduler=scheduler), x_t=True),
+        ):
             with Watch(), WatchPython():
                 loop(scheduler)
+    elif key in WAITING:
+        with Watch(), WatchPython():
+            given, recorder = arguments(0, scheduler.timesteps[0]), Recorder(x_t=True)
+            values = [given[name] for name in find(scheduler).names]
+            recorder.before_step(scheduler, *values, expected=2, arguments=given)
 
 
 def test_rows_grow_and_shrink():
@@ -474,117 +479,26 @@ def test_rows_grow_and_shrink():
         rows.add(torch.zeros(3), expected=2)
 
 
-# A whole diffusion model with known truth: the denoiser is the exact posterior of a Gaussian mixture. For x_t = a x0 + b n and
-# x0 from sum_k w_k N(mu_k, s²), E[x0 | x_t] is a softmax over the components of N(x_t; a mu_k, a² s² + b²) times
-# mu_k + a s² / (a² s² + b²) (x_t - a mu_k). Capture must record it, and sampling must give w.
-
-WEIGHTS, SPREAD = torch.tensor([0.5, 0.3, 0.2]), 0.4
-LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}  # sigma 157 at the end
-
-
-class Posterior(torch.nn.Module):
-    """An exact denoiser on 2-channel 1x1 latents. It knows the noise level by the timestep alone, as a real one."""
+class Guiding(diffusers.DiffusionPipeline):
+    """Steps to get x0, takes the step back and steps with half of it, as Cosmos does."""
 
     def __init__(self, scheduler) -> None:
         super().__init__()
-        self.means = torch.tensor([[2.0, 0.0], [-1.0, 1.7], [-1.0, -1.7]])
-        self.kind, self.outputs = type(scheduler).__name__, []
-        self.alphas = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), dim=0)
+        self.register_modules(scheduler=scheduler)
 
-    def level(self, t: torch.Tensor) -> tuple[float, float]:
-        if self.kind.startswith("FlowMatch"):
-            return 1 - float(t) / 1000, float(t) / 1000
-        if self.kind.startswith("EDM"):  # c_noise = log(sigma) / 4
-            return 1.0, float((4 * t).exp())
-        log_sigma = ((1 - self.alphas) / self.alphas).sqrt().log()
-        low, share = int(t), float(t) - int(t)
-        sigma = float((log_sigma[low] * (1 - share) + log_sigma[min(low + 1, 999)] * share).exp())
-        return (1 + sigma**2) ** -0.5, sigma * (1 + sigma**2) ** -0.5
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        a, b = self.level(t)
-        x, means = x.double(), self.means.double()[:, None, :, None, None]  # (component, 1, channel, 1, 1)
-        if self.kind.startswith("EDM"):  # its input comes scaled by c_in
-            x = x * (b**2 + 0.25) ** 0.5
-        variance = a**2 * SPREAD**2 + b**2
-        distances = ((x - a * means) ** 2).sum(dim=(2, 3, 4))  # (component, sample)
-        posterior = (WEIGHTS.double().log()[:, None] - distances / (2 * variance)).softmax(dim=0)
-        mean = (posterior[:, :, None, None, None] * (means + a * SPREAD**2 / variance * (x - a * means))).sum(dim=0)
-        self.outputs.append(mean.float())
-        noise = (x - a * mean) / b
-        if self.kind.startswith("FlowMatch"):
-            return (noise - mean).float()
-        if self.kind.startswith("EDM"):
-            skip, out = 0.25 / (b**2 + 0.25), b * 0.5 / (b**2 + 0.25) ** 0.5
-            return ((mean - skip * x) / out).float()
-        return noise.float()
-
-
-class MixturePipeline(diffusers.DiffusionPipeline):
-    """A custom pipeline. With `guided` it steps to get x0, takes the step back and steps with half of it, as Cosmos does."""
-
-    def __init__(self, unet, scheduler) -> None:
-        super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
-
-    @torch.no_grad()
-    def __call__(self, samples: int, steps: int, guided: bool = False) -> torch.Tensor:
-        scheduler, options = self.scheduler, {}
-        scheduler.set_timesteps(steps)
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(samples, 2, 1, 1, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
-        for t in scheduler.timesteps:
-            scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
-            output = self.unet(scale(x, t), t)
-            if guided:
-                x0 = scheduler.step(output.repeat(2, 1, 1, 1), t, x.repeat(2, 1, 1, 1), return_dict=False)[1][: len(x)]
-                scheduler._step_index -= 1
-                options = {"pred_original_sample": x0 * 0.5}
-            x = scheduler.step(output, t, x, return_dict=False, **options)[0]
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.scheduler.set_timesteps(6)
+        for t in self.scheduler.timesteps:
+            _, x0 = self.scheduler.step(x.repeat(2, 1, 1, 1), t, x.repeat(2, 1, 1, 1), return_dict=False)
+            self.scheduler._step_index -= 1
+            x = self.scheduler.step(x, t, x, pred_original_sample=x0[:1] * 0.5).prev_sample
         return x
 
 
-TRAILING = {"timestep_spacing": "trailing"}
-SAMPLERS = {
-    "DDIMScheduler": {"clip_sample": False, **TRAILING},
-    "DDPMScheduler": {"clip_sample": False, **TRAILING},
-    "PNDMScheduler": {"skip_prk_steps": True, **TRAILING},
-    **dict.fromkeys(
-        ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler",
-         "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler", "DPMSolverMultistepScheduler",
-         "UniPCMultistepScheduler", "DEISMultistepScheduler"),
-        TRAILING,
-    ),
-    "DPMSolverSinglestepScheduler": {},
-    "EDMEulerScheduler": {"sigma_max": 80.0},
-    "FlowMatchEulerDiscreteScheduler": {},
-    "FlowMatchHeunDiscreteScheduler": {},
-}  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:Should have t:UserWarning")  # torchsde, on rounded noise levels
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_x0_is_the_posterior_mean_and_samples_have_the_mixtures_weights(name):
-    betas = LINEAR if not name.startswith(("EDM", "FlowMatch")) else {}
-    scheduler = getattr(diffusers, name)(**betas, **SAMPLERS[name])
-    torch.manual_seed(0)
-    pipe = MixturePipeline(Posterior(scheduler), scheduler)
-    with dtviz.capture(pipe) as trace:
-        final = pipe(5_000, 60)
-    assert torch.equal(trace.final, final)
-    for call, output in zip(trace.calls, pipe.unet.outputs, strict=True):
-        # float32 noise of a sample at sigma is worth 6e-8 sigma of x0, some bits of it several times over
-        assert float((call.x0 - output).abs().max()) < max(1e-3, 2e-6 * min(call.sigma, 1e3)) * 2
-    nearest = torch.cdist(final.flatten(1), pipe.unet.means).argmin(dim=1)
-    shares = torch.bincount(nearest, minlength=3) / len(final)
-    # four standard errors of 5,000 draws are at most .028, and 60 steps leave an integration error of .01
-    assert float((shares - WEIGHTS).abs().max()) < 0.05, shares
-
-
 def test_a_step_that_is_taken_back_is_one_step():
-    scheduler = diffusers.EDMEulerScheduler(sigma_max=80.0)
-    pipe = MixturePipeline(Posterior(scheduler), scheduler)
+    pipe = Guiding(diffusers.EDMEulerScheduler(sigma_max=80.0))
     with dtviz.capture(pipe, x_t=True) as trace:
-        pipe(50, 6, guided=True)
-    assert len(trace.x0) == len(trace.x_t) == len(pipe.unet.outputs) == 6
-    torch.testing.assert_close(trace.x0, torch.stack(pipe.unet.outputs) * 0.5, atol=1e-3, rtol=1e-3)
+        final = pipe(torch.randn(1, 2, 4, 4))
+    assert len(trace.x0) == len(trace.x_t) == 6
+    # the last step ends at sigma 0, and so at the x0 that it was given
+    torch.testing.assert_close(trace.x0[-1], final, atol=1e-5, rtol=0)

@@ -12,7 +12,6 @@ from dtviz.core.decode import Preview, decode_latents, encode, reconstruct
 
 from .tiny import PIPELINES
 
-
 REFUSED = ("cascade-prior", "cascade", "kandinsky22", "ltx")
 
 

@@ -31,10 +31,7 @@ ASYNCHRONOUS = ("cuda",)  # devices that copy to page-locked host memory while t
 def capture(
     pipe, *, x_t: bool = False, guidance: bool = False, dtype: torch.dtype = torch.float32, scheduler: str = "scheduler"
 ) -> Iterator[Trace]:
-    """Record x0 at every step of the pipeline call made inside the block.
-
-    No denoiser call is added and no pixel changes. A pipeline that blends the last latents with an image after its last step
-    (inpainting with a four-channel denoiser) does so after `trace.final`.
+    """Record x0 at every step of the pipeline call made inside the block. No denoiser call is added and no pixel changes.
 
     Args:
         pipe: a diffusers pipeline whose scheduler class has an x0 (`dtviz.schedulers()`).
@@ -51,9 +48,6 @@ def capture(
             call shows that, the error comes when the block ends, with the trace filled.
         RuntimeError: the pipeline is being captured already, ran twice, made no step, or steps parts of its sample apart.
         ValueError: an argument is out of range.
-
-        with dtviz.capture(pipe) as trace:
-            pipe("picture of a dog", num_inference_steps=30)
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not one of {', '.join(map(str, DTYPES))}")
@@ -194,12 +188,13 @@ def _recording_methods(kind: type, name: str, session: _Session) -> dict[str, An
             return step(self, *args, **kwargs)
         given = signature.bind(self, *args, **kwargs).arguments
         recorder, scheduler = session.recorder(self), active(self)
-        if scheduler is self:
-            model_output, timestep, sample = (given[argument] for argument in find(self).names)
-        else:
-            model_output, timestep, sample = given["model_output"], self.call.timestep, given["sample"]
-        expected = _remaining_steps(self)
-        recorder.before_step(scheduler, model_output, timestep, sample, expected=expected, arguments=given)
+        names = find(self).names if scheduler is self else ("model_output", "timestep", "sample")
+        values = [given[argument] for argument in names]
+        if scheduler is not self:
+            values[1] = self.call.timestep
+        left = len(self.timesteps) - (getattr(self, "begin_index", None) or 0)
+        expected = -(-left // getattr(self, "order", 1))  # rounded up
+        recorder.before_step(scheduler, *values, expected=expected, arguments=given)
         output = step(self, *args, **kwargs)
         recorder.after_step(output)
         return output
@@ -215,12 +210,6 @@ def _recording_methods(kind: type, name: str, session: _Session) -> dict[str, An
         return set_timesteps(self, *args, **kwargs)
 
     return {name: recording_step, "set_timesteps": recording_set_timesteps, "_dtviz_session": session}
-
-
-def _remaining_steps(scheduler) -> int:
-    """Return how many steps the run makes at most."""
-    begin = getattr(scheduler, "begin_index", None) or 0
-    return -(-(len(scheduler.timesteps) - begin) // getattr(scheduler, "order", 1))
 
 
 class Rows:
@@ -302,7 +291,11 @@ class Recorder:
         """Refuse views or tiles of one sample that are stepped one after the other: they would be recorded as steps."""
         before, self.position = self.position, (id(scheduler), getattr(scheduler, "step_index", None), timestep)
         repeated = before[:2] == self.position[:2] and same_timestep(before[2], timestep, read=False)
-        if repeated and not hasattr(scheduler, "undo_step") and not _is_made_from(sample, self.final):
+        if not repeated or hasattr(scheduler, "undo_step"):
+            return
+        # Time travel steps a sample that was made from the last one. Then their fine details correlate.
+        details = [x.float().flatten().diff() for x in (sample, self.final)]
+        if sample.shape != self.final.shape or not float(torch.corrcoef(torch.stack(details))[0, 1]) > 0.2:
             raise RuntimeError(
                 f"the pipeline stepped twice at timestep {float(torch.as_tensor(timestep).max()):g}, on parts of one sample "
                 "(views or tiles): they make no trace. Capture a sample of one view"
@@ -340,9 +333,3 @@ class Recorder:
         if len(steps) > len(first):
             values |= {"call_steps": torch.tensor(steps), "call_sigmas": sigmas, "call_timesteps": timesteps}
         return values | {name: rows.tensor() for name, rows in self.rows.items()}
-
-
-def _is_made_from(x: torch.Tensor, earlier: torch.Tensor) -> bool:
-    """Tell whether a sample is `earlier` with noise added (time travel): then their fine details correlate."""
-    details = [tensor.float().flatten().diff() for tensor in (x, earlier)]
-    return x.shape == earlier.shape and float(torch.corrcoef(torch.stack(details))[0, 1]) > 0.2

@@ -1,8 +1,4 @@
-"""Decode latents to images.
-
-images = dtviz.decode(trace, pair)  # x0 of every step: (step, sample, 3, height, width)
-finals = dtviz.decode(trace, pair, final=True)
-"""
+"""Decode latents to images, by the pipeline's autoencoder or a linear preview of it."""
 
 from __future__ import annotations
 
@@ -69,13 +65,9 @@ def decode_latents(latents: torch.Tensor, pair: Any, *, vae: Any = None, size=No
     latents = _unpack(latents, pipe, size)
     vae = getattr(pipe, "vae", None) if vae is None else vae
     _check_latents(latents, pipe, vae)
-    cells = math.prod(latents.shape[2:])
-    images: torch.Tensor | None = None
-
-    def decoded(rows: slice) -> torch.Tensor:
-        return _images(_to_vae(latents[rows], pipe, vae), vae).float().cpu()
-
-    for rows, part in in_batches(decoded, n=len(latents), size=batch_size or max(1, 4096 // cells)):
+    images, size = None, batch_size or max(1, 4096 // math.prod(latents.shape[2:]))
+    work = lambda rows: _images(_to_vae(latents[rows], pipe, vae), vae).float().cpu()  # noqa: E731
+    for rows, part in in_batches(work, n=len(latents), size=size):
         if images is None:  # filled in place, because joining the pieces would hold everything twice
             images = torch.empty(len(latents), *part.shape[1:])
         images[rows] = part
@@ -84,12 +76,9 @@ def decode_latents(latents: torch.Tensor, pair: Any, *, vae: Any = None, size=No
 
 @torch.no_grad()
 def reconstruct(images: torch.Tensor, pair: Any, *, batch_size: int = 64) -> torch.Tensor:
-    """Encode and decode images (n, 3, height, width) in [0, 1] with the autoencoder of a pair or pipeline.
+    """Encode and decode images (n, 3, height, width) in [0, 1] with the `AutoencoderKL` of a pair or pipeline.
 
     Compare samples with reconstructions of real images: otherwise the autoencoder's blur counts as a difference.
-
-    Raises:
-        NotImplementedError: the pipeline has no `AutoencoderKL`.
     """
     vae, modes = _modes(images, pair, batch_size)
     return torch.cat([_images(mode, vae).float().cpu() for mode in modes])
@@ -204,13 +193,11 @@ def _decoded(latents: torch.Tensor, vae) -> torch.Tensor:
 
 
 class Preview:
-    """A linear map from latent channels to red, green and blue: rough, and thousands of times faster than a VAE.
-
-    `weights` (channel + 1, 3), the last row the offset; `scale`, pixels per latent cell and side; `r2`, explained variance.
-    """
+    """A linear map from latent channels to red, green and blue: rough, and thousands of times faster than a VAE."""
 
     def __init__(self, weights: torch.Tensor, scale: int, r2: float) -> None:
-        self.weights, self.scale, self.r2 = weights, scale, r2
+        self.weights = weights  # (channel + 1, 3), the last row the offset
+        self.scale, self.r2 = scale, r2  # pixels per latent cell and side; explained variance
 
     def facts(self) -> dict[str, Any]:
         """Return the map as JSON-compatible numbers. `Preview.build` is the inverse."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +30,7 @@ class TraceCall(NamedTuple):
 
 @dataclass(frozen=True, repr=False, slots=True)  # without slots a default could be read before the block ends
 class Trace:
-    """One run of a sampler over a batch of samples.
-
-    A trace from `capture` is empty until its `with` block ends.
+    """One run of a sampler over a batch of samples. From `capture` it is empty until the `with` block ends.
 
     Attributes:
         x0: (step, sample, channel, height, width) predicted clean latents after guidance, in the pipeline's own layout.
@@ -45,13 +43,10 @@ class Trace:
         conditional, unconditional: like `x0`, from the denoiser's outputs before guidance. None unless requested, and nan at
             steps without an unconditional output.
         seeds: seed of each sample. None if the caller set the random state.
-        prompt: prompt of all samples, or one for each. None if the caller passed it to the pipeline.
+        prompt: prompt of all samples, or one for each. None if the pipeline got it from the caller.
         steps_run: steps that each denoiser ran, such as `{"base": 1, "distilled": 3}`.
         provenance: JSON-compatible settings of the run: pair, method, guidance, versions.
         later_x0, call_steps, call_sigmas, call_timesteps: of schedulers with several denoiser calls per step. Read `calls`.
-
-        trace.save("dog.trace")
-        trace = dtviz.Trace.load("dog.trace")
     """
 
     x0: torch.Tensor
@@ -79,9 +74,7 @@ class Trace:
                 raise ValueError(f"{name} has length {len(value)}, x0 of shape {tuple(self.x0.shape)} needs {length}")
 
     def __getattr__(self, name: str) -> Any:
-        if name == "calls" or name in {f.name for f in fields(Trace)}:
-            raise AttributeError(f"trace.{name} is filled in when the `with dtviz.capture(...)` block ends")
-        raise AttributeError(f"'Trace' has no attribute '{name}'")
+        raise AttributeError(f"a trace has no {name!r}, or not before its `with dtviz.capture(...)` block ends")
 
     def __repr__(self) -> str:
         if not hasattr(self, "x0"):
@@ -107,10 +100,9 @@ class Trace:
     def select(self, samples: slice | list[int]) -> Trace:
         """Return the trace of these samples alone."""
         rows = list(range(self.final.shape[0]))[samples] if isinstance(samples, slice) else list(samples)
-        parts = {name: getattr(self, name) for name in _STEPS_OF_SAMPLES}
         return replace(
             self,
-            **{name: part[:, rows] for name, part in parts.items() if part is not None},
+            **{name: part[:, rows] for name in _STEPS_OF_SAMPLES if (part := getattr(self, name)) is not None},
             final=self.final[rows],
             seeds=None if self.seeds is None else tuple(self.seeds[row] for row in rows),
             prompt=tuple(self.prompt[row] for row in rows) if isinstance(self.prompt, tuple) else self.prompt,

@@ -1,7 +1,5 @@
 """Predicted x0 (equation 2 of the paper) for every scheduler, and the step from one scheduler's noise level to another's.
 
-x0 = dtviz.predict_x0(pipe.scheduler, model_output, t, latents)  # just before pipe.scheduler.step(...)
-
 `schedulers.py` says how each scheduler keeps its samples. Coefficients are computed in float64 and applied in float32.
 """
 
@@ -37,7 +35,7 @@ def predict_x0(
         (n, channels, ...) float32, whatever the input type. In half precision x0 at sigma 15 would be off by 0.05.
 
     Raises:
-        NotImplementedError: the scheduler class or its prediction type has no x0. The message says why.
+        NotImplementedError: the scheduler class or its prediction type has no x0.
         ValueError: the shapes differ, or the timestep is not one of the scheduler's.
 
         x0 = dtviz.predict_x0(pipe.scheduler, model_output, t, latents)
@@ -57,22 +55,18 @@ def _at_timestep(scheduler, timestep, arguments: Mapping[str, Any]):
     """Return the scheduler, or a copy at this timestep if its own counter stands at another."""
     index, twice = getattr(scheduler, "step_index", None), hasattr(scheduler, "state_in_first_order")
     index = getattr(scheduler, "begin_index", None) if index is None else index
-    if index is None and not twice:
+    times, levels = scheduler.timesteps, set()
+    stands = index is not None and index < len(times) and same_timestep(times[index], timestep)
+    if stands or (index is None and not twice):
         return scheduler
-    if index is not None and index < len(scheduler.timesteps) and same_timestep(scheduler.timesteps[index], timestep):
-        return scheduler
-    scheduler, levels = copy.copy(scheduler), set()
+    scheduler = copy.copy(scheduler)
     scheduler._step_index = scheduler._begin_index = None
-    times = scheduler.timesteps
     for scheduler._step_index in (times == torch.as_tensor(timestep, device=times.device)).nonzero().flatten().tolist():
         if twice:  # the calls of a second-order scheduler alternate
             scheduler.sample = scheduler.dt = None if scheduler._step_index % 2 == 0 else timestep
         levels.add(sigma_at(scheduler, timestep, arguments))
     if len(levels) > 1:
-        kind = type(scheduler).__name__
-        raise ValueError(
-            f"timestep={float(timestep):g} stands for {len(levels)} noise levels of this {kind}: ask before its step"
-        )
+        raise ValueError(f"timestep={float(timestep):g} stands for {len(levels)} noise levels: ask before its step")
     return scheduler
 
 
@@ -204,11 +198,6 @@ def _consistency_decoder(scheduler, timestep, _, x_t, output):
     return on(x_t, scheduler.c_out[timestep]) * output + on(x_t, scheduler.c_skip[timestep]) * x_t
 
 
-def _score(scheduler, _, level, x_t, output):
-    """Tweedie's formula: the output is the gradient of log p(x_t)."""
-    return x_t + on(x_t, level**2) * output
-
-
 FORMULAS: dict[str, Callable[..., torch.Tensor]] = {
     "epsilon": _epsilon,
     "sample": lambda *arguments: arguments[-1].clone(),  # the pipeline may change its own tensor in place
@@ -220,5 +209,6 @@ FORMULAS: dict[str, Callable[..., torch.Tensor]] = {
     "edm": _edm,
     "consistency": _consistency,
     "consistency decoder": _consistency_decoder,
-    "score": _score,
+    # Tweedie's formula: the output is the gradient of log p(x_t)
+    "score": lambda _, __, level, x_t, output: x_t + on(x_t, level**2) * output,
 }
