@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 import dtviz
 import dtviz.core.capture
 from dtviz.core.capture import Recorder, Rows, _denoisers
+from dtviz.core.denoisers import split_guidance
 from dtviz.core.schedulers import RULES, find
 
 from .oracle import _arguments
@@ -256,30 +257,28 @@ def test_views_of_one_sample_are_refused_and_one_view_is_a_trace(pipe, kind):
     assert len(trace.x0) == 4 and torch.equal(trace.final, final)
 
 
-class Travelling(diffusers.DiffusionPipeline):
-    """Adds noise after each step and makes it again: time travel (Lugmayr et al. 2022)."""
-
-    def __init__(self, scheduler) -> None:
-        super().__init__()
-        self.register_modules(scheduler=scheduler)
-
-    def __call__(self, samples: torch.Tensor, steps: int) -> torch.Tensor:
-        self.scheduler.set_timesteps(steps)
-        for t in self.scheduler.timesteps:
-            for _ in range(2):
-                x = self.scheduler.step(torch.zeros_like(samples), t, samples).prev_sample
-                samples = 0.8 * x + 0.6 * torch.randn(x.shape)
-            samples = x
-        return x
-
-
 def test_time_travel_is_recorded():
-    pipe = Travelling(diffusers.DDIMScheduler(clip_sample=False))
-    torch.manual_seed(0)
-    with dtviz.capture(pipe) as trace:
-        final = pipe(torch.randn(1, 4, 8, 8), 5)
-    assert len(trace.x0) == 10 and torch.equal(trace.final, final)
-    assert trace.timesteps[0] == trace.timesteps[1] > trace.timesteps[2]
+    """Noise is added after a step, and the step is made again (Lugmayr et al. 2022)."""
+    scheduler, x = diffusers.DDIMScheduler(clip_sample=False), torch.randn(1, 4, 8, 8)
+    with dtviz.capture(SimpleNamespace(scheduler=scheduler)) as trace:
+        scheduler.set_timesteps(5)
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.zeros_like(x), t, x).prev_sample
+            x = scheduler.step(torch.zeros_like(x), t, 0.8 * x + 0.6 * torch.randn(x.shape)).prev_sample
+    assert len(trace.x0) == 10 and torch.equal(trace.final, x)
+
+
+def test_a_step_that_is_taken_back_is_one_step():
+    """Cosmos steps to get x0, takes the step back and steps with a guided x0."""
+    scheduler, x = diffusers.EDMEulerScheduler(sigma_max=80.0), torch.randn(1, 2, 4, 4)
+    with dtviz.capture(SimpleNamespace(scheduler=scheduler), x_t=True) as trace:
+        scheduler.set_timesteps(6)
+        for t in scheduler.timesteps:
+            guided = scheduler.step(x.repeat(2, 1, 1, 1), t, x.repeat(2, 1, 1, 1), return_dict=False)[1][:1] / 2
+            scheduler._step_index -= 1
+            x = scheduler.step(x, t, x, pred_original_sample=guided).prev_sample
+    assert len(trace.x0) == len(trace.x_t) == 6
+    torch.testing.assert_close(trace.x0[-1], x, atol=1e-5, rtol=0)  # the last step ends at sigma 0
 
 
 def test_the_schedulers_type_compares_as_before(pipe):
@@ -293,11 +292,8 @@ def test_the_schedulers_type_compares_as_before(pipe):
     assert type(pipe.scheduler) is kind
 
 
-# What `guidance=True` cannot tell apart
-
-
 def test_denoisers_are_those_of_the_scheduler():
-    names = (
+    names = [
         "unet",
         "transformer_2",
         "prior_prior",
@@ -305,21 +301,50 @@ def test_denoisers_are_those_of_the_scheduler():
         "decoder",
         "text_encoder",
         "transformer_norm",
-    )
-    pipe = SimpleNamespace(**{name: torch.nn.Linear(1, 1) for name in names})
-
-    def found(scheduler: str) -> set[str]:
-        return {name for name in names if any(getattr(pipe, name) is module for module in _denoisers(pipe, scheduler))}
-
-    assert found("scheduler") == {"unet", "transformer_2", "decoder"}
-    assert found("prior_scheduler") == {"prior_prior"}
-    assert found("decoder_scheduler") == {"decoder"}  # UnCLIP
+    ]
+    pipe = SimpleNamespace(**{name: torch.nn.Identity() for name in names})
+    for scheduler, expected in (
+        ("scheduler", [pipe.unet, pipe.transformer_2, pipe.decoder]),
+        ("prior_scheduler", [pipe.prior_prior]),
+        ("decoder_scheduler", [pipe.decoder]),  # UnCLIP
+    ):
+        assert _denoisers(pipe, scheduler) == expected
     with pytest.raises(NotImplementedError, match="has no denoiser of its super_res_scheduler"):
-        found("super_res_scheduler")
-    pipe = object.__new__(diffusers.StableDiffusionInstructPix2PixPipeline)
-    vars(pipe)["unet"] = torch.nn.Linear(1, 1)
-    with pytest.raises(NotImplementedError, match="InstructPix2PixPipeline guides by three outputs"):
+        _denoisers(pipe, "super_res_scheduler")
+    pipe.set_pag_applied_layers = None
+    with pytest.raises(NotImplementedError, match="guides by three outputs"):
         _denoisers(pipe, "scheduler")
+
+
+def test_guidance_of_a_prior():
+    """PriorTransformer's output has a field of its own, and is an embedding."""
+    prior = diffusers.PriorTransformer(2, 8, 1, embedding_dim=8, num_embeddings=4).eval()
+    pipe, x = (
+        SimpleNamespace(prior=prior, scheduler=diffusers.UnCLIPScheduler(prediction_type="sample")),
+        torch.randn(1, 8),
+    )
+    with torch.no_grad(), dtviz.capture(pipe, guidance=True) as trace:
+        pipe.scheduler.set_timesteps(4)
+        for t in pipe.scheduler.timesteps:
+            text = {"proj_embedding": torch.randn(2, 8), "encoder_hidden_states": torch.randn(2, 4, 8)}
+            u, c = prior(torch.cat([x, x]), t, **text).predicted_image_embedding.chunk(2)
+            x = pipe.scheduler.step(u + 4 * (c - u), t, x).prev_sample
+    assert trace.conditional.shape == (4, 1, 8)
+    torch.testing.assert_close(trace.conditional[-1], c)
+    torch.testing.assert_close(trace.unconditional[-1], u)
+
+
+def test_outputs_of_other_shapes_and_nan_are_told_apart():
+    u, c = torch.randn(2, 2, 6, 8, 8)
+    guided = torch.cat([u[:, :3] + 7 * (c - u)[:, :3], c[:, 3:]], dim=1)  # DeepFloyd IF: a learned variance behind it
+    for parts, mixed in (
+        ([torch.cat([u, c])], guided),
+        ([[*c[:, :, None], *u[:, :, None]]], c + 5 * (c - u)),
+    ):  # Z-Image
+        conditional, unconditional = split_guidance(parts, mixed)
+        assert torch.equal(conditional, c) and torch.equal(unconditional, u)
+    c[0] = torch.nan
+    assert torch.equal(split_guidance([torch.cat([u, c])], u + 5 * (c - u))[1], u)
 
 
 def test_guidance_of_another_kind_ends_the_block_and_not_the_call(pipe):
@@ -459,9 +484,10 @@ def test_recording_never_makes_the_host_wait(name, monkeypatch):
         with (
             pytest.raises(NotImplementedError, match="meta"),
             dtviz.capture(SimpleNamespace(scheduler=scheduler), x_t=True),
+            Watch(),
+            WatchPython(),
         ):
-            with Watch(), WatchPython():
-                loop(scheduler)
+            loop(scheduler)
     elif key in WAITING:
         with Watch(), WatchPython():
             given, recorder = arguments(0, scheduler.timesteps[0]), Recorder(x_t=True)
@@ -477,28 +503,3 @@ def test_rows_grow_and_shrink():
     assert rows.tensor().untyped_storage().nbytes() == 5 * 2 * 4
     with pytest.raises(RuntimeError, match=r"changed its shape from \(2,\) to \(3,\)"):
         rows.add(torch.zeros(3), expected=2)
-
-
-class Guiding(diffusers.DiffusionPipeline):
-    """Steps to get x0, takes the step back and steps with half of it, as Cosmos does."""
-
-    def __init__(self, scheduler) -> None:
-        super().__init__()
-        self.register_modules(scheduler=scheduler)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        self.scheduler.set_timesteps(6)
-        for t in self.scheduler.timesteps:
-            _, x0 = self.scheduler.step(x.repeat(2, 1, 1, 1), t, x.repeat(2, 1, 1, 1), return_dict=False)
-            self.scheduler._step_index -= 1
-            x = self.scheduler.step(x, t, x, pred_original_sample=x0[:1] * 0.5).prev_sample
-        return x
-
-
-def test_a_step_that_is_taken_back_is_one_step():
-    pipe = Guiding(diffusers.EDMEulerScheduler(sigma_max=80.0))
-    with dtviz.capture(pipe, x_t=True) as trace:
-        final = pipe(torch.randn(1, 2, 4, 4))
-    assert len(trace.x0) == len(trace.x_t) == 6
-    # the last step ends at sigma 0, and so at the x0 that it was given
-    torch.testing.assert_close(trace.x0[-1], final, atol=1e-5, rtol=0)
