@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -28,10 +29,15 @@ AFTER_THE_LAST_STEP = ("sana-sprint", "sdxl-inpaint")
 # No guidance, or none that can be turned off (Cascade's prior fails without)
 UNGUIDED = ("sd", "lcm", "flux", "sana-sprint", "ddim-pixels", "cascade-prior")
 RENORMALISED = ("qwenimage",)  # each token's guided output gets the conditional one's length
+# Kandinsky's and Cascade's autoencoders and LTX's packing are refused. The others blend, or make no images
+UNDECODED = ("kandinsky22", "cascade", "ltx", "sdxl-inpaint", "cascade-prior")
 SCHEDULERS = (
-    "DDIMScheduler", "DDPMScheduler", "LCMScheduler", "TCDScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
-    "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
-)  # fmt: skip
+    "DDPMScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "UniPCMultistepScheduler",
+)
 
 
 def run(pipe, **options) -> torch.Tensor:
@@ -78,6 +84,13 @@ def test_every_family_of_pipelines(key):
     assert trace.x0[0].shape == trace.x_t[0].shape == trace.final.shape
     if tiny.latent and key not in AFTER_THE_LAST_STEP:
         assert torch.equal(trace.final.reshape(captured.shape), captured.float())
+    if key not in UNDECODED:
+        images = torch.as_tensor(np.asarray(tiny.run(tiny.images))).float()
+        images = images.movedim(-1, -3) if images.shape[-1] == 3 else images
+        decoded = dtviz.decode(trace, tiny.pipe, final=True, size=tiny.size)
+        torch.testing.assert_close(decoded, images, atol=1e-5, rtol=0)
+        every = dtviz.decode(trace, tiny.pipe, size=tiny.size, batch_size=1)
+        assert every.shape == (len(trace.x0), *decoded.shape)
 
 
 @pytest.mark.parametrize("key", [key for key in PIPELINES if key not in UNGUIDED])
@@ -97,21 +110,6 @@ def test_guidance_in_every_family(key):
         scale = (added * direction).sum() / (direction**2).sum()
         assert scale > 1
         torch.testing.assert_close(added, scale * direction, **close)
-
-
-@pytest.mark.parametrize("kind", ["DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"])
-def test_guidance_that_is_rescaled_or_off(pipe, kind):
-    pipe.scheduler, traces = getattr(diffusers, kind).from_config(pipe.scheduler.config), []
-    for options in ({"guidance_scale": 7.5}, {"guidance_scale": 7.5, "guidance_rescale": 0.7}, {"guidance_scale": 1.0}):
-        with dtviz.capture(pipe, guidance=True) as trace:
-            run(pipe, **options)
-        traces.append(trace)
-    guided, rescaled, plain = traces
-    mixed = guided.unconditional + 7.5 * (guided.conditional - guided.unconditional)
-    torch.testing.assert_close(mixed, guided.x0, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(rescaled.conditional[0], guided.conditional[0])
-    assert not torch.allclose(rescaled.x0[0], guided.x0[0], atol=1e-2)
-    assert torch.equal(plain.conditional, plain.x0) and plain.unconditional.isnan().all()
 
 
 def test_x0_equals_a_plain_loop(pipe):
@@ -188,36 +186,18 @@ def test_bad_arguments_are_refused_before_the_run(pipe):
         pytest.fail("the block ran")
 
 
-class Copying(diffusers.StableDiffusionPipeline):
-    """Steps a copy of its scheduler."""
-
-    def __call__(self, *args, **kwargs):
-        own = self.scheduler
-        self.scheduler = copy.deepcopy(own)
-        try:
-            return super().__call__(*args, **kwargs)
-        finally:
-            self.scheduler = own
-
-
-class Replacing(diffusers.StableDiffusionPipeline):
-    """Puts another scheduler in place inside the call, as LEDITS++ does."""
-
-    def __call__(self, *args, **kwargs):
-        self.scheduler = diffusers.EulerDiscreteScheduler.from_config(self.scheduler.config)
-        return super().__call__(*args, **kwargs)
-
-
-@pytest.mark.parametrize("kind", [Copying, Replacing])
-def test_a_pipeline_may_copy_or_replace_its_scheduler(pipe, kind):
-    expected = run(kind(**pipe.components, requires_safety_checker=False))
-    other = kind(**pipe.components, requires_safety_checker=False)
-    other.set_progress_bar_config(disable=True)
-    with dtviz.capture(other) as trace:
-        captured = run(other)
-    assert torch.equal(captured, expected) and torch.equal(trace.final, expected)
-    assert len(trace.x0) == 4
-    assert type(other.scheduler).__mro__[1] is diffusers.SchedulerMixin  # its own class again
+@pytest.mark.parametrize("replace", [copy.deepcopy, lambda it: diffusers.EulerDiscreteScheduler.from_config(it.config)])
+def test_a_pipeline_may_copy_or_replace_its_scheduler(replace):
+    """LEDITS++ puts another scheduler in place inside its call. It is noticed when the denoiser is called."""
+    pipe, x = SimpleNamespace(scheduler=diffusers.DDIMScheduler(), unet=torch.nn.Identity()), torch.randn(1, 4, 2, 2)
+    with dtviz.capture(pipe) as trace:
+        pipe.scheduler = replace(pipe.scheduler)
+        pipe.scheduler.set_timesteps(4)
+        for t in pipe.scheduler.timesteps:
+            output = pipe.unet(pipe.scheduler.scale_model_input(x, t))
+            x = pipe.scheduler.step(output, t, x).prev_sample
+    assert len(trace.x0) == 4 and torch.equal(trace.final, x)
+    assert type(pipe.scheduler).__mro__[1] is diffusers.SchedulerMixin  # its own class again
 
 
 def test_a_copy_steps_itself(pipe):

@@ -85,27 +85,18 @@ def test_one_noise_level_per_token(stochastic):
     torch.testing.assert_close(ours, last, atol=1e-5, rtol=0)
 
 
-@pytest.fixture
-def record():
-    """Record a step on the GPU, and restore the mode in which torch refuses to wait."""
-    scheduler = diffusers.EulerDiscreteScheduler()
-    scheduler.set_timesteps(4, device="cuda")
-    step, recorder = (scheduler, *torch.randn(2, 2, 4, 8, 8, device="cuda")), Recorder(x_t=True)
-
-    def record(i: int, mode: str) -> Recorder:
-        scheduler._step_index = i
-        torch.cuda.set_sync_debug_mode(mode)
-        recorder.before_step(scheduler, step[1], scheduler.timesteps[i], step[2], expected=4, arguments={})
-        recorder.after_step((step[2],))
-        return recorder
-
-    yield record
-    torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_recording_does_not_wait_for_the_gpu(record):
-    for i in range(4):  # the second step copies the first, and so allocates memory, which may wait
-        recorder = record(i, "error" if i > 1 else "default")
-    torch.cuda.set_sync_debug_mode("default")
+def test_recording_does_not_wait_for_the_gpu():
+    scheduler, recorder = diffusers.EulerDiscreteScheduler(), Recorder(x_t=True)
+    scheduler.set_timesteps(4, device="cuda")
+    x, output = torch.randn(2, 2, 4, 8, 8, device="cuda")
+    try:
+        for i, t in enumerate(scheduler.timesteps):
+            # the second step copies the first, and so allocates memory, which may wait
+            torch.cuda.set_sync_debug_mode("error" if i > 1 else "default")
+            scheduler._step_index = i
+            recorder.before_step(scheduler, output, t, x, expected=4, arguments={})
+            recorder.after_step((x,))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     assert recorder.fields()["x0"].isfinite().all()
