@@ -1,9 +1,4 @@
-"""Record the predicted x0 of every step of a diffusers pipeline, without changing anything else.
-
-with dtviz.capture(pipe) as trace:
-    pipe("a dog", num_inference_steps=30)
-trace.x0.shape  # (step, sample, channel, height, width)
-"""
+"""Record the predicted x0 of every step of a diffusers pipeline, without changing anything else."""
 
 from __future__ import annotations
 
@@ -48,6 +43,9 @@ def capture(
             call shows that, the error comes when the block ends, with the trace filled.
         RuntimeError: the pipeline is being captured already, ran twice, made no step, or steps parts of its sample apart.
         ValueError: an argument is out of range.
+
+        with dtviz.capture(pipe) as trace:
+            pipe("picture of a dog", num_inference_steps=30)
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not one of {', '.join(map(str, DTYPES))}")

@@ -47,6 +47,8 @@ class Trace:
         steps_run: steps that each denoiser ran, such as `{"base": 1, "distilled": 3}`.
         provenance: JSON-compatible settings of the run: pair, method, guidance, versions.
         later_x0, call_steps, call_sigmas, call_timesteps: of schedulers with several denoiser calls per step. Read `calls`.
+
+        trace = dtviz.Trace.load(trace.save("dog.trace"))
     """
 
     x0: torch.Tensor
