@@ -126,9 +126,8 @@ def run(scheduler, monkeypatch, *, steps: int, check, nominal=None, shape=SHAPE,
         x_t = stepped[0] if isinstance(stepped, tuple) else stepped.prev_sample
         if name == "CogVideoXDPMScheduler":
             earlier_x0 = stepped[1]
-    ends = (
-        hasattr(scheduler, "sigmas") and float(scheduler.sigmas[-1]) == 0 and scheduler.config.get("predict_x0", True)
-    )
+    sigmas = getattr(scheduler, "sigmas", None)
+    ends = sigmas is not None and float(sigmas[-1]) == 0 and scheduler.config.get("predict_x0", True)
     if nominal is None and ends and "Inverse" not in name:
         check(x_t.float(), truth, x_t)
     return calls

@@ -313,6 +313,8 @@ def test_outputs_of_other_shapes_and_nan_are_told_apart():
     ):  # Z-Image
         conditional, unconditional = split_guidance(parts, mixed)
         assert torch.equal(conditional, c) and torch.equal(unconditional, u)
+    with pytest.raises(NotImplementedError, match="samples of several shapes"):
+        split_guidance([[u[0], c[:1]]], c)
     c[0] = torch.nan
     assert torch.equal(split_guidance([torch.cat([u, c])], u + 5 * (c - u))[1], u)
 

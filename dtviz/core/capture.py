@@ -24,7 +24,7 @@ ASYNCHRONOUS = ("cuda",)  # devices that copy to page-locked host memory while t
 
 @contextmanager
 def capture(
-    pipe, *, x_t: bool = False, guidance: bool = False, dtype: torch.dtype = torch.float32, scheduler: str = "scheduler"
+    pipe, *, x_t: bool = False, guidance: bool = False, clip: bool = False, dtype=torch.float32, scheduler="scheduler"
 ) -> Iterator[Trace]:
     """Record x0 at every step of the pipeline call made inside the block. No denoiser call is added and no pixel changes.
 
@@ -32,6 +32,7 @@ def capture(
         pipe: a diffusers pipeline whose scheduler class has an x0 (`dtviz.schedulers()`).
         x_t: keep the noisy latents before each step (`trace.x_t`).
         guidance: keep x0 of the conditional and the unconditional denoiser output (`trace.conditional`, `.unconditional`).
+        clip: clip or threshold x0 as the scheduler does, if its settings say so.
         dtype: `torch.float32` or `torch.float16`, the type of x0 and x_t in the trace.
         scheduler: name of the pipeline's scheduler, if it has several ("prior_scheduler").
 
@@ -53,7 +54,7 @@ def capture(
         names = [name for name in vars(pipe) if name.endswith("scheduler")]
         raise ValueError(f"scheduler={scheduler!r}: this {type(pipe).__name__} has {', '.join(names) or 'none'}")
     trace = object.__new__(Trace)
-    session = _Session(pipe, scheduler, {"x_t": x_t, "guidance": guidance, "dtype": dtype})
+    session = _Session(pipe, scheduler, {"x_t": x_t, "guidance": guidance, "clip": clip, "dtype": dtype})
     try:
         with session.recording():
             yield trace
@@ -73,14 +74,12 @@ def _denoisers(pipe, scheduler: str) -> list[torch.nn.Module]:
     """Return the modules whose outputs this scheduler steps: `unet` of "scheduler", `prior_prior` of "prior_scheduler"."""
     kind, stage = type(pipe).__name__, scheduler.removesuffix("scheduler")
     names = re.compile(rf"{stage}(unet|transformer|prior|decoder)(_\d+)?|{stage[:-1] or '-'}")
-    modules = [m for name, m in vars(pipe).items() if isinstance(m, torch.nn.Module) and names.fullmatch(name)]
+    modules = {m: name for name, m in vars(pipe).items() if isinstance(m, torch.nn.Module) and names.fullmatch(name)}
     if not modules:
-        raise NotImplementedError(
-            f"guidance=True: {kind} has no denoiser of its {scheduler} by a name that dtviz knows"
-        )
+        raise NotImplementedError(f"guidance=True: {kind} has no denoiser of its {scheduler} by a known name")
     if hasattr(pipe, "set_pag_applied_layers") or "InstructPix2Pix" in kind:
         raise NotImplementedError(f"guidance=True: {kind} guides by three outputs, not two: capture it without")
-    return modules
+    return list(modules)
 
 
 class _EqualClass(type):
@@ -225,9 +224,7 @@ class Rows:
             self.count = 0
         before, now = tuple(self.blocks[0].shape[1:]), tuple(x.shape)
         if before != now:
-            raise RuntimeError(
-                f"the sample changed its shape from {before} to {now} in one run: capture its stages apart"
-            )
+            raise RuntimeError(f"the sample changed its shape from {before} to {now}: capture its stages apart")
         self.blocks[-1][self.count].copy_(x.detach(), non_blocking=locked)
         self.count += 1
 
@@ -243,7 +240,8 @@ class Rows:
 class Recorder:
     """The scheduler steps of one run, in order. Options as in `capture`; denoiser outputs are appended to `outputs`."""
 
-    def __init__(self, *, x_t: bool = False, guidance: bool = False, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, *, x_t=False, guidance=False, clip=False, dtype: torch.dtype = torch.float32) -> None:
+        self.clip = clip
         names = ["x0", "later_x0"] + ["x_t"] * x_t + ["conditional", "unconditional"] * guidance
         self.rows = {name: Rows(dtype) for name in names}
         self.outputs: list[torch.Tensor] | None = [] if guidance else None
@@ -270,7 +268,7 @@ class Recorder:
         level = noise_level(scheduler, timestep, arguments)
 
         def x0_of(output: torch.Tensor) -> torch.Tensor:
-            return x0_at_level(scheduler, output, timestep, sample, level, arguments=arguments)
+            return x0_at_level(scheduler, output, timestep, sample, level, clip=self.clip, arguments=arguments)
 
         x0 = x0_of(model_output) if guided is None else guided.float()
         step = (self.calls[-1][0] if self.calls else -1) + starts

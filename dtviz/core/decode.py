@@ -65,9 +65,9 @@ def decode_latents(latents: torch.Tensor, pair: Any, *, vae: Any = None, size=No
     latents = _unpack(latents, pipe, size)
     vae = getattr(pipe, "vae", None) if vae is None else vae
     _check_latents(latents, pipe, vae)
-    images, size = None, batch_size or max(1, 4096 // math.prod(latents.shape[2:]))
+    images, batch = None, batch_size or max(1, 4096 // math.prod(latents.shape[2:]))
     work = lambda rows: _images(_to_vae(latents[rows], pipe, vae), vae).float().cpu()  # noqa: E731
-    for rows, part in in_batches(work, n=len(latents), size=size):
+    for rows, part in in_batches(work, n=len(latents), size=batch):
         if images is None:  # filled in place, because joining the pieces would hold everything twice
             images = torch.empty(len(latents), *part.shape[1:])
         images[rows] = part

@@ -221,8 +221,13 @@ def split_guidance(outputs: list[torch.Tensor], guided: torch.Tensor) -> tuple[t
         Both in the shape of `guided`. The unconditional output is None if the pipeline computed none.
     """
     n = len(guided)
+    for output in outputs:
+        if not isinstance(output, torch.Tensor) and len({x.shape for x in output}) != 1:
+            raise NotImplementedError(
+                "guidance=True: the denoiser returns samples of several shapes, capture it without"
+            )
     # Z-Image returns a list of samples
-    outputs = [torch.stack(list(output)) if isinstance(output, (list, tuple)) else output for output in outputs]
+    outputs = [output if isinstance(output, torch.Tensor) else torch.stack(list(output)) for output in outputs]
     parts = [part for output in outputs for part in (output.split(n) if len(output) % n == 0 else [output])]
     parts = [part[:, : guided.shape[1]] for part in parts]  # without a learned variance or a reference image's tokens
     if not 1 <= len(parts) <= 2 or any(part.numel() != guided.numel() for part in parts):
