@@ -82,7 +82,7 @@ def _by_shifted_timestep(scheduler, timestep, _) -> torch.Tensor:
 
 
 def _by_index(scheduler, timestep, _) -> torch.Tensor:
-    # Until then its sigmas are in another order than its timesteps
+    # Before set_timesteps the sigmas are in another order than the timesteps
     if find(scheduler).space == "vp" and scheduler.num_inference_steps is None:
         raise ValueError(f"{type(scheduler).__name__} has no timesteps yet: call its set_timesteps first")
     return exact(scheduler.sigmas[index_of(scheduler, timestep)])
