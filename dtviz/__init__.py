@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .core.capture import capture
-    from .core.decode import decode, decode_steps, fit_preview
+    from .core.decode import decode, fit_preview
     from .core.generate import generate
     from .core.hybrid import hybrid
     from .core.pair import Pair
@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 
 # Public name -> module. Imported on first use, so that the command line answers before torch is loaded.
 _PUBLIC = {
-    "capture": "core.capture", "decode": "core.decode", "decode_steps": "core.decode", "embedder": "metrics.embedders",
+    "capture": "core.capture", "decode": "core.decode", "embedder": "metrics.embedders",
     "Estimate": "metrics.statistics", "explore": "explorer.widgets", "fit_preview": "core.decode",
     "generate": "core.generate", "hybrid": "core.hybrid", "load": "models.load", "mean_pairwise": "metrics.diversity",
     "Pair": "core.pair", "pairs": "models.registry", "predict_x0": "core.x0", "schedulers": "core.schedulers",

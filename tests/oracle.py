@@ -89,10 +89,10 @@ def scheduler_level(scheduler, call: int, _) -> tuple[float, float]:
     return (1 + sigma**2) ** -0.5, sigma * (1 + sigma**2) ** -0.5
 
 
-def run(scheduler, monkeypatch, *, steps: int, check, nominal=None, shape=SHAPE, **how) -> None:
-    """Step through a whole run on exact outputs; `check(x0, truth, x_t)` at every call.
+def run(scheduler, monkeypatch, *, steps: int, check, nominal=None, shape=SHAPE, **how) -> list[tuple]:
+    """Step through a whole run on exact outputs; `check(x0, truth, x_t)` at every call, and at the end if that is at sigma 0.
 
-    The samples are the scheduler's own, or, with `nominal(scheduler, call, timestep) -> (a, b)`, a x0 + b n anew at each.
+    Returns output, timestep, sample and other arguments of each call. The samples are the scheduler's own, or, with `nominal(scheduler, call, timestep) -> (a, b)`, a x0 + b n anew at each.
     """
     truth, name = Truth(shape), type(scheduler).__name__
     module = sys.modules[type(scheduler).__module__]
@@ -106,7 +106,7 @@ def run(scheduler, monkeypatch, *, steps: int, check, nominal=None, shape=SHAPE,
     timesteps = scheduler.timesteps
     if name in ("SCMScheduler", "DDPMWuerstchenScheduler"):
         timesteps = timesteps[:-1]  # the last one is where the run ends
-    rule, x_t, earlier_x0 = find(scheduler), None, None
+    rule, x_t, earlier_x0, calls = find(scheduler), None, None, []
     for i, t in enumerate(timesteps):
         timestep, extra = _arguments(scheduler, timesteps, i, t, truth, earlier_x0)
         if nominal is not None:
@@ -118,6 +118,7 @@ def run(scheduler, monkeypatch, *, steps: int, check, nominal=None, shape=SHAPE,
             scheduler.scale_model_input(x_t, t)
         output = truth.output(prediction(scheduler), x_t, scheduler, timestep)
         check(dtviz.predict_x0(scheduler, output, timestep, x_t, arguments=extra), truth, x_t)
+        calls.append((output, timestep, x_t, extra))
         step = getattr(scheduler, rule.step)
         arguments = dict(zip(rule.names, (output, timestep, x_t), strict=True)) | extra
         accepted = inspect.signature(step).parameters
@@ -125,6 +126,11 @@ def run(scheduler, monkeypatch, *, steps: int, check, nominal=None, shape=SHAPE,
         x_t = stepped[0] if isinstance(stepped, tuple) else stepped.prev_sample
         if name == "CogVideoXDPMScheduler":
             earlier_x0 = stepped[1]
+    sigmas = getattr(scheduler, "sigmas", None)
+    ends = sigmas is not None and float(sigmas[-1]) == 0 and scheduler.config.get("predict_x0", True)
+    if nominal is None and ends and "Inverse" not in name:
+        check(x_t.float(), truth, x_t)
+    return calls
 
 
 def _arguments(scheduler, timesteps, i: int, t, truth: Truth, earlier_x0) -> tuple:

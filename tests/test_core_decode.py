@@ -1,30 +1,18 @@
 """Decoded latents are the pipelines' own images."""
 
+import copy
+from types import SimpleNamespace
+
 import diffusers
-import numpy as np
 import pytest
 import torch
 
 import dtviz
-from dtviz.core.decode import decode_latents, encode, reconstruct
+from dtviz.core.decode import Preview, decode_latents, encode, reconstruct
 
 from .tiny import PIPELINES
 
-
-@pytest.mark.parametrize("key", [key for key in PIPELINES if key not in ("cascade-prior", "sdxl-inpaint")])
-def test_equals_the_pipelines_own_images(key):
-    """Cascade's prior makes no images, and inpainting blends the last latents with the image after the last step."""
-    tiny = PIPELINES[key]()
-    images = torch.as_tensor(np.asarray(tiny.run(tiny.images))).float()
-    with dtviz.capture(tiny.pipe) as trace:
-        tiny.run(tiny.images)
-    ours = dtviz.decode(trace, tiny.pipe, final=True, size=tiny.size)
-    images = images.movedim(-1, -3) if images.shape[-1] == 3 else images
-    torch.testing.assert_close(ours, images, atol=1e-5, rtol=0)
-    every = dtviz.decode(trace, tiny.pipe, size=tiny.size, batch_size=1)
-    assert every.shape == (len(trace.x0), *ours.shape)
-    steps = list(dtviz.decode_steps(trace, tiny.pipe, size=tiny.size))
-    torch.testing.assert_close(torch.stack(steps), every, atol=1e-5, rtol=0)
+REFUSED = ("cascade-prior", "cascade", "kandinsky22", "ltx")
 
 
 def test_shapes_and_range(pair):
@@ -41,22 +29,46 @@ def test_shapes_and_range(pair):
         dtviz.decode(trace, pair, what="video")
 
 
-def test_latents_that_cannot_be_decoded_are_refused():
-    flux, prior, sd = (PIPELINES[key]() for key in ("flux", "cascade-prior", "sd"))
-    traces = []
-    for tiny in (flux, prior, sd):
-        with dtviz.capture(tiny.pipe) as trace:
-            tiny.run(tiny.latent)
-        traces.append(trace)
-    with pytest.raises(ValueError, match=r"size=None: \d+ packed latents are not a square"):
-        dtviz.decode(traces[0], flux.pipe)
-    with pytest.raises(ValueError, match=r"size=\(64, 64\) makes \d+ packed latents, the trace has \d+"):
-        dtviz.decode(traces[0], flux.pipe, size=(64, 64))
-    with pytest.raises(NotImplementedError, match="StableCascadePriorPipeline has no autoencoder"):
-        dtviz.decode(traces[1], prior.pipe)
-    sd.pipe.vae.__class__ = type("AutoencoderNew", (type(sd.pipe.vae),), {})  # of unknown scale
-    with pytest.raises(NotImplementedError, match="StableDiffusionPipeline decodes with AutoencoderNew"):
-        dtviz.decode(traces[2], sd.pipe)
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_pipeline_that_cannot_be_decoded_is_refused_by_name(key):
+    pipe, shape = PIPELINES[key]().pipe, (8, 4) if key == "ltx" else (4, 8, 8)
+    with pytest.raises(
+        NotImplementedError, match=rf"{type(pipe).__name__}.* its latents of shape \({shape[0]}, .* is not supported"
+    ):
+        decode_latents(torch.zeros(1, *shape), pipe)
+
+
+def test_packed_latents_of_another_size_are_refused():
+    pipe = PIPELINES["flux"]().pipe
+    with pytest.raises(ValueError, match=r"size=None: 24 packed latents are not a square"):
+        decode_latents(torch.zeros(1, 24, 16), pipe)
+    with pytest.raises(ValueError, match=r"size=\(64, 64\) makes 256 packed latents, the trace has 24"):
+        decode_latents(torch.zeros(1, 24, 16), pipe, size=(64, 64))
+
+
+class OtherPacking:
+    vae_scale_factor = 8
+
+    def _unpack_latents(self, latents, height, width):
+        pytest.fail("an unknown method was called")
+
+
+def test_latents_that_do_not_fit_are_refused(pipe):
+    mono = diffusers.AutoencoderKL(out_channels=1, block_out_channels=(8,), norm_num_groups=4)
+    new = copy.deepcopy(pipe.vae)
+    new.__class__ = type("AutoencoderNew", (type(new),), {})
+    for host, options, *shape in (
+        (SimpleNamespace(vae=pipe.vae), {}, 4, 3, 8, 8),  # AnimateDiff: a video with an image autoencoder
+        (SimpleNamespace(vae=pipe.vae), {}, 8, 8, 8),  # Marigold: two targets
+        (SimpleNamespace(vqvae=pipe.vae), {}, 3, 8, 8),  # latent super-resolution
+        (SimpleNamespace(), {}, 4, 8, 8),
+        (SimpleNamespace(vae=mono), {}, 4, 8, 8),  # spectrograms
+        (SimpleNamespace(vae=new), {}, 4, 8, 8),  # an unknown scale
+        (SimpleNamespace(), {"vae": Preview(torch.zeros(5, 3), 8, 1.0)}, 3, 8, 8),
+        (OtherPacking(), {}, 16, 16),  # Krea 2, NucleusMoE
+    ):
+        with pytest.raises(NotImplementedError, match=rf"its latents of shape \({shape[0]}, .* is not supported"):
+            decode_latents(torch.zeros(1, *shape), host, **options)
 
 
 def test_the_vae_is_restored_when_decoding_fails(pipe, monkeypatch):

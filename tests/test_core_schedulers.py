@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import dtviz
-from dtviz.core.schedulers import REFUSED, RULES, markdown, prediction
+from dtviz.core.schedulers import REFUSED, RULES, prediction
 
 from .oracle import run, scheduler_level
 
@@ -29,23 +29,28 @@ REQUIRED = {
 
 def classes() -> dict[str, type]:
     """Every scheduler class in the installed diffusers, exported or not."""
-    package = importlib.import_module("diffusers.schedulers")
-    kinds = {}
-    for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if "flax" in info.name:
-            continue
-        for name, value in vars(importlib.import_module(info.name)).items():
-            if isinstance(value, type) and issubclass(value, diffusers.SchedulerMixin):
-                kinds[name] = value
-    del kinds["SchedulerMixin"]
-    return kinds
+    package, base = importlib.import_module("diffusers.schedulers"), diffusers.SchedulerMixin
+    names = [info.name for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+    values = [v for name in names if "flax" not in name for v in vars(importlib.import_module(name)).values()]
+    return {v.__name__: v for v in values if isinstance(v, type) and issubclass(v, base) and v is not base}
 
 
 CLASSES = classes()
+SHAPES = {"HeliosDMDScheduler": (1, 4, 1, 8, 8), "RFD4ProteinaScheduler": (1, 64, 8)}
+FEW = ("SCMScheduler", "ConsistencyDecoderScheduler")  # made for two steps
 
 
 def accepts(name: str) -> tuple[str, ...]:
     return CLASSES[name].__init__.__wrapped__.__code__.co_varnames
+
+
+def markdown() -> str:
+    """The table of docs/schedulers.md, with classes of equal rules in one row."""
+    table = dtviz.schedulers()
+    table["scheduler"] = table["scheduler"].str.removesuffix("Scheduler").str.removesuffix("Discrete")
+    groups = table.groupby(list(table.columns[1:]), sort=False)["scheduler"].agg(", ".join)
+    lines = [f"| {' | '.join((names, *cells))} |" for cells, names in groups.items()]
+    return "\n".join(["| schedulers | space | denoiser predicts | calls for N steps |", "|---|---|---|---|", *lines])
 
 
 def test_every_class_has_a_rule_or_a_reason():
@@ -62,12 +67,12 @@ def test_every_class_has_a_rule_or_a_reason():
 
 
 def settings() -> list:
-    """(class name, settings, arguments of set_timesteps): every setting that changes a class's noise levels."""
+    """(class name, settings): every setting that changes a class's noise levels."""
     cases = []
 
-    def add(name: str, configuration: dict | None = None, **how) -> None:
-        label = ",".join(f"{key}={value}" for key, value in {**(configuration or {}), **how}.items())
-        cases.append(pytest.param(name, configuration or {}, how, id=f"{name}({label})"))
+    def add(name: str, configuration: dict) -> None:
+        label = ",".join(f"{key}={value}" for key, value in configuration.items())
+        cases.append(pytest.param(name, configuration, id=f"{name}({label})"))
 
     for name, rule in RULES.items():
         takes = accepts(name)
@@ -89,10 +94,10 @@ def settings() -> list:
         schedules += [{"invert_sigmas": True}] if name == "FlowMatchEulerDiscreteScheduler" else []
         schedules += [{"solver_order": 3}] if "solver_order" in takes and name not in ORDER_2 else []
         edm = name.startswith(("EDM", "Cosine"))
-        for kind in ("epsilon", "v_prediction") if edm else rule.predictions:
+        for i, kind in enumerate(("epsilon", "v_prediction") if edm else rule.predictions):
             named = kind in ("epsilon", "sample", "v_prediction", "flow_prediction") and "prediction_type" in takes
             predicts = {"prediction_type": kind} if named else {}
-            for schedule in schedules:
+            for schedule in schedules if i == 0 else schedules[:1]:  # noise levels do not depend on the prediction
                 if kind != "flow_prediction" or "flow_shift" not in takes:
                     add(name, betas | free | predicts | schedule | REQUIRED.get(name, {}))
             if "flow_shift" in takes and kind != "v_prediction":
@@ -145,8 +150,8 @@ def nominal(name: str, configuration: dict):
 
 
 @pytest.mark.filterwarnings("ignore:`algorithm_types dpmsolver:FutureWarning")
-@pytest.mark.parametrize(("name", "configuration", "how"), settings())
-def test_known_x0(name, configuration, how, monkeypatch):
+@pytest.mark.parametrize(("name", "configuration"), settings())
+def test_known_x0(name, configuration, monkeypatch):
     """With exact denoiser outputs x0 is the known one, at every call of a whole run on the scheduler's own samples."""
     scheduler = CLASSES[name](**configuration)
     kind, errors, bounds = prediction(scheduler), [], []
@@ -158,11 +163,48 @@ def test_known_x0(name, configuration, how, monkeypatch):
         # Under 1e-3, but for what float32 cannot hold: x_t's last bit, 4 sigma of noise * 6e-8, grows by 1 / a
         bounds.append(max(1e-3, 3e-7 * b / max(abs(a), 1e-7)) if kind == "epsilon" else 1e-3)
 
-    steps = 2 if name in ("SCMScheduler", "ConsistencyDecoderScheduler") else 10
-    shape = {"HeliosDMDScheduler": (1, 4, 1, 8, 8), "RFD4ProteinaScheduler": (1, 64, 8)}.get(name, (1, 4, 8, 8))
-    level = nominal(name, configuration)
-    run(scheduler, monkeypatch, steps=steps, check=check, nominal=level, shape=shape, **how)
+    steps = 2 if name in FEW else 10
+    how = {"nominal": nominal(name, configuration), "shape": SHAPES.get(name, (1, 4, 8, 8))}
+    run(scheduler, monkeypatch, steps=steps, check=check, **how)
     assert all(error < bound for error, bound in zip(errors, bounds, strict=True)), (errors, bounds)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_x0_does_not_depend_on_the_counter(name, monkeypatch):
+    """The same x0 after the run, on a fresh scheduler inside its schedule, and with one timestep for each sample."""
+    options = SDXL if "beta_schedule" in accepts(name) and name != "UnCLIPScheduler" else {}
+    scheduler, fresh = (CLASSES[name](**options | REQUIRED.get(name, {})) for _ in range(2))
+    steps, results = 2 if name in FEW else 6, []
+    how = {"nominal": nominal(name, {"prediction_type": ""}), "shape": SHAPES.get(name, (1, 4, 8, 8))}
+    calls = run(scheduler, monkeypatch, steps=steps, check=lambda x0, *_: results.append(x0), **how)
+    fresh.set_timesteps(steps)
+    if name == "KDPM2AncestralDiscreteScheduler":  # its last two calls have the same timestep at two noise levels
+        for output, t, x_t, _ in (calls.pop(), calls.pop()):
+            with pytest.raises(ValueError, match="timestep=0 stands for 2 noise levels"):
+                dtviz.predict_x0(scheduler, output, t, x_t)
+    for (output, t, x_t, arguments), x0 in list(zip(calls, results, strict=False))[::-1]:
+        for other in (scheduler, fresh):
+            assert torch.equal(dtviz.predict_x0(other, output, t, x_t, arguments=arguments), x0)
+    outputs, times, samples, _ = zip(*calls, strict=True)
+    times = torch.stack([torch.as_tensor(t).reshape(()) for t in times])
+    batch = torch.cat(outputs), times, torch.cat(samples)
+    assert torch.equal(dtviz.predict_x0(scheduler, *batch, arguments=arguments), torch.cat(results[: len(calls)]))
+    with pytest.raises(ValueError, match=f"timestep has {len(times)} values for 1 samples"):
+        dtviz.predict_x0(scheduler, output, times, x_t, arguments=arguments)
+
+
+MULTISTEP = [name for name, rule in RULES.items() if "flow_prediction" in rule.predictions and rule.space == "vp"]
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_a_timestep_outside_the_schedule_is_refused(name):
+    """diffusers would take the last one. Before set_timesteps the sigmas are in another order than the timesteps."""
+    scheduler, x = CLASSES[name](), torch.zeros(1, 4, 2, 2)
+    with pytest.raises(ValueError, match=f"{name} has no timesteps yet"):
+        dtviz.predict_x0(scheduler, x, 999, x)
+    scheduler.set_timesteps(4)
+    with pytest.raises(ValueError, match=f"timestep=123 is not one of the {name}'s timesteps"):
+        dtviz.predict_x0(scheduler, x, 123, x)
 
 
 # The schedulers whose `pred_original_sample` is a true x0 of the sample given: not LCM's (boundary scaling) nor TCD's
@@ -200,36 +242,26 @@ def test_agrees_with_diffusers_own(name, clip):
         x_t = stepped.prev_sample
 
 
-@pytest.mark.parametrize(
-    "name", ["DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
-)
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
 def test_thresholding_is_the_schedulers(name):
     """x0 with `clip=True` is what the solver works on: diffusers' dynamic thresholding (Saharia et al. 2022)."""
     scheduler = CLASSES[name](thresholding=True, sample_max_value=1.5, **SDXL)
     scheduler.set_timesteps(5)
     x_t, output = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)
     timestep = scheduler.timesteps[1]
-    if hasattr(scheduler, "convert_model_output"):
-        scheduler._init_step_index(timestep)
-        expected = scheduler.convert_model_output(output, sample=x_t)
-    else:
-        expected = scheduler.step(output, int(timestep), x_t).pred_original_sample
+    scheduler._init_step_index(timestep)
+    expected = scheduler.convert_model_output(output, sample=x_t)
     clipped = dtviz.predict_x0(scheduler, output, timestep, x_t, clip=True)
     torch.testing.assert_close(clipped, expected, rtol=1e-4, atol=1e-4)
     assert float(dtviz.predict_x0(scheduler, output, timestep, x_t).abs().max()) > 1.5
 
 
-@pytest.mark.parametrize("name", sorted(REFUSED))
-def test_a_class_without_x0_is_refused_by_name_and_reason(name):
+def test_a_class_without_x0_is_refused_by_name_and_reason():
     needs = {"AmusedScheduler": {"mask_token_id": 1}, "VQDiffusionScheduler": {"num_vec_classes": 2}}
-    scheduler = CLASSES[name](**needs.get(name, {}))
-    with pytest.raises(NotImplementedError, match=f"{name} has no x0: it"):
-        dtviz.predict_x0(scheduler, torch.zeros(1, 4), 1, torch.zeros(1, 4))
-
-
-def test_a_users_own_class_is_refused():
-    """It may keep its samples another way, whatever its name and its parent."""
-    own = type("DDIMScheduler", (diffusers.DDIMScheduler,), {})
+    for name in REFUSED:
+        with pytest.raises(NotImplementedError, match=f"{name} has no x0: it"):
+            dtviz.predict_x0(CLASSES[name](**needs.get(name, {})), torch.zeros(1, 4), 1, torch.zeros(1, 4))
+    own = type("DDIMScheduler", (diffusers.DDIMScheduler,), {})  # it may keep its samples another way
     with pytest.raises(NotImplementedError, match=r"test_core_schedulers.DDIMScheduler has no x0 rule"):
         dtviz.predict_x0(own(), torch.zeros(1, 4), 1, torch.zeros(1, 4))
 

@@ -8,26 +8,16 @@ import dtviz
 
 
 def make(seeds=(3, 4), prompt="a dog") -> dtviz.Trace:
-    n = len(seeds)
-    return dtviz.Trace(
-        x0=torch.randn(5, n, 4, 8, 8),
-        sigmas=torch.linspace(10, 1, 5),
-        timesteps=torch.linspace(999, 99, 5),
-        final=torch.randn(n, 4, 8, 8),
-        seeds=tuple(seeds),
-        prompt=prompt,
-        steps_run={"base": 1, "distilled": 4},
-        provenance={"pair": "tiny", "guidance": 0.0},
-    )
+    n, sigmas, timesteps = len(seeds), torch.linspace(10, 1, 5), torch.linspace(999, 99, 5)
+    facts = {"steps_run": {"base": 1, "distilled": 4}, "provenance": {"pair": "tiny", "guidance": 0.0}}
+    x0, final = torch.randn(5, n, 4, 8, 8), torch.randn(n, 4, 8, 8)
+    return dtviz.Trace(x0, sigmas, timesteps, final, seeds=tuple(seeds), prompt=prompt, **facts)
 
 
 def same(a: dtviz.Trace, b: dtviz.Trace) -> bool:
     ours, others = a.arrays(), b.arrays()
-    return (
-        ours.keys() == others.keys()
-        and all(map(torch.equal, ours.values(), others.values()))
-        and a.facts() == b.facts()
-    )
+    equal = ours.keys() == others.keys() and all(map(torch.equal, ours.values(), others.values()))
+    return equal and a.facts() == b.facts()
 
 
 def test_save_and_load(tmp_path):
@@ -65,5 +55,5 @@ def test_select_and_join_are_inverse():
 def test_lengths_must_fit():
     with pytest.raises(ValueError, match="sigmas has length 4"):
         dtviz.Trace(torch.zeros(5, 1, 1, 1, 1), torch.zeros(4), torch.zeros(5), torch.zeros(1, 1, 1, 1))
-    with pytest.raises(ValueError, match="seeds has 2 entries for 1 samples"):
+    with pytest.raises(ValueError, match="seeds has length 2, x0 of shape .* needs 1"):
         dtviz.Trace(torch.zeros(5, 1, 1, 1, 1), torch.zeros(5), torch.zeros(5), torch.zeros(1, 1, 1, 1), seeds=(1, 2))

@@ -31,20 +31,14 @@ def test_half_precision_is_computed_in_float32():
     assert torch.equal(x0, dtviz.predict_x0(scheduler, output.float(), 999, x_t.float()))
 
 
-@pytest.mark.parametrize(
-    ("source", "target"),
-    [
-        ("DDIMScheduler", "EulerDiscreteScheduler"),
-        ("EulerDiscreteScheduler", "LCMScheduler"),
-        ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
-        ("FlowMatchEulerDiscreteScheduler", "DDIMScheduler"),
-    ],
-)
-def test_ddim_step_keeps_x0_and_noise(source, target):
+PAIRS = "DDIM EulerDiscrete, EulerDiscrete LCM, EulerDiscrete FlowMatchEulerDiscrete, FlowMatchEulerDiscrete DDIM"
+
+
+@pytest.mark.parametrize("names", PAIRS.split(", "))
+def test_ddim_step_keeps_x0_and_noise(names):
     """A mixture of known x0 and noise becomes exactly their mixture at the new level and in the new space."""
-    source, target = (
-        getattr(diffusers, name)(**({} if name.startswith("Flow") else SDXL)) for name in (source, target)
-    )
+    kinds = [getattr(diffusers, f"{name}Scheduler") for name in names.split()]
+    source, target = (kind(**({} if "Flow" in kind.__name__ else SDXL)) for kind in kinds)
     x0, noise, sigma, to_sigma = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), 0.875, 0.6
     (a, b), (to_a, to_b) = signal_and_noise(source, exact(sigma)), signal_and_noise(target, exact(to_sigma))
     x = ddim_step((a * x0 + b * noise).float(), x0, scheduler=source, sigma=sigma, to=target, to_sigma=to_sigma)
@@ -68,47 +62,35 @@ def test_zero_signal_is_infinite_sigma():
     assert [float(c) for c in signal_and_noise(scheduler, noise_level(scheduler, 999))] == [0.0, 1.0]
 
 
-def test_one_noise_level_per_token():
-    """Video pipelines that condition on clean frames give each token its own timestep."""
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_one_noise_level_per_token(stochastic):
+    """Video pipelines that condition on clean frames step each token from its own timestep, by -v unless stochastic."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=stochastic)
     scheduler.set_timesteps(4)
-    x0, noise = torch.rand(2, 3, 8), torch.randn(2, 3, 8)
-    sigma = torch.tensor([[0.0, 0.5, 1.0], [0.25, 0.25, 0.75]])
-    x_t = (1 - sigma)[..., None] * x0 + sigma[..., None] * noise
-    arguments = {"per_token_timesteps": sigma * 1000}
-    ours = dtviz.predict_x0(scheduler, noise - x0, scheduler.timesteps[0], x_t, arguments=arguments)
-    torch.testing.assert_close(ours, x0, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["DDIMScheduler", "LCMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler",
-     "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"],
-)  # fmt: skip
-def test_x0_never_asks_the_device_for_a_number(name):
-    """A tensor on the meta device has no numbers: asking for one, as waiting for a GPU does, fails."""
-    scheduler = getattr(diffusers, name)()
-    scheduler.set_timesteps(4)
-    scheduler.set_begin_index(0) if hasattr(scheduler, "set_begin_index") else None
-    x = torch.zeros(1, 4, 8, 8, device="meta")
-    assert dtviz.predict_x0(scheduler, x, scheduler.timesteps[1], x).device.type == "meta"
+    x0, noise, sigma = torch.rand(2, 3, 8), torch.randn(2, 3, 8), torch.tensor([[0.0, 0.5, 1.0], [0.25, 0.25, 0.75]])
+    lowest = float(scheduler.sigmas[-2])
+    for level in (sigma, torch.full((2, 3), lowest)):  # the second one ends at sigma 0
+        arguments = {"per_token_timesteps": level * 1000}
+        x_t = (1 - level)[..., None] * x0 + level[..., None] * noise
+        output = (noise - x0) if stochastic else (x0 - noise)
+        ours = dtviz.predict_x0(scheduler, output, scheduler.timesteps[0], x_t, arguments=arguments)
+        torch.testing.assert_close(ours, x0, atol=1e-5, rtol=0)
+        last = scheduler.step(output, scheduler.timesteps[0], x_t, **arguments).prev_sample
+    torch.testing.assert_close(ours, last, atol=1e-5, rtol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"])
-def test_recording_does_not_wait_for_the_gpu(name):
-    """torch refuses every synchronising call."""
-    scheduler = getattr(diffusers, name)()
+def test_recording_does_not_wait_for_the_gpu():
+    scheduler, recorder = diffusers.EulerDiscreteScheduler(), Recorder(x_t=True)
     scheduler.set_timesteps(4, device="cuda")
-    scheduler.set_begin_index(0)
     x, output = torch.randn(2, 2, 4, 8, 8, device="cuda")
-    recorder, step = Recorder(x_t=True), (scheduler, output, scheduler.timesteps[0], x)
-    for _ in range(2):  # the second call copies the first, and so allocates memory, which may wait
-        recorder.before_step(*step, expected=4, arguments={})
-    torch.cuda.set_sync_debug_mode("error")
     try:
-        recorder.before_step(*step, expected=4, arguments={})
+        for i, t in enumerate(scheduler.timesteps):
+            # the second step copies the first, and so allocates memory, which may wait
+            torch.cuda.set_sync_debug_mode("error" if i > 1 else "default")
+            scheduler._step_index = i
+            recorder.before_step(scheduler, output, t, x, expected=4, arguments={})
+            recorder.after_step((x,))
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    recorder.after_step((x,))
-    torch.testing.assert_close(recorder.fields()["x0"][1], dtviz.predict_x0(*step).cpu())
+    assert recorder.fields()["x0"].isfinite().all()

@@ -1,16 +1,13 @@
-"""Record the predicted x0 of every step of a diffusers pipeline, without changing anything else.
-
-with dtviz.capture(pipe) as trace:
-    pipe("a dog", num_inference_steps=30)
-trace.x0.shape  # (step, sample, channel, height, width)
-"""
+"""Record the predicted x0 of every step of a diffusers pipeline, without changing anything else."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import fields
 from typing import Any
 
 import diffusers
@@ -19,32 +16,22 @@ import torch
 from .denoisers import split_guidance
 from .schedulers import active, find, prediction, space
 from .trace import Trace
-from .x0 import noise_level, signal_and_noise, x0_at_level
+from .x0 import noise_level, on, same_timestep, x0_at_level
 
-DENOISERS = ("unet", "transformer", "prior", "decoder")  # how diffusers' names for denoisers begin
 DTYPES = (torch.float32, torch.float16)
+ASYNCHRONOUS = ("cuda",)  # devices that copy to page-locked host memory while the host goes on
 
 
 @contextmanager
 def capture(
-    pipe,
-    *,
-    x_t: bool = False,
-    guidance: bool = False,
-    clip: bool = False,
-    dtype: torch.dtype = torch.float32,
-    scheduler: str = "scheduler",
+    pipe, *, x_t: bool = False, guidance: bool = False, clip: bool = False, dtype=torch.float32, scheduler="scheduler"
 ) -> Iterator[Trace]:
-    """Record x0 at every step of the pipeline call made inside the block.
-
-    No denoiser call is added and no pixel changes. A pipeline that blends the last latents with an image after its last step
-    (inpainting with a four-channel denoiser) does so after `trace.final`.
+    """Record x0 at every step of the pipeline call made inside the block. No denoiser call is added and no pixel changes.
 
     Args:
         pipe: a diffusers pipeline whose scheduler class has an x0 (`dtviz.schedulers()`).
         x_t: keep the noisy latents before each step (`trace.x_t`).
-        guidance: keep the x0 of the conditional and of the unconditional denoiser output (`trace.conditional`,
-            `trace.unconditional`).
+        guidance: keep x0 of the conditional and the unconditional denoiser output (`trace.conditional`, `.unconditional`).
         clip: clip or threshold x0 as the scheduler does, if its settings say so.
         dtype: `torch.float32` or `torch.float16`, the type of x0 and x_t in the trace.
         scheduler: name of the pipeline's scheduler, if it has several ("prior_scheduler").
@@ -53,8 +40,9 @@ def capture(
         The `Trace`, empty until the block ends. After an interruption it holds what was recorded before.
 
     Raises:
-        NotImplementedError: the scheduler has no x0.
-        RuntimeError: the pipeline is being captured already, ran twice, or made no step.
+        NotImplementedError: the scheduler has no x0, or `guidance=True` and the outputs cannot be told apart. If only the
+            call shows that, the error comes when the block ends, with the trace filled.
+        RuntimeError: the pipeline is being captured already, ran twice, made no step, or steps parts of its sample apart.
         ValueError: an argument is out of range.
 
         with dtviz.capture(pipe) as trace:
@@ -63,7 +51,7 @@ def capture(
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype} is not one of {', '.join(map(str, DTYPES))}")
     if not hasattr(getattr(pipe, scheduler, None), "config"):
-        names = [name for name in getattr(pipe, "components", {}) if name.endswith("scheduler")]
+        names = [name for name in vars(pipe) if name.endswith("scheduler")]
         raise ValueError(f"scheduler={scheduler!r}: this {type(pipe).__name__} has {', '.join(names) or 'none'}")
     trace = object.__new__(Trace)
     session = _Session(pipe, scheduler, {"x_t": x_t, "guidance": guidance, "clip": clip, "dtype": dtype})
@@ -72,41 +60,46 @@ def capture(
             yield trace
     except BaseException:
         with suppress(RuntimeError):
-            _fill(trace, session)
+            session.fill(trace)
         raise
     else:
-        _fill(trace, session)
-    finally:
-        session.clear()
+        session.fill(trace)
+        if session.main.refusal is not None:
+            raise session.main.refusal
+    finally:  # the schedulers' classes and the session refer to each other
+        session.main, session.recorders = Recorder(), {}
 
 
-def _fill(trace: Trace, session: _Session) -> None:
-    fields = session.finished_recorder().fields()
-    scheduler = type(getattr(session.pipe, session.name)).__name__
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    provenance = {"pipeline": type(session.pipe).__name__, "scheduler": scheduler, "versions": versions}
-    filled = Trace(**fields, steps_run={"denoiser": len(fields["x0"])}, provenance=provenance)
-    for name, value in vars(filled).items():
-        object.__setattr__(trace, name, value)
+def _denoisers(pipe, scheduler: str) -> list[torch.nn.Module]:
+    """Return the modules whose outputs this scheduler steps: `unet` of "scheduler", `prior_prior` of "prior_scheduler"."""
+    kind, stage = type(pipe).__name__, scheduler.removesuffix("scheduler")
+    names = re.compile(rf"{stage}(unet|transformer|prior|decoder)(_\d+)?|{stage[:-1] or '-'}")
+    modules = {m: name for name, m in vars(pipe).items() if isinstance(m, torch.nn.Module) and names.fullmatch(name)}
+    if not modules:
+        raise NotImplementedError(f"guidance=True: {kind} has no denoiser of its {scheduler} by a known name")
+    if hasattr(pipe, "set_pag_applied_layers") or "InstructPix2Pix" in kind:
+        raise NotImplementedError(f"guidance=True: {kind} guides by three outputs, not two: capture it without")
+    return list(modules)
+
+
+class _EqualClass(type):
+    """A class equal to the one it extends: some pipelines compare `type(self.scheduler)`."""
+
+    def __eq__(cls, other: Any) -> bool:
+        return other is cls or other == cls.__mro__[1]
+
+    def __hash__(cls) -> int:
+        return hash(cls.__mro__[1])
 
 
 def override_methods(instance: Any, methods: dict[str, Any]) -> None:
-    """Replace methods of one instance by giving it a subclass of its class with the same name.
+    """Replace methods of one instance by giving it a subclass of its class, with the same name and equal to it.
 
-    A deep copy keeps the class and steps itself. An attribute set on the instance would be copied and step the original.
-
-    >>> from diffusers import DDIMScheduler
-    >>> scheduler = DDIMScheduler()
-    >>> override_methods(scheduler, {"scale_model_input": lambda self, sample, timestep=None: 2 * sample})
-    >>> scheduler.scale_model_input(1.5), type(scheduler).__name__, DDIMScheduler().scale_model_input(1.5)
-    (3.0, 'DDIMScheduler', 1.5)
-    >>> restore_methods(scheduler)
-    >>> scheduler.scale_model_input(1.5)
-    1.5
+    A copy keeps the class and steps itself. An attribute set on the instance would be copied and step the original.
     """
     kind = type(instance)
     names = {part: getattr(kind, part) for part in ("__module__", "__qualname__", "__doc__")}
-    instance.__class__ = type(kind.__name__, (kind,), methods | names)
+    instance.__class__ = _EqualClass(kind.__name__, (kind,), methods | names)
 
 
 def restore_methods(instance: Any) -> None:
@@ -119,8 +112,9 @@ class _Session:
 
     def __init__(self, pipe, name: str, options: dict[str, Any]) -> None:
         self.pipe, self.name, self.options, self.open = pipe, name, options, False
+        self.denoisers = _denoisers(pipe, name) if options["guidance"] else []
         self.main = Recorder(**options)  # of the pipeline's own schedulers; each copy has a recorder of its own
-        self.recorders: list[tuple[Any, Recorder]] = []
+        self.recorders: dict[int, tuple[Any, Recorder]] = {}  # by id of the scheduler
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -128,17 +122,16 @@ class _Session:
             stack.callback(self._release)
             self._follow()
             self.open = True
-            for name, module in self.pipe.components.items():
-                if isinstance(module, torch.nn.Module):
-                    stack.callback(module.register_forward_pre_hook(self._follow).remove)
-                    if self.options["guidance"] and name.startswith(DENOISERS):
-                        stack.callback(module.register_forward_hook(self._keep_output).remove)
+            for module in [part for part in vars(self.pipe).values() if isinstance(part, torch.nn.Module)]:
+                stack.callback(module.register_forward_pre_hook(self._follow).remove)
+            for module in self.denoisers:
+                stack.callback(module.register_forward_hook(self._keep_output).remove)
             yield
 
     def _follow(self, *_) -> None:
         """Record the pipeline's present scheduler. It may have been replaced when the denoiser is called."""
         scheduler = getattr(self.pipe, self.name)
-        if any(scheduler is other and recorder is self.main for other, recorder in self.recorders):
+        if id(scheduler) in self.recorders and self.recorders[id(scheduler)][1] is self.main:
             return
         prediction(active(scheduler))  # refuses what has no x0
         kind, step = type(scheduler), "step" if active(scheduler) is not scheduler else find(scheduler).step
@@ -147,40 +140,37 @@ class _Session:
             raise RuntimeError(f"this {kind.__name__} is being captured or patched already: captures do not nest")
         if session is None:  # otherwise a copy of a recorded one, now in its place
             override_methods(scheduler, _recording_methods(kind, step, self))
-        self.recorders.insert(0, (scheduler, self.main))
+        self.recorders[id(scheduler)] = scheduler, self.main
 
     def _keep_output(self, _, __, output) -> None:
-        if self.main.outputs is not None:
-            self.main.outputs.append(output[0] if isinstance(output, tuple) else getattr(output, "sample", output))
+        self.main.outputs.append(output if isinstance(output, torch.Tensor) else output[0])
 
     def _release(self) -> None:
         self.open = False
-        for scheduler, _ in self.recorders:
+        for scheduler, _ in self.recorders.values():
             if hasattr(scheduler, "_dtviz_session"):
                 restore_methods(scheduler)
 
-    def clear(self) -> None:  # the schedulers' classes and the session refer to each other
-        self.main, self.recorders = Recorder(), []
-
     def recorder(self, scheduler) -> Recorder:
         """Return the recorder of this scheduler's steps."""
-        for other, recorder in self.recorders:
-            if scheduler is other:
-                return recorder
-        self.recorders.append((scheduler, Recorder(**self.options | {"guidance": False})))
-        return self.recorders[-1][1]
+        own = scheduler, Recorder(**self.options | {"guidance": False})
+        return self.recorders.setdefault(id(scheduler), own)[1]
 
-    def finished_recorder(self) -> Recorder:
-        """Return the recorder of the pipeline's own scheduler, or of the one copy that stepped in its place."""
-        copies = [recorder for _, recorder in self.recorders if recorder.calls and recorder is not self.main]
-        if self.main.calls or not copies:
-            return self.main
-        if len(copies) > 1:
+    def fill(self, trace: Trace) -> None:
+        """Fill the trace with the steps of the pipeline's own scheduler, or of the one copy that stepped in its place."""
+        kind = type(self.pipe).__name__
+        copies = [recorder for _, recorder in self.recorders.values() if recorder.calls and recorder is not self.main]
+        if len(copies) > 1 and not self.main.calls:
             raise RuntimeError(
-                f"{type(self.pipe).__name__} stepped {len(copies)} copies of its scheduler, each on a part of the sample: "
-                "they do not make one trace"
+                f"{kind} stepped {len(copies)} copies of its scheduler, each on a part of the sample: they make no trace"
             )
-        return copies[0]
+        recorder = self.main if self.main.calls or not copies else copies[0]
+        values, versions = recorder.fields(), {"torch": torch.__version__, "diffusers": diffusers.__version__}
+        scheduler = type(getattr(self.pipe, self.name)).__name__
+        provenance = {"pipeline": kind, "scheduler": scheduler, "versions": versions}
+        filled = Trace(**values, steps_run={"denoiser": len(values["x0"])}, provenance=provenance)
+        for field in fields(Trace):
+            object.__setattr__(trace, field.name, getattr(filled, field.name))
 
 
 def _recording_methods(kind: type, name: str, session: _Session) -> dict[str, Any]:
@@ -195,162 +185,147 @@ def _recording_methods(kind: type, name: str, session: _Session) -> dict[str, An
             return step(self, *args, **kwargs)
         given = signature.bind(self, *args, **kwargs).arguments
         recorder, scheduler = session.recorder(self), active(self)
-        if scheduler is self:
-            model_output, timestep, sample = (given[argument] for argument in find(self).names)
-        else:
-            model_output, timestep, sample = given["model_output"], self.call.timestep, given["sample"]
-        expected = _remaining_steps(self)
-        recorder.before_step(scheduler, model_output, timestep, sample, expected=expected, arguments=given)
+        names = find(self).names if scheduler is self else ("model_output", "timestep", "sample")
+        values = [given[argument] for argument in names]
+        if scheduler is not self:
+            values[1] = self.call.timestep
+        left = len(self.timesteps) - (getattr(self, "begin_index", None) or 0)
+        expected = -(-left // getattr(self, "order", 1))  # rounded up
+        recorder.before_step(scheduler, *values, expected=expected, arguments=given)
         output = step(self, *args, **kwargs)
         recorder.after_step(output)
         return output
 
     @functools.wraps(set_timesteps)
     def recording_set_timesteps(self, *args, **kwargs):
-        if session.open:
-            session.recorder(self).check_empty()
+        if session.open and (count := len(session.recorder(self).calls)):
+            raise RuntimeError(
+                f"{type(session.pipe).__name__} set new timesteps after {count} recorded calls, and one capture holds one run. "
+                "Open a capture for each pipeline call. If one call does this itself, turn off FreeInit "
+                "(pipe.disable_free_init()), or ask it for a single segment"
+            )
         return set_timesteps(self, *args, **kwargs)
 
     return {name: recording_step, "set_timesteps": recording_set_timesteps, "_dtviz_session": session}
 
 
-def _remaining_steps(scheduler) -> int:
-    """Return how many steps the run makes at most."""
-    begin = getattr(scheduler, "begin_index", None) or 0
-    return -(-(len(scheduler.timesteps) - begin) // getattr(scheduler, "order", 1))
-
-
 class Rows:
-    """Tensors of one shape in a single host block. Copies leave a GPU without waiting for it."""
+    """Tensors of one shape in host memory. Copies leave a GPU without waiting for it."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.block: torch.Tensor | None = None
-        self.count = 0
+        self.dtype, self.count = dtype, 0  # rows in the last block
+        self.blocks: list[torch.Tensor] = []
 
     def add(self, x: torch.Tensor, expected: int) -> None:
-        """Append `x`. The first call allocates `expected` rows."""
-        on_gpu = x.device.type == "cuda"
-        if self.block is None:
-            # Page-locked, so that the copy is asynchronous. One block, because locking pages waits for the device.
-            self.block = torch.empty((max(expected, 1), *x.shape), dtype=self.dtype, pin_memory=on_gpu)
-        if x.shape != self.block.shape[1:]:
-            shapes = tuple(self.block.shape[1:]), tuple(x.shape)
-            raise RuntimeError(
-                f"the sample changed its shape from {shapes[0]} to {shapes[1]} in one run: capture its stages apart"
-            )
-        if self.count == len(self.block):
-            _synchronize()
-            larger = torch.empty((2 * self.count, *x.shape), dtype=self.dtype, pin_memory=on_gpu)
-            larger[: self.count] = self.block
-            self.block = larger
-        self.block[self.count].copy_(x.detach(), non_blocking=on_gpu)
+        """Append `x`. The first call allocates `expected` rows, because locking pages waits for the device."""
+        locked = x.device.type in ASYNCHRONOUS
+        if not self.blocks or self.count == len(self.blocks[-1]):
+            self.blocks.append(torch.empty((max(expected, 1), *x.shape), dtype=self.dtype, pin_memory=locked))
+            self.count = 0
+        before, now = tuple(self.blocks[0].shape[1:]), tuple(x.shape)
+        if before != now:
+            raise RuntimeError(f"the sample changed its shape from {before} to {now}: capture its stages apart")
+        self.blocks[-1][self.count].copy_(x.detach(), non_blocking=locked)
         self.count += 1
 
     def tensor(self) -> torch.Tensor | None:
         """Return (row, ...) in ordinary memory, or None if nothing was added."""
-        if self.block is None:
+        if not self.blocks:
             return None
-        whole = self.count == len(self.block) and not self.block.is_pinned()
-        return self.block if whole else self.block[: self.count].clone()
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+        *full, last = self.blocks
+        whole = not full and self.count == len(last) and not last.is_pinned()
+        return last if whole else torch.cat([*full, last[: self.count]])
 
 
 class Recorder:
     """The scheduler steps of one run, in order. Options as in `capture`; denoiser outputs are appended to `outputs`."""
 
-    def __init__(
-        self, *, x_t: bool = False, guidance: bool = False, clip: bool = False, dtype: torch.dtype = torch.float32
-    ) -> None:
-        self.clip, self.outputs = clip, [] if guidance else None
-        self.x0, self.later = Rows(dtype), Rows(dtype)
-        self.x_t = Rows(dtype) if x_t else None
-        self.parts = {"conditional": Rows(dtype), "unconditional": Rows(dtype)} if guidance else {}
+    def __init__(self, *, x_t=False, guidance=False, clip=False, dtype: torch.dtype = torch.float32) -> None:
+        self.clip = clip
+        names = ["x0", "later_x0"] + ["x_t"] * x_t + ["conditional", "unconditional"] * guidance
+        self.rows = {name: Rows(dtype) for name in names}
+        self.outputs: list[torch.Tensor] | None = [] if guidance else None
         self.calls: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, sigma, timestep
-        self.pending: list[tuple[Rows, torch.Tensor, int]] = []  # rows of the last call, which may be taken back
+        self.pending: dict[str, torch.Tensor] = {}  # rows of the last call, which may be taken back
+        self.expected = 0  # rows
+        self.position: tuple[Any, ...] = ()  # of the last step: scheduler's id, its counter, timestep
         self.final: torch.Tensor | None = None
+        self.refusal: NotImplementedError | None = None  # of guidance
 
     def before_step(
-        self,
-        scheduler,
-        model_output: torch.Tensor,
-        timestep,
-        sample: torch.Tensor,
-        *,
-        expected: int,
-        arguments: Mapping[str, Any],
+        self, scheduler, model_output, timestep, sample: torch.Tensor, *, expected: int, arguments: Mapping[str, Any]
     ) -> None:
         """Record x0 of the step that comes. `arguments` are all arguments of the step, `expected` the number of rows."""
-        guided = arguments.get("pred_original_sample")
-        if guided is None:
-            self._store_pending()
-        elif self.calls:  # Cosmos guides x0: it steps to get it, takes that step back, and steps with the guided x0
+        guided, starts = arguments.get("pred_original_sample"), find(scheduler).begins(scheduler)
+        if guided is not None and self.calls:
+            # Cosmos guides x0: it steps to get it, takes that step back, and steps with the guided x0
             self.pending.clear()
             self.calls.pop()
+        elif starts:
+            self._refuse_parts(scheduler, timestep, sample)
+        self._store_pending()
+        self.expected = expected
         level = noise_level(scheduler, timestep, arguments)
 
         def x0_of(output: torch.Tensor) -> torch.Tensor:
-            return x0_at_level(scheduler, output, timestep, sample, level, clip=self.clip)
+            return x0_at_level(scheduler, output, timestep, sample, level, clip=self.clip, arguments=arguments)
 
         x0 = x0_of(model_output) if guided is None else guided.float()
-        starts = find(scheduler).begins(scheduler)
         step = (self.calls[-1][0] if self.calls else -1) + starts
         self.calls.append((step, level.max(), torch.as_tensor(timestep).flatten()[0]))
-        self.pending.append((self.x0 if starts else self.later, x0, expected))
-        if starts and self.x_t is not None:
-            a, b = signal_and_noise(scheduler, level)
-            unit = 1.0 if space(scheduler) != "ve" else (a**2 + b**2).rsqrt().to(sample.device, torch.float32)
-            self.pending.append((self.x_t, sample.float() * unit, expected))
+        self.pending["x0" if starts else "later_x0"] = x0
+        if starts and "x_t" in self.rows:
+            unit = on(sample, (1 + level**2).rsqrt()) if space(scheduler) == "ve" else 1.0
+            self.pending["x_t"] = sample.float() * unit
         if starts and self.outputs is not None:
-            for name, output in zip(self.parts, split_guidance(self.outputs, model_output), strict=True):
-                part = torch.full_like(x0, torch.nan) if output is None else x0_of(output)
-                self.pending.append((self.parts[name], part, expected))
+            for name, output in zip(("conditional", "unconditional"), self._split(model_output), strict=True):
+                self.pending[name] = torch.full_like(x0, torch.nan) if output is None else x0_of(output)
         if self.outputs is not None:
             self.outputs.clear()
 
+    def _refuse_parts(self, scheduler, timestep, sample: torch.Tensor) -> None:
+        """Refuse views or tiles of one sample that are stepped one after the other: they would be recorded as steps."""
+        before, self.position = self.position, (id(scheduler), getattr(scheduler, "step_index", None), timestep)
+        repeated = before[:2] == self.position[:2] and same_timestep(before[2], timestep, read=False)
+        if not repeated or hasattr(scheduler, "undo_step"):
+            return
+        # Time travel steps a sample that was made from the last one. Then their fine details correlate.
+        details = [x.float().flatten().diff() for x in (sample, self.final)]
+        if sample.shape != self.final.shape or not float(torch.corrcoef(torch.stack(details))[0, 1]) > 0.2:
+            raise RuntimeError(
+                f"the pipeline stepped twice at timestep {float(torch.as_tensor(timestep).max()):g}, on parts of one sample "
+                "(views or tiles): they make no trace. Capture a sample of one view"
+            )
+
+    def _split(self, model_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        try:
+            return split_guidance(self.outputs, model_output)
+        except NotImplementedError as error:  # raised when the block ends, because the call can go on
+            self.refusal = error
+            return None, None
+
     def _store_pending(self) -> None:
         """Copy the rows of the last call off the device."""
-        for rows, values, expected in self.pending:
-            rows.add(values, expected)
+        for name, values in self.pending.items():
+            self.rows[name].add(values, self.expected)
         self.pending.clear()
 
     def after_step(self, output) -> None:
         """Record the sample that the step made."""
         self.final = output[0] if isinstance(output, tuple) else output.prev_sample
 
-    def check_empty(self) -> None:
-        """Refuse new timesteps after steps were recorded: one capture holds one run."""
-        if self.calls:
-            raise RuntimeError(
-                f"one capture holds one run of the pipeline, and its scheduler got new timesteps after {len(self.calls)} "
-                "calls: open a new `with dtviz.capture(...)` for each pipeline call, and turn off what runs it again (FreeInit)"
-            )
-
     def fields(self) -> dict[str, Any]:
         """Return what was recorded under the names of `Trace`."""
         if self.final is None:
             raise RuntimeError("nothing was captured: the pipeline made no scheduler step inside the block")
         self._store_pending()
-        _synchronize()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         steps, sigmas, timesteps = zip(*self.calls, strict=True)
         sigmas, timesteps = (torch.stack([v.cpu().float() for v in values]) for values in (sigmas, timesteps))
         first = [steps.index(step) for step in range(steps[-1] + 1)]
-        several = len(steps) > len(first)
-        return {
-            "x0": self.x0.tensor(),
-            "sigmas": sigmas[first],
-            "timesteps": timesteps[first],
-            "final": self.final.detach().to(
-                "cpu", torch.float32, copy=True
-            ),  # the pipeline may change its own in place
-            "x_t": None if self.x_t is None else self.x_t.tensor(),
-            **{name: rows.tensor() for name, rows in self.parts.items()},
-            "later_x0": self.later.tensor(),
-            "call_steps": torch.tensor(steps) if several else None,
-            "call_sigmas": sigmas if several else None,
-            "call_timesteps": timesteps if several else None,
-        }
+        final = self.final.detach().to("cpu", torch.float32, copy=True)  # the pipeline may change its own in place
+        values = {"sigmas": sigmas[first], "timesteps": timesteps[first], "final": final}
+        if len(steps) > len(first):
+            values |= {"call_steps": torch.tensor(steps), "call_sigmas": sigmas, "call_timesteps": timesteps}
+        return values | {name: rows.tensor() for name, rows in self.rows.items()}

@@ -1,11 +1,8 @@
-"""Decode latents to images.
-
-images = dtviz.decode(trace, pair)  # x0 of every step: (step, sample, 3, height, width)
-finals = dtviz.decode(trace, pair, final=True)
-"""
+"""Decode latents to images, by the pipeline's autoencoder or a linear preview of it."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -17,19 +14,12 @@ from .trace import Trace
 
 PARTS = ("x0", "final", "x_t", "conditional", "unconditional")
 # Autoencoders whose decoding is tested against their pipelines' own images
-IMAGE_VAES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "VQModel", "PaellaVQModel")
-VIDEO_VAES = ("AutoencoderKLCogVideoX", "AutoencoderKLWan", "AutoencoderKLQwenImage", "AutoencoderKLLTXVideo")
+IMAGE_VAES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
+VIDEO_VAES = ("AutoencoderKLCogVideoX", "AutoencoderKLWan", "AutoencoderKLQwenImage")
 
 
 def decode(
-    trace: Trace,
-    pair: Any,
-    *,
-    what: str = "x0",
-    final: bool = False,
-    vae: Any = None,
-    size: tuple[int, ...] | None = None,
-    batch_size: int | None = None,
+    trace: Trace, pair: Any, *, what: str = "x0", final: bool = False, vae: Any = None, size=None, batch_size=None
 ) -> torch.Tensor:
     """Decode one part of a trace.
 
@@ -40,15 +30,14 @@ def decode(
             x0 before guidance.
         final: short for `what="final"`.
         vae: decoder to use instead of the pipeline's own: diffusers' `AutoencoderTiny`, or a `Preview` of `fit_preview`.
-        size: (height, width) in pixels, needed for packed latents that are not square (Flux). (frames, height, width) for
-            packed videos (LTX).
+        size: (height, width) in pixels, needed for packed latents that are not square (Flux).
         batch_size: latents decoded together. None: 64 at 8x8, one at SDXL's 128x128.
 
     Returns:
         float32 in [0, 1]: (step, sample, 3, height, width), without the step for "final". Videos have frames before the 3.
 
     Raises:
-        NotImplementedError: the pipeline's latents are not images, or its decoding is not supported.
+        NotImplementedError: the latents are not images, or do not fit a supported autoencoder.
         ValueError: `what` is unknown, the trace does not hold it, or `size` does not fit.
 
         images = dtviz.decode(trace, pair)  # images[3, 0]: the first sample's predicted image at the fourth step
@@ -57,16 +46,6 @@ def decode(
     if final or what == "final":
         return decode_latents(latents, pair, **options)
     return decode_latents(latents.flatten(0, 1), pair, **options).unflatten(0, latents.shape[:2])
-
-
-def decode_steps(trace: Trace, pair: Any, *, what: str = "x0", **options: Any) -> Iterator[torch.Tensor]:
-    """Yield what `decode` returns one step at a time, (sample, 3, height, width), so that memory holds one step's images.
-
-    for images in dtviz.decode_steps(trace, pair):
-        print(images.shape)
-    """
-    for latents in _part(trace, what):
-        yield decode_latents(latents, pair, **options)
 
 
 def _part(trace: Trace, what: str) -> torch.Tensor:
@@ -80,25 +59,15 @@ def _part(trace: Trace, what: str) -> torch.Tensor:
 
 
 @torch.no_grad()
-def decode_latents(
-    latents: torch.Tensor,
-    pair: Any,
-    *,
-    vae: Any = None,
-    size: tuple[int, ...] | None = None,
-    batch_size: int | None = None,
-) -> torch.Tensor:
+def decode_latents(latents: torch.Tensor, pair: Any, *, vae: Any = None, size=None, batch_size=None) -> torch.Tensor:
     """Decode (n, ...) latents in the pipeline's scale and layout to (n, 3, height, width) float32 in [0, 1], see `decode`."""
     pipe = getattr(pair, "pipeline", pair)
     latents = _unpack(latents, pipe, size)
-    vae = _vae(pipe, latents) if vae is None else vae
-    cells = math.prod(latents.shape[2:])
-    images: torch.Tensor | None = None
-
-    def decoded(rows: slice) -> torch.Tensor:
-        return _images(_to_vae(latents[rows], pipe, vae), vae).float().cpu()
-
-    for rows, part in in_batches(decoded, n=len(latents), size=batch_size or max(1, 4096 // cells)):
+    vae = getattr(pipe, "vae", None) if vae is None else vae
+    _check_latents(latents, pipe, vae)
+    images, batch = None, batch_size or max(1, 4096 // math.prod(latents.shape[2:]))
+    work = lambda rows: _images(_to_vae(latents[rows], pipe, vae), vae).float().cpu()  # noqa: E731
+    for rows, part in in_batches(work, n=len(latents), size=batch):
         if images is None:  # filled in place, because joining the pieces would hold everything twice
             images = torch.empty(len(latents), *part.shape[1:])
         images[rows] = part
@@ -107,20 +76,9 @@ def decode_latents(
 
 @torch.no_grad()
 def reconstruct(images: torch.Tensor, pair: Any, *, batch_size: int = 64) -> torch.Tensor:
-    """Encode and decode images with the pipeline's autoencoder.
+    """Encode and decode images (n, 3, height, width) in [0, 1] with the `AutoencoderKL` of a pair or pipeline.
 
     Compare samples with reconstructions of real images: otherwise the autoencoder's blur counts as a difference.
-
-    Args:
-        images: (n, 3, height, width) in [0, 1].
-        pair: a `Pair` or diffusers pipeline with an `AutoencoderKL`, whose mode is taken.
-        batch_size: images encoded together.
-
-    Returns:
-        float32 in [0, 1], of the same shape.
-
-    Raises:
-        NotImplementedError: the pipeline has no `AutoencoderKL`.
     """
     vae, modes = _modes(images, pair, batch_size)
     return torch.cat([_images(mode, vae).float().cpu() for mode in modes])
@@ -145,65 +103,56 @@ def _modes(images: torch.Tensor, pair: Any, batch_size: int) -> tuple[Any, Itera
     return vae, (vae.encode(part).latent_dist.mode() for part in parts)
 
 
-def _vae(pipe, latents: torch.Tensor):
-    """Return the pipeline's autoencoder, or None if the samples are images themselves."""
-    for name in ("vae", "movq", "vqgan"):
-        if getattr(pipe, name, None) is not None:
-            return getattr(pipe, name)
-    if latents.ndim == 4 and latents.shape[1] == 3:
-        return None
-    raise NotImplementedError(
-        f"{type(pipe).__name__} has no autoencoder, and its samples of shape {tuple(latents.shape[1:])} are not images: "
-        "decode them with the pipeline that takes them as its input"
-    )
+def _check_latents(latents: torch.Tensor, pipe, vae) -> None:
+    """Refuse latents that this decoder does not take, or whose scale is not known."""
+    name, kind, shape = type(pipe).__name__, type(vae).__name__, tuple(latents.shape[1:])
+    config = getattr(vae, "config", {})
+    if vae is None:
+        others = [part for part, it in vars(pipe).items() if hasattr(it, "decode") and hasattr(it, "config")]
+        fits = not others and latents.ndim == 4 and shape[0] == 3  # images
+        kind = f"its {others[0]}" if others else "no autoencoder"
+    elif isinstance(vae, Preview):
+        fits = latents.ndim == 4 and shape[0] == len(vae.weights) - 1
+    elif kind in IMAGE_VAES:
+        fits = latents.ndim == 4 and shape[0] == config.latent_channels and config.get("out_channels", 3) == 3
+    elif kind in VIDEO_VAES:
+        channels = shape[1 if kind == "AutoencoderKLCogVideoX" else 0]  # its latents have the frames first
+        fits = latents.ndim == 5 and channels == (config.get("latent_channels") or config.z_dim)
+    else:
+        fits = False
+    if not fits:
+        raise NotImplementedError(f"{name} with {kind}: decoding its latents of shape {shape} is not supported")
 
 
 def _unpack(latents: torch.Tensor, pipe, size: tuple[int, ...] | None) -> torch.Tensor:
     """Unpack tokens (n, token, channel) to (n, channel, height, width) with the pipeline's own method."""
     if latents.ndim != 3:
         return latents
-    own, tokens, name = getattr(pipe, "_unpack_latents", None), latents.shape[1], type(pipe).__name__
-    if hasattr(pipe, "vae_spatial_compression_ratio"):  # LTX
-        if size is None or len(size) != 3:
-            raise ValueError(f"size={size} must be (frames, height, width) for {name}")
-        frames = (size[0] - 1) // pipe.vae_temporal_compression_ratio + 1
-        grid = [side // pipe.vae_spatial_compression_ratio for side in size[1:]]
-        patches = (pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size)
-        _check_tokens(tokens, frames * math.prod(grid) // (patches[0] ** 2 * patches[1]), size)
-        return own(latents, frames, *grid, *patches)
-    if own is None or not hasattr(pipe, "vae_scale_factor"):
-        raise NotImplementedError(f"packed latents of shape {tuple(latents.shape[1:])} of {name} are not supported")
+    own, tokens = getattr(pipe, "_unpack_latents", None), latents.shape[1]
+    if own is None or list(inspect.signature(own).parameters)[1:] != ["height", "width", "vae_scale_factor"]:
+        shape = tuple(latents.shape[1:])
+        raise NotImplementedError(f"{type(pipe).__name__}: unpacking its latents of shape {shape} is not supported")
     patch = 2 * pipe.vae_scale_factor
     if size is None:
         side = math.isqrt(tokens)
         if side**2 != tokens:
             raise ValueError(f"size=None: {tokens} packed latents are not a square; give (height, width) in pixels")
         size = (side * patch, side * patch)
-    _check_tokens(tokens, (size[0] // patch) * (size[1] // patch), size)
-    return own(latents, *size, pipe.vae_scale_factor)
-
-
-def _check_tokens(tokens: int, expected: int, size: tuple[int, ...]) -> None:
+    expected = (size[0] // patch) * (size[1] // patch)
     if tokens != expected:
         raise ValueError(f"size={size} makes {expected} packed latents, the trace has {tokens}")
+    return own(latents, *size, pipe.vae_scale_factor)
 
 
 def _to_vae(latents: torch.Tensor, pipe, vae) -> torch.Tensor:
     """Convert latents from the denoiser's scale to the autoencoder's."""
     if vae is None or isinstance(vae, Preview):
         return latents
-    name = type(vae).__name__
-    if name not in IMAGE_VAES + VIDEO_VAES:
-        raise NotImplementedError(f"{type(pipe).__name__} decodes with {name}, whose latent scale is not supported")
     hook = getattr(vae, "_hf_hook", None)  # an offloaded module is in host memory until it is called
     latents = latents.to(getattr(hook, "execution_device", None) or vae.device, torch.float32)
     if pipe.scheduler.config.get("prediction_type") == "trigflow":  # SANA-Sprint's samples have the data's deviation
         latents = latents / pipe.scheduler.config.sigma_data
-    if name == "VQModel":  # Kandinsky's denoisers work at the autoencoder's scale
-        return latents
-    if name == "PaellaVQModel":
-        return latents * vae.config.scale_factor
-    if name == "AutoencoderKLCogVideoX":
+    if type(vae).__name__ == "AutoencoderKLCogVideoX":
         latents = latents.transpose(1, 2)
     mean, std = (_statistics(vae, f"latents_{part}", latents) for part in ("mean", "std"))
     scale, shift = vae.config.get("scaling_factor") or 1.0, vae.config.get("shift_factor") or 0.0
@@ -211,12 +160,9 @@ def _to_vae(latents: torch.Tensor, pipe, vae) -> torch.Tensor:
 
 
 def _statistics(vae, name: str, latents: torch.Tensor) -> torch.Tensor:
-    """Return the mean or deviation per channel, from the autoencoder's config or buffers."""
+    """Return the mean or deviation of each latent channel."""
     values = vae.config.get(name)
-    if values is None:
-        values = dict(vae.named_buffers(recurse=False)).get(name)
-    if values is None:
-        return torch.tensor(0.0 if name.endswith("mean") else 1.0, device=latents.device)
+    values = (0.0 if name.endswith("mean") else 1.0) if values is None else values
     return torch.as_tensor(values, device=latents.device, dtype=torch.float32).reshape(-1, *[1] * (latents.ndim - 2))
 
 
@@ -224,38 +170,34 @@ def _images(latents: torch.Tensor, vae) -> torch.Tensor:
     """Decode latents at the autoencoder's scale to images in [0, 1]."""
     if isinstance(vae, Preview):
         return vae(latents)
-    if vae is None:
-        return latents.div(2).add(0.5).clamp(0, 1)
-    kind, name = vae.dtype, type(vae).__name__
-    wide = kind == torch.float16 and vae.config.get("force_upcast", False)  # SDXL's overflows in float16
-    images = None if wide else _decoded(latents, vae)
-    if images is None or (kind in (torch.float16, torch.bfloat16) and not images.isfinite().all()):
-        vae.float()  # `.to(dtype)` of diffusers logs a warning each time
-        try:
-            images = _decoded(latents, vae)
-        finally:
-            vae.half() if kind == torch.float16 else vae.bfloat16()
-    if name in VIDEO_VAES:
+    images = latents if vae is None else _decoded(latents, vae)
+    if type(vae).__name__ in VIDEO_VAES:
         images = images.transpose(1, 2)  # (n, frame, 3, height, width)
-        if name == "AutoencoderKLQwenImage":  # a video autoencoder for single images
+        if type(vae).__name__ == "AutoencoderKLQwenImage":  # a video autoencoder for single images
             images = images[:, 0]
-    return images.clamp(0, 1) if name == "PaellaVQModel" else images.div(2).add(0.5).clamp(0, 1)
+    return images.div(2).add(0.5).clamp(0, 1)
 
 
 def _decoded(latents: torch.Tensor, vae) -> torch.Tensor:
-    options = {"force_not_quantize": True} if type(vae).__name__ == "VQModel" else {}
-    return vae.decode(latents.to(vae.dtype), **options, return_dict=False)[0]
+    """Decode, again in float32 where half precision overflows, as SDXL's autoencoder does."""
+    kind = vae.dtype
+    if kind != torch.float16 or not vae.config.get("force_upcast", False):
+        images = vae.decode(latents.to(kind), return_dict=False)[0]
+        if kind not in (torch.float16, torch.bfloat16) or images.isfinite().all():
+            return images
+    vae.float()  # `.to(dtype)` of diffusers logs a warning each time
+    try:
+        return vae.decode(latents.float(), return_dict=False)[0]
+    finally:
+        vae.half() if kind == torch.float16 else vae.bfloat16()
 
 
 class Preview:
-    """A linear map from latent channels to red, green and blue: rough, and thousands of times faster than a VAE.
-
-    `weights` (channel + 1, 3), the last row the offset; `scale`, pixels per latent cell and side; `r2`, explained share of the
-    pixel means' variance on the latents it was fitted to.
-    """
+    """A linear map from latent channels to red, green and blue: rough, without a network."""
 
     def __init__(self, weights: torch.Tensor, scale: int, r2: float) -> None:
-        self.weights, self.scale, self.r2 = weights, scale, r2
+        self.weights = weights  # (channel + 1, 3), the last row the offset
+        self.scale, self.r2 = scale, r2  # pixels per latent cell and side; explained variance
 
     def facts(self) -> dict[str, Any]:
         """Return the map as JSON-compatible numbers. `Preview.build` is the inverse."""
@@ -273,12 +215,9 @@ class Preview:
 
 
 def fit_preview(trace: Trace, pair: Any, *, most: int = 64, size: tuple[int, ...] | None = None) -> Preview:
-    """Fit a `Preview` to the pipeline's own decoding of at most `most` of a trace's last x0. `size` as for `decode`.
+    """Fit a `Preview` to the pipeline's own decoding of at most `most` of a trace's last x0. ValueError for videos.
 
-    Raises:
-        ValueError: the latents are those of a video.
-
-        images = dtviz.decode(trace, pair, vae=dtviz.fit_preview(trace, pair))
+    images = dtviz.decode(trace, pair, vae=dtviz.fit_preview(trace, pair))
     """
     pipe, latents = getattr(pair, "pipeline", pair), trace.x0.flatten(0, 1)[-most:].float()
     images = decode_latents(latents, pair, size=size)

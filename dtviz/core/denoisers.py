@@ -221,9 +221,16 @@ def split_guidance(outputs: list[torch.Tensor], guided: torch.Tensor) -> tuple[t
         Both in the shape of `guided`. The unconditional output is None if the pipeline computed none.
     """
     n = len(guided)
+    for output in outputs:
+        if not isinstance(output, torch.Tensor) and len({x.shape for x in output}) != 1:
+            raise NotImplementedError(
+                "guidance=True: the denoiser returns samples of several shapes, capture it without"
+            )
+    # Z-Image returns a list of samples
+    outputs = [output if isinstance(output, torch.Tensor) else torch.stack(list(output)) for output in outputs]
     parts = [part for output in outputs for part in (output.split(n) if len(output) % n == 0 else [output])]
     parts = [part[:, : guided.shape[1]] for part in parts]  # without a learned variance or a reference image's tokens
-    if not 1 <= len(parts) <= 2 or any(part.shape != guided.shape for part in parts):
+    if not 1 <= len(parts) <= 2 or any(part.numel() != guided.numel() for part in parts):
         shapes = [tuple(output.shape) for output in outputs]
         raise NotImplementedError(
             f"guidance=True needs one or two denoiser outputs per step of shape {tuple(guided.shape)}; this pipeline's "
@@ -231,22 +238,30 @@ def split_guidance(outputs: list[torch.Tensor], guided: torch.Tensor) -> tuple[t
         )
     if len(parts) == 1:
         return guided, None
-    shares = _shares(parts, guided)
-    if shares.sum() < 0:
-        parts, shares = [-part for part in parts], -shares
-    return (parts[0], parts[1]) if shares[0] > shares[1] else (parts[1], parts[0])
-
-
-def _shares(parts: list[torch.Tensor], guided: torch.Tensor) -> torch.Tensor:
-    """Return the least-squares shares of the two parts in each sample's guided output, summed over samples."""
-    a = torch.stack([part.flatten(1).double().cpu() for part in parts], dim=-1)
-    g = guided.flatten(1).double().cpu().unsqueeze(-1)
-    # Equal outputs get equal shares in the minimum-norm solution, and their order does not matter.
-    shares = torch.linalg.pinv(a, rtol=1e-6) @ g
-    unexplained = float((g - a @ shares).norm() / g.norm().clamp(min=1e-30))
+    parts = [part.reshape(guided.shape) for part in parts]
+    shares, unexplained = _shares(parts, guided)
+    if unexplained > 0.5 and guided.shape[1] % 2 == 0:  # DeepFloyd IF passes a learned variance behind the guided noise
+        half = guided.shape[1] // 2
+        shares, unexplained = _shares([part[:, :half] for part in parts], guided[:, :half])
     if unexplained > 0.5:
         raise NotImplementedError(
             f"guidance=True: {unexplained:.0%} of the scheduler's input is not explained by the denoiser's two outputs; "
             "this pipeline guides another way, capture it without"
         )
-    return shares.sum(dim=(0, 2))
+    if sum(shares) < 0:
+        parts, shares = [-part for part in parts], [-share for share in shares]
+    return (parts[0], parts[1]) if shares[0] > shares[1] else (parts[1], parts[0])
+
+
+def _shares(parts: list[torch.Tensor], guided: torch.Tensor) -> tuple[list[float], float]:
+    """Return the least-squares shares of the two parts in the guided output, summed over samples without nan, and the rest."""
+    wide = torch.float32 if guided.device.type == "mps" else torch.float64
+    a = torch.stack([part.flatten(1) for part in parts], dim=-1).to(wide)
+    g = guided.flatten(1).to(wide).unsqueeze(-1)
+    gram = a.mT @ a
+    # Equal outputs get equal shares with a small ridge, and their order does not matter.
+    ridge = 1e4 * torch.finfo(wide).eps * gram.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None] + 1e-30
+    shares = torch.linalg.solve_ex(gram + ridge * torch.eye(2, device=g.device, dtype=wide), a.mT @ g).result
+    rest = (g - a @ shares).square().nansum().sqrt() / g.square().nansum().sqrt().clamp(min=1e-30)
+    *shares, rest = torch.cat([shares.nansum(dim=(0, 2)), rest[None]]).tolist()
+    return shares, rest

@@ -11,6 +11,7 @@ Classes with continuous samples have a rule in `RULES`, the others a reason in `
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,26 +24,16 @@ Sigma = Callable[[Any, Any, Mapping[str, Any]], torch.Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """How to read one scheduler class just before its `step`.
+    """How to read one scheduler class just before its `step`."""
 
-    Attributes:
-        space: "vp", "ve" or "flow". With `use_flow_sigmas=True` a "vp" class is "flow".
-        sigma: takes scheduler, timestep and the step's other arguments, and returns the sample's noise level.
-        predictions: allowed values of `prediction_type`, or the one thing that the denoiser always predicts.
-        clips: settings under which the scheduler clips its x0.
-        calls: number of denoiser calls for N steps.
-        first: takes the scheduler and tells whether the coming call starts a step. None: each call is a step.
-        step: name of the stepping method.
-        names: the method's names of model output, timestep and sample.
-    """
-
-    space: str
-    sigma: Sigma
+    space: str  # "vp", "ve" or "flow"; with `use_flow_sigmas=True` a "vp" class is "flow"
+    sigma: Sigma  # (scheduler, timestep, the step's other arguments) -> the sample's noise level
+    # Allowed values of `prediction_type`, or the one thing that the denoiser always predicts
     predictions: tuple[str, ...] = ("epsilon", "sample", "v_prediction")
-    clips: tuple[str, ...] = ()
-    calls: str = "N"
-    first: Callable[[Any], bool] | None = None
-    step: str = "step"
+    clips: tuple[str, ...] = ()  # settings under which the scheduler clips its x0
+    calls: str = "N"  # denoiser calls for N steps
+    first: Callable[[Any], bool] | None = None  # whether the coming call starts a step; None: each call is a step
+    step: str = "step"  # the stepping method, and its names of model output, timestep and sample
     names: tuple[str, str, str] = ("model_output", "timestep", "sample")
 
     def begins(self, scheduler) -> bool:
@@ -62,17 +53,17 @@ def _ratio(alpha_cumprod) -> torch.Tensor:
 
 
 def index_of(scheduler, timestep) -> int:
-    """Return the number of the coming step in the scheduler's own count."""
+    """Return the number of the coming step, as the scheduler's own `step` counts it."""
     for index in (scheduler.step_index, getattr(scheduler, "begin_index", None)):
         if index is not None:
             return index
     timestep = torch.as_tensor(timestep, device=scheduler.timesteps.device)
-    if hasattr(scheduler, "index_for_timestep"):
-        return scheduler.index_for_timestep(timestep)
-    matches = (scheduler.timesteps == timestep).nonzero().flatten().tolist()
-    if not matches:
+    # Some classes take their last timestep instead of an unknown one
+    if not bool((scheduler.timesteps == timestep).any()):
         raise ValueError(f"timestep={timestep.tolist()} is not one of the {type(scheduler).__name__}'s timesteps")
-    return matches[0]
+    probe = copy.copy(scheduler)
+    probe._init_step_index(timestep)
+    return probe.step_index
 
 
 # Functions that read sigma: (scheduler, timestep, arguments of the step) -> noise level
@@ -91,25 +82,20 @@ def _by_shifted_timestep(scheduler, timestep, _) -> torch.Tensor:
 
 
 def _by_index(scheduler, timestep, _) -> torch.Tensor:
-    if torch.as_tensor(timestep).numel() > 1:  # one timestep per sample, as in training
-        return torch.stack([exact(scheduler.sigmas[index_of(scheduler, t)]) for t in timestep])
+    # Before set_timesteps the sigmas are in another order than the timesteps
+    if find(scheduler).space == "vp" and scheduler.num_inference_steps is None:
+        raise ValueError(f"{type(scheduler).__name__} has no timesteps yet: call its set_timesteps first")
     return exact(scheduler.sigmas[index_of(scheduler, timestep)])
 
 
-def _interpolated(offset: int) -> Sigma:
-    """KDPM2's second call is at an interpolated level, which its two classes index differently."""
+def _in_two_calls(second: Callable[[Any, int], torch.Tensor]) -> Sigma:
+    """Read the level of a step's second call by `second`."""
 
     def sigma(scheduler, timestep, _) -> torch.Tensor:
         index = index_of(scheduler, timestep)
-        if scheduler.state_in_first_order:
-            return exact(scheduler.sigmas[index])
-        return exact(scheduler.sigmas_interpol[index + offset])
+        return exact(scheduler.sigmas[index] if scheduler.state_in_first_order else second(scheduler, index))
 
     return sigma
-
-
-def _midpoint(scheduler, timestep, _) -> torch.Tensor:
-    return _by_index(scheduler, timestep, _) if scheduler.state_in_first_order else exact(scheduler.mid_point_sigma)
 
 
 def _flow_match(scheduler, timestep, arguments) -> torch.Tensor:
@@ -133,19 +119,6 @@ def _cosine(scheduler, timestep, _) -> torch.Tensor:
     return _ratio(scheduler._alpha_cumprod(timestep, timestep.device))
 
 
-def _improved_pndm(scheduler, timestep, _) -> torch.Tensor:
-    index = index_of(scheduler, timestep)
-    return exact(scheduler.betas[index]) / exact(scheduler.alphas[index])
-
-
-def _trig_flow(scheduler, timestep, _) -> torch.Tensor:
-    return exact(scheduler.timesteps[index_of(scheduler, timestep)]).tan().abs()
-
-
-def _from_noise_to_data(scheduler, timestep, _) -> torch.Tensor:
-    return 1 - exact(timestep)
-
-
 def _score_ve(scheduler, timestep, _) -> torch.Tensor:
     index = (torch.as_tensor(timestep) * (len(scheduler.timesteps) - 1)).long()
     return exact(scheduler.discrete_sigmas[index.to(scheduler.discrete_sigmas.device)])
@@ -154,10 +127,6 @@ def _score_ve(scheduler, timestep, _) -> torch.Tensor:
 def _score_vp(scheduler, timestep, _) -> torch.Tensor:
     t, low, high = exact(timestep), scheduler.config.beta_min, scheduler.config.beta_max
     return _ratio(torch.exp(2 * (-0.25 * t**2 * (high - low) - 0.5 * t * low)))
-
-
-def _decoder(scheduler, timestep, _) -> torch.Tensor:
-    return _ratio(exact(scheduler.sqrt_alphas_cumprod[timestep]) ** 2)
 
 
 def _prk(scheduler) -> bool:
@@ -171,9 +140,8 @@ _EPS_V = ("epsilon", "v_prediction")
 _FLOW = ("flow_prediction",)
 _CLIPS = ("thresholding", "clip_sample")
 _TWICE = {"calls": "2N - 1", "first": lambda scheduler: scheduler.state_in_first_order}
-_MULTISTEP = Rule(
-    "vp", _by_index, ("epsilon", "sample", "v_prediction", "flow_prediction"), clips=("thresholding",)
-)  # flow_prediction only with use_flow_sigmas, see `prediction`
+# flow_prediction only with use_flow_sigmas, see `prediction`
+_MULTISTEP = Rule("vp", _by_index, ("epsilon", "sample", "v_prediction", "flow_prediction"), clips=("thresholding",))
 
 RULES: dict[str, Rule] = {
     "DDIMScheduler": Rule("vp", _by_timestep, clips=_CLIPS),
@@ -189,8 +157,8 @@ RULES: dict[str, Rule] = {
     "LCMScheduler": Rule("vp", _by_timestep, clips=_CLIPS),
     "TCDScheduler": Rule("vp", _by_timestep),
     "PNDMScheduler": Rule("vp", _by_timestep, _EPS_V, calls="N + 1 (N + 9 with Runge-Kutta)", first=_prk),
-    "IPNDMScheduler": Rule("vp", _improved_pndm, ("v_prediction",)),
-    "ConsistencyDecoderScheduler": Rule("vp", _decoder, ("consistency decoder",)),
+    "IPNDMScheduler": Rule("vp", lambda s, t, _: exact(s.betas[i := index_of(s, t)]) / exact(s.alphas[i]), ("v_prediction",)),
+    "ConsistencyDecoderScheduler": Rule("vp", lambda s, t, _: _ratio(exact(s.sqrt_alphas_cumprod[t]) ** 2), ("consistency decoder",)),
     "ScoreSdeVpScheduler": Rule("vp", _score_vp, ("epsilon",), step="step_pred", names=("score", "t", "x")),
     "DPMSolverMultistepScheduler": _MULTISTEP,
     "DPMSolverMultistepInverseScheduler": _MULTISTEP,
@@ -198,14 +166,14 @@ RULES: dict[str, Rule] = {
     "UniPCMultistepScheduler": _MULTISTEP,
     "DEISMultistepScheduler": _MULTISTEP,
     "SASolverScheduler": _MULTISTEP,
-    "SCMScheduler": Rule("vp", _trig_flow, ("trigflow",)),
+    "SCMScheduler": Rule("vp", lambda s, t, _: exact(s.timesteps[index_of(s, t)]).tan().abs(), ("trigflow",)),
     "EulerDiscreteScheduler": Rule("ve", _by_index),
     "EulerAncestralDiscreteScheduler": Rule("ve", _by_index, _EPS_V),
     "LMSDiscreteScheduler": Rule("ve", _by_index),
     "HeunDiscreteScheduler": Rule("ve", _by_index, clips=("clip_sample",), **_TWICE),
-    "KDPM2DiscreteScheduler": Rule("ve", _interpolated(0), _EPS_V, **_TWICE),
-    "KDPM2AncestralDiscreteScheduler": Rule("ve", _interpolated(-1), _EPS_V, **_TWICE),
-    "DPMSolverSDEScheduler": Rule("ve", _midpoint, _EPS_V, **_TWICE),
+    "KDPM2DiscreteScheduler": Rule("ve", _in_two_calls(lambda s, i: s.sigmas_interpol[i]), _EPS_V, **_TWICE),
+    "KDPM2AncestralDiscreteScheduler": Rule("ve", _in_two_calls(lambda s, i: s.sigmas_interpol[i - 1]), _EPS_V, **_TWICE),
+    "DPMSolverSDEScheduler": Rule("ve", _in_two_calls(lambda s, i: (exact(s.sigmas[i - 1]) * s.sigmas[i]).sqrt()), _EPS_V, **_TWICE),
     "EDMEulerScheduler": Rule("ve", _by_index, ("edm",)),
     "EDMDPMSolverMultistepScheduler": Rule("ve", _by_index, ("edm",), clips=("thresholding",)),
     "CosineDPMSolverMultistepScheduler": Rule("ve", _by_index, ("edm",)),
@@ -221,8 +189,8 @@ RULES: dict[str, Rule] = {
     "LTXEulerAncestralRFScheduler": Rule("flow", _by_index, _FLOW),
     "HeliosScheduler": Rule("flow", _by_index, ("sample", "flow_prediction"), clips=("thresholding",)),
     "HeliosDMDScheduler": Rule("flow", _helios_dmd, _FLOW),
-    "MiniMaxH3Scheduler": Rule("flow", _from_noise_to_data, ("velocity to the data",)),
-    "RFD4ProteinaScheduler": Rule("flow", _from_noise_to_data, ("velocity to the data",)),
+    "MiniMaxH3Scheduler": Rule("flow", lambda _, t, __: 1 - exact(t), ("velocity to the data",)),
+    "RFD4ProteinaScheduler": Rule("flow", lambda _, t, __: 1 - exact(t), ("velocity to the data",)),
 }  # fmt: skip
 
 _TOKENS = "it samples discrete tokens, which have no continuous x0"
@@ -238,7 +206,7 @@ REFUSED: dict[str, str] = {
 
 
 def find(scheduler) -> Rule:
-    """Return the rule of this scheduler's class, or raise NotImplementedError that says why it has no x0."""
+    """Return the rule of this scheduler's class, or raise NotImplementedError."""
     kind, name = type(scheduler), type(scheduler).__name__
     if name in REFUSED:
         raise NotImplementedError(f"{name} has no x0: {REFUSED[name]}")
@@ -283,12 +251,9 @@ def prediction(scheduler) -> str:
 
 
 def schedulers() -> pd.DataFrame:
-    """Return the scheduler classes of diffusers: how each keeps its samples, and which have no x0.
+    """Return the scheduler classes of diffusers: their space, what the denoiser predicts or why they are refused, and calls.
 
-    Columns: `scheduler`; `space` ("vp", "ve", "flow", empty without x0); `denoiser predicts`, or why it is refused; `calls`
-    for N steps.
-
-        dtviz.schedulers().query("space == 'flow'")
+    dtviz.schedulers().query("space == 'flow'")
     """
     rows = [
         (name, f"{rule.space} or flow" if rule is _MULTISTEP else rule.space, ", ".join(rule.predictions), rule.calls)
@@ -296,12 +261,3 @@ def schedulers() -> pd.DataFrame:
     ]
     rows += [(name, "", f"refused: {reason}", "") for name, reason in REFUSED.items()]
     return pd.DataFrame(rows, columns=["scheduler", "space", "denoiser predicts", "calls"])
-
-
-def markdown() -> str:
-    """Return the table of docs/schedulers.md, with classes of equal rules in one row."""
-    table = schedulers()
-    table["scheduler"] = table["scheduler"].str.removesuffix("Scheduler").str.removesuffix("Discrete")
-    groups = table.groupby(list(table.columns[1:]), sort=False)["scheduler"].agg(", ".join)
-    lines = [f"| {' | '.join((names, *cells))} |" for cells, names in groups.items()]
-    return "\n".join(["| schedulers | space | denoiser predicts | calls for N steps |", "|---|---|---|---|", *lines])

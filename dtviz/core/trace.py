@@ -1,14 +1,10 @@
-"""A trace: predicted x0 of every step of a run, its noise levels and seeds. It is saved as one safetensors file.
-
-trace.save("dog.trace")
-trace = dtviz.Trace.load("dog.trace")
-"""
+"""A trace: predicted x0 of every step of a run, its noise levels and seeds, saved as one safetensors file."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,15 +28,9 @@ class TraceCall(NamedTuple):
     x0: torch.Tensor
 
 
-def _none() -> None:
-    """Default of optional fields. A plain default would be found on the class of a trace that is not filled in yet."""
-
-
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, slots=True)  # without slots a default could be read before the block ends
 class Trace:
-    """One run of a sampler over a batch of samples.
-
-    A trace from `capture` is empty until its `with` block ends.
+    """One run of a sampler over a batch of samples. From `capture` it is empty until the `with` block ends.
 
     Attributes:
         x0: (step, sample, channel, height, width) predicted clean latents after guidance, in the pipeline's own layout.
@@ -53,53 +43,43 @@ class Trace:
         conditional, unconditional: like `x0`, from the denoiser's outputs before guidance. None unless requested, and nan at
             steps without an unconditional output.
         seeds: seed of each sample. None if the caller set the random state.
-        prompt: prompt of all samples, or one for each. None if the caller passed it to the pipeline.
+        prompt: prompt of all samples, or one for each. None if the pipeline got it from the caller.
         steps_run: steps that each denoiser ran, such as `{"base": 1, "distilled": 3}`.
         provenance: JSON-compatible settings of the run: pair, method, guidance, versions.
-        later_x0, call_steps, call_sigmas, call_timesteps: for schedulers with several denoiser calls per step, read as
-            `calls`. None otherwise.
+        later_x0, call_steps, call_sigmas, call_timesteps: of schedulers with several denoiser calls per step. Read `calls`.
 
-        trace.save("dog.trace")
-        trace = dtviz.Trace.load("dog.trace")
+        trace = dtviz.Trace.load(trace.save("dog.trace"))
     """
 
     x0: torch.Tensor
     sigmas: torch.Tensor
     timesteps: torch.Tensor
     final: torch.Tensor
-    x_t: torch.Tensor | None = field(default_factory=_none)
-    seeds: tuple[int, ...] | None = field(default_factory=_none)
-    prompt: str | tuple[str, ...] | None = field(default_factory=_none)
+    x_t: torch.Tensor | None = None
+    seeds: tuple[int, ...] | None = None
+    prompt: str | tuple[str, ...] | None = None
     steps_run: dict[str, int] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
-    conditional: torch.Tensor | None = field(default_factory=_none)
-    unconditional: torch.Tensor | None = field(default_factory=_none)
-    later_x0: torch.Tensor | None = field(default_factory=_none)
-    call_steps: torch.Tensor | None = field(default_factory=_none)
-    call_sigmas: torch.Tensor | None = field(default_factory=_none)
-    call_timesteps: torch.Tensor | None = field(default_factory=_none)
+    conditional: torch.Tensor | None = None
+    unconditional: torch.Tensor | None = None
+    later_x0: torch.Tensor | None = None
+    call_steps: torch.Tensor | None = None
+    call_sigmas: torch.Tensor | None = None
+    call_timesteps: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         steps, samples = self.x0.shape[:2]
-        for name, length in (("sigmas", steps), ("timesteps", steps), ("final", samples)):
-            if len(getattr(self, name)) != length:
-                raise ValueError(
-                    f"{name} has length {len(getattr(self, name))}, x0 of shape {tuple(self.x0.shape)} needs {length}"
-                )
-        if self.seeds is not None and len(self.seeds) != samples:
-            raise ValueError(f"seeds has {len(self.seeds)} entries for {samples} samples")
-        if isinstance(self.prompt, tuple) and len(self.prompt) != samples:
-            raise ValueError(f"prompt has {len(self.prompt)} entries for {samples} samples")
+        lengths = {"sigmas": steps, "timesteps": steps, "final": samples, "seeds": samples, "prompt": samples}
+        for name, length in lengths.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str) and len(value) != length:
+                raise ValueError(f"{name} has length {len(value)}, x0 of shape {tuple(self.x0.shape)} needs {length}")
 
     def __getattr__(self, name: str) -> Any:
-        if name == "calls" or name in {f.name for f in fields(Trace)}:
-            raise AttributeError(
-                f"trace.{name} is not there yet: it is filled in when the `with dtviz.capture(...)` block ends"
-            )
-        raise AttributeError(f"'Trace' has no attribute '{name}'")
+        raise AttributeError(f"a trace has no {name!r}, or not before its `with dtviz.capture(...)` block ends")
 
     def __repr__(self) -> str:
-        if "x0" not in vars(self):
+        if not hasattr(self, "x0"):
             return "Trace(filled in when the `with dtviz.capture(...)` block ends)"
         steps, samples, *shape = self.x0.shape
         one = not isinstance(self.prompt, tuple)
@@ -110,13 +90,11 @@ class Trace:
     @property
     def calls(self) -> tuple[TraceCall, ...]:
         """Every denoiser call in order. Second-order schedulers make several per step, of which the first is in `x0`."""
-        if self.call_steps is None:
-            steps = zip(self.sigmas.tolist(), self.timesteps.tolist(), self.x0, strict=True)
-            return tuple(TraceCall(step, *values) for step, values in enumerate(steps))
-        calls: list[TraceCall] = []
-        later = iter(self.later_x0)
-        marks = (self.call_steps.tolist(), self.call_sigmas.tolist(), self.call_timesteps.tolist())
-        for step, sigma, timestep in zip(*marks, strict=True):
+        several = self.call_steps is not None
+        steps = self.call_steps.tolist() if several else range(len(self.x0))
+        sigmas, timesteps = (self.call_sigmas, self.call_timesteps) if several else (self.sigmas, self.timesteps)
+        later, calls = iter(self.later_x0 if several else ()), []
+        for step, sigma, timestep in zip(steps, sigmas.tolist(), timesteps.tolist(), strict=True):
             started = bool(calls) and calls[-1].step == step
             calls.append(TraceCall(step, sigma, timestep, next(later) if started else self.x0[step]))
         return tuple(calls)
@@ -124,10 +102,9 @@ class Trace:
     def select(self, samples: slice | list[int]) -> Trace:
         """Return the trace of these samples alone."""
         rows = list(range(self.final.shape[0]))[samples] if isinstance(samples, slice) else list(samples)
-        parts = {name: getattr(self, name) for name in _STEPS_OF_SAMPLES}
         return replace(
             self,
-            **{name: part[:, rows] for name, part in parts.items() if part is not None},
+            **{name: part[:, rows] for name in _STEPS_OF_SAMPLES if (part := getattr(self, name)) is not None},
             final=self.final[rows],
             seeds=None if self.seeds is None else tuple(self.seeds[row] for row in rows),
             prompt=tuple(self.prompt[row] for row in rows) if isinstance(self.prompt, tuple) else self.prompt,
@@ -193,25 +170,18 @@ class Trace:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             if header.get("format") != FORMAT:
                 raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
-            if header.get("sha256") != content_hash(
-                header["facts"], {name: part.numpy() for name, part in arrays.items()}
-            ):
+            numbers = {name: part.numpy() for name, part in arrays.items()}
+            if header.get("sha256") != content_hash(header["facts"], numbers):
                 raise ValueError("its contents do not match its hash")
             return cls.build(arrays, _checked(json.loads(header["facts"])))
 
 
 def _checked(facts: Any) -> dict[str, Any]:
     """Return the facts of a file if they have the types of a trace's facts."""
-    match facts:
-        case {
-            "seeds": list() | None,
-            "prompt": str() | list() | None,
-            "steps_run": dict(),
-            "provenance": dict(),
-            **rest,
-        }:
-            seeds = all(isinstance(seed, int) for seed in facts["seeds"] or ())
-            prompts = isinstance(facts["prompt"], str) or all(isinstance(text, str) for text in facts["prompt"] or ())
-            if not rest and seeds and prompts:
-                return facts
+    types = {"seeds": list | None, "prompt": str | list | None, "steps_run": dict, "provenance": dict}
+    right = isinstance(facts, dict) and facts.keys() == types.keys()
+    if right and all(isinstance(facts[name], kind) for name, kind in types.items()):
+        lists = ((facts["seeds"], int), (facts["prompt"], str))
+        if all(isinstance(one, kind) for values, kind in lists for one in values or ()):
+            return facts
     raise ValueError(f"its facts are {facts!r}")

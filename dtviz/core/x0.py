@@ -1,7 +1,5 @@
 """Predicted x0 (equation 2 of the paper) for every scheduler, and the step from one scheduler's noise level to another's.
 
-x0 = dtviz.predict_x0(pipe.scheduler, model_output, t, latents)  # just before pipe.scheduler.step(...)
-
 `schedulers.py` says how each scheduler keeps its samples. Coefficients are computed in float64 and applied in float32.
 """
 
@@ -18,13 +16,7 @@ from .schedulers import exact, find, prediction, space
 
 
 def predict_x0(
-    scheduler,
-    model_output: torch.Tensor,
-    timestep,
-    sample: torch.Tensor,
-    *,
-    clip: bool = False,
-    arguments: Mapping[str, Any] | None = None,
+    scheduler, model_output, timestep, sample, *, clip: bool = False, arguments: Mapping[str, Any] | None = None
 ) -> torch.Tensor:
     """Return the clean sample that the denoiser predicts (equation 2).
 
@@ -32,9 +24,9 @@ def predict_x0(
         x0 = (x_t - sqrt(1 - alpha_t) * eps) / sqrt(alpha_t)
 
     Args:
-        scheduler: the diffusers scheduler. Second-order ones have to stand before their `step` for this timestep.
+        scheduler: the diffusers scheduler, with its timesteps set. Its counter need not stand at `timestep`.
         model_output: (n, channels, ...) the denoiser's output after guidance. Channels of a learned variance are dropped.
-        timestep: the timestep given to `step`.
+        timestep: the timestep of the sample, or one for each sample, as in training.
         sample: (n, channels, ...) the noisy sample in the scheduler's own scale, before the step.
         clip: clip or threshold x0 if the scheduler's settings say so.
         arguments: other arguments of the `step` call. Two video schedulers read their noise level there.
@@ -43,37 +35,64 @@ def predict_x0(
         (n, channels, ...) float32, whatever the input type. In half precision x0 at sigma 15 would be off by 0.05.
 
     Raises:
-        NotImplementedError: the scheduler class or its prediction type has no x0. The message says why.
-        ValueError: the shapes differ.
+        NotImplementedError: the scheduler class or its prediction type has no x0.
+        ValueError: the shapes differ, or the timestep is not one of the scheduler's.
 
         x0 = dtviz.predict_x0(pipe.scheduler, model_output, t, latents)
     """
-    scheduler = _at_timestep(scheduler, timestep)
+    arguments, times = arguments or {}, torch.as_tensor(timestep).flatten()
+    if len(times) > 1 and arguments.get("per_token_timesteps") is None:
+        if len(times) != len(sample):
+            raise ValueError(f"timestep has {len(times)} values for {len(sample)} samples: give one, or one for each")
+        rows = zip(model_output.split(1), times, sample.split(1), strict=True)
+        return torch.cat([predict_x0(scheduler, y, t, x, clip=clip, arguments=arguments) for y, t, x in rows])
+    scheduler = _at_timestep(scheduler, timestep, arguments)
     level = noise_level(scheduler, timestep, arguments)
-    return x0_at_level(scheduler, model_output, timestep, sample, level, clip=clip)
+    return x0_at_level(scheduler, model_output, timestep, sample, level, clip=clip, arguments=arguments)
 
 
-def _at_timestep(scheduler, timestep):
-    """Return the scheduler, or a copy that has forgotten its step counter if that stands at another timestep."""
-    index, timesteps = getattr(scheduler, "step_index", None), scheduler.timesteps
-    timestep = torch.as_tensor(timestep, device=getattr(timesteps, "device", None))
-    if index is None or (timestep.numel() == 1 and index < len(timesteps) and timesteps[index] == timestep):
+def _at_timestep(scheduler, timestep, arguments: Mapping[str, Any]):
+    """Return the scheduler, or a copy at this timestep if its own counter stands at another."""
+    index, twice = getattr(scheduler, "step_index", None), hasattr(scheduler, "state_in_first_order")
+    index = getattr(scheduler, "begin_index", None) if index is None else index
+    times, levels = scheduler.timesteps, set()
+    stands = index is not None and index < len(times) and same_timestep(times[index], timestep)
+    if stands or (index is None and not twice):
         return scheduler
     scheduler = copy.copy(scheduler)
     scheduler._step_index = scheduler._begin_index = None
+    for scheduler._step_index in (times == torch.as_tensor(timestep, device=times.device)).nonzero().flatten().tolist():
+        if twice:  # the calls of a second-order scheduler alternate
+            scheduler.sample = scheduler.dt = None if scheduler._step_index % 2 == 0 else timestep
+        levels.add(sigma_at(scheduler, timestep, arguments))
+    if len(levels) > 1:
+        raise ValueError(f"timestep={float(timestep):g} stands for {len(levels)} noise levels: ask before its step")
     return scheduler
 
 
-def x0_at_level(scheduler, model_output, timestep, sample, level: torch.Tensor, *, clip: bool = False) -> torch.Tensor:
+def same_timestep(a, b, *, read: bool = True) -> bool:
+    """Tell whether two timesteps are equal. `read=False` never waits for a device: it compares only addresses there."""
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    if a.device == b.device and (a.data_ptr(), a.storage_offset()) == (b.data_ptr(), b.storage_offset()):
+        return True
+    return (read or a.device.type == b.device.type == "cpu") and bool((a.to(b.device) == b).all())
+
+
+def x0_at_level(
+    scheduler, model_output, timestep, sample, level: torch.Tensor, *, clip: bool = False, arguments: Mapping[str, Any]
+) -> torch.Tensor:
     """Return `predict_x0` for a noise level that is known already."""
     formula = FORMULAS[prediction(scheduler)]
     x_t, output = sample.float(), model_output.float()
-    if output.ndim > 1 and output.shape[1] == 2 * x_t.shape[1] and _learns_variance(scheduler):
+    learned = "learned" in str(scheduler.config.get("variance_type"))
+    if learned and output.shape[1] == 2 * x_t.shape[1]:
         output = output[:, : x_t.shape[1]]
     if output.shape != x_t.shape:
-        raise ValueError(
-            f"model_output has shape {tuple(model_output.shape)}, sample {tuple(sample.shape)}: must be equal"
-        )
+        shapes = tuple(model_output.shape), tuple(sample.shape)
+        raise ValueError(f"model_output has shape {shapes[0]}, sample {shapes[1]}: must be equal")
+    # FlowMatchEuler's step then takes the velocity to the data, but for its stochastic steps
+    if arguments.get("per_token_timesteps") is not None and not scheduler.config.stochastic_sampling:
+        output = -output
     if level.ndim == 1:  # one level per sample
         level = level.reshape(-1, *[1] * (x_t.ndim - 1))
     x0 = formula(scheduler, timestep, level, x_t, output)
@@ -85,9 +104,9 @@ def noise_level(scheduler, timestep, arguments: Mapping[str, Any] | None = None)
     return find(scheduler).sigma(scheduler, timestep, arguments or {})
 
 
-def sigma_at(scheduler, timestep) -> float:
+def sigma_at(scheduler, timestep, arguments: Mapping[str, Any] | None = None) -> float:
     """Return `noise_level` of a batch whose samples share it."""
-    return float(noise_level(scheduler, timestep).flatten()[0])
+    return float(noise_level(scheduler, timestep, arguments).flatten()[0])
 
 
 def noise_to_signal(scheduler, sigma: float) -> float:
@@ -112,16 +131,11 @@ def signal_and_noise(scheduler, sigma: torch.Tensor) -> tuple[torch.Tensor, torc
 def ddim_step(x_t: torch.Tensor, x0: torch.Tensor, *, scheduler, sigma: float, to, to_sigma: float) -> torch.Tensor:
     """Make one deterministic step from `scheduler` at `sigma` to the scheduler `to` at `to_sigma` (Song et al. 2021, eq. 12).
 
-    The noise in x_t that x0 does not explain is kept and rescaled: x = a' x0 + b' (x_t - a x0) / b. Each sigma is in its own
-    scheduler's space. (n, ...) float32 in and out.
+    x = a' x0 + b' (x_t - a x0) / b, in float32. Each sigma is in its own scheduler's space.
     """
     a, b = (float(c) for c in signal_and_noise(scheduler, exact(sigma)))
     to_a, to_b = (float(c) for c in signal_and_noise(to, exact(to_sigma)))
     return to_a * x0 + to_b * (x_t.float() - a * x0) / b
-
-
-def _learns_variance(scheduler) -> bool:
-    return str(scheduler.config.get("variance_type", "")).startswith("learned")
 
 
 def _clip(scheduler, x0: torch.Tensor) -> torch.Tensor:
@@ -135,9 +149,9 @@ def _clip(scheduler, x0: torch.Tensor) -> torch.Tensor:
 # Formulas: (scheduler, timestep, level, x_t, denoiser output) -> x0
 
 
-def _on(x: torch.Tensor, *values: torch.Tensor) -> list[torch.Tensor]:
-    # A scalar on the CPU mixes with a CUDA tensor without a copy. Copying it to the device would make the host wait.
-    return [value.float() if value.ndim == 0 else value.to(x.device, torch.float32) for value in values]
+def on(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return a coefficient for `x`. A scalar stays on the CPU: it mixes with a GPU's tensors, and copying it would wait."""
+    return value.float() if value.ndim == 0 else value.to(x.device, torch.float32)
 
 
 def _epsilon(scheduler, _, level, x_t, output):
@@ -148,22 +162,19 @@ def _epsilon(scheduler, _, level, x_t, output):
             f"{type(scheduler).__name__} with prediction_type='epsilon' has no x0 at zero signal (sigma "
             f"{float(level.max()):g}): the sample is pure noise there"
         )
-    a, b = _on(x_t, a, b)
-    return (x_t - b * output) / a
+    return (x_t - on(x_t, b) * output) / on(x_t, a)
 
 
 def _v(scheduler, _, level, x_t, output):
     """Salimans & Ho 2022: v = alpha eps - beta x0, on samples of unit variance."""
     a, b = signal_and_noise(scheduler, level)
     scale = (a**2 + b**2).sqrt()
-    to_x, to_v = _on(x_t, a / scale**2, b / scale)
-    return to_x * x_t - to_v * output
+    return on(x_t, a / scale**2) * x_t - on(x_t, b / scale) * output
 
 
 def _flow(scheduler, _, level, x_t, output):
     """Liu et al. 2023: v = eps - x0 on the straight line between the two."""
-    (level,) = _on(x_t, level)
-    return x_t - level * output
+    return x_t - on(x_t, level) * output
 
 
 def _edm(scheduler, _, level, x_t, output):
@@ -173,26 +184,18 @@ def _edm(scheduler, _, level, x_t, output):
         kind = scheduler.config.prediction_type
         raise NotImplementedError(f"{type(scheduler).__name__} with prediction_type={kind!r} has no x0 rule")
     total = level**2 + data**2
-    skip, out = _on(x_t, data**2 / total, sign * level * data / total.sqrt())
-    return skip * x_t + out * output
+    return on(x_t, data**2 / total) * x_t + on(x_t, sign * level * data / total.sqrt()) * output
 
 
 def _consistency(scheduler, _, level, x_t, output):
     """Song et al. 2023, appendix C: the skip that makes f(x, sigma_min) = x."""
     data, above = scheduler.config.sigma_data, level - scheduler.config.sigma_min
-    skip, out = _on(x_t, data**2 / (above**2 + data**2), above * data / (level**2 + data**2).sqrt())
-    return skip * x_t + out * output
+    skip, out = data**2 / (above**2 + data**2), above * data / (level**2 + data**2).sqrt()
+    return on(x_t, skip) * x_t + on(x_t, out) * output
 
 
 def _consistency_decoder(scheduler, timestep, _, x_t, output):
-    out, skip = _on(x_t, scheduler.c_out[timestep], scheduler.c_skip[timestep])
-    return out * output + skip * x_t
-
-
-def _score(scheduler, _, level, x_t, output):
-    """Tweedie's formula: the output is the gradient of log p(x_t)."""
-    (variance,) = _on(x_t, level**2)
-    return x_t + variance * output
+    return on(x_t, scheduler.c_out[timestep]) * output + on(x_t, scheduler.c_skip[timestep]) * x_t
 
 
 FORMULAS: dict[str, Callable[..., torch.Tensor]] = {
@@ -206,5 +209,6 @@ FORMULAS: dict[str, Callable[..., torch.Tensor]] = {
     "edm": _edm,
     "consistency": _consistency,
     "consistency decoder": _consistency_decoder,
-    "score": _score,
+    # Tweedie's formula: the output is the gradient of log p(x_t)
+    "score": lambda _, __, level, x_t, output: x_t + on(x_t, level**2) * output,
 }
