@@ -14,11 +14,14 @@ import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
+
+from .pair import check_compatible
 
 GUIDANCE_INPUTS = ("timestep_cond", "guidance")  # arguments that `guidance_input` may return
 
@@ -61,15 +64,17 @@ class DenoiserRouter:
     """Decide for every denoiser call which network answers it.
 
     Attributes:
-        pipe: the pipeline. LCM's embedding of the guidance scale is taken from it.
-        base: the denoiser instance that the pipeline calls.
+        pipe: the pipeline. Its `transformer_2`, which denoises the lower noise levels of Wan 2.2, is routed as well.
+        base: the denoiser that the pipeline calls.
         distilled: the other denoiser, or the name of an adapter loaded on the base.
         next_call: returns the coming call: any object with `role` and `guidance`. Guidance None leaves it to the pipeline.
         is_doubled: takes the input of a call and tells whether the pipeline doubled its batch for guidance.
         formula: roles whose guidance is u + scale (c - u) for every scale, so that 0 is the unconditional model. For the
             other roles 0 and 1 both mean the conditional model, as in diffusers.
         before_call: called before each evaluation.
+        fuse: see `AdapterSwitch`.
         evaluations: denoiser evaluations per sample, by role.
+        again: evaluates the inputs of the last call once more. Takes a call, returns the denoiser's output.
     """
 
     pipe: Any
@@ -79,35 +84,48 @@ class DenoiserRouter:
     is_doubled: Callable[[torch.Tensor], bool]
     formula: tuple[str, ...] = ()
     before_call: Callable[[], None] = lambda: None
+    fuse: bool = True
     evaluations: Counter[str] = field(default_factory=Counter)
-
-    def network(self, role: str) -> torch.nn.Module:
-        return network(self.base, self.distilled, role)
+    again: Callable[[Any], torch.Tensor] | None = None
+    _inputs: dict[Any, dict[str, torch.Tensor]] = field(default_factory=dict)  # guidance inputs that were made
 
     def needs_both(self, call: Any) -> bool:
         """Tell whether this call's guidance needs the unconditional prediction, which the pipeline has to prepare."""
-        if call.guidance is None or embeds_guidance(self.network(call.role)):
+        if call.guidance is None or embeds_guidance(network(self.base, self.distilled, call.role)):
             return False
         return call.guidance > 1 or (call.role in self.formula and call.guidance < 1)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Route the base's calls inside the block. Everything is restored on every exit.
+        """Route the calls of the pipeline's denoisers inside the block. Everything is restored on every exit.
 
         Guidance is applied here. A pipeline that doubles its batch for guidance receives the same guided output in both
         halves. Its own formula u + g (c - u) then leaves that output as it is.
         """
-        base, forward = self.base, self.base.forward
-        own_forward = vars(base).get("forward")  # set on the instance by an offload hook, for example
+        second = getattr(self.pipe, "transformer_2", None)
+        with ExitStack() as stack:
+            for base in [self.base, second] if isinstance(second, torch.nn.Module) else [self.base]:
+                check_compatible(base, self.distilled, name="distilled")
+                switch = None
+                if isinstance(self.distilled, str):
+                    switch = AdapterSwitch(base, self.distilled, fuse=self.fuse)
+                    stack.callback(switch.restore)
+                stack.enter_context(replaced(vars(base), forward=self._routed(base, switch)))
+            yield
+            self.again = None
+
+    def _routed(self, base: torch.nn.Module, switch: AdapterSwitch | None) -> Callable:
+        forward = base.forward
         plain = getattr(base, "_orig_mod", base)  # of a compiled module
         first = next(iter(inspect.signature(plain.forward).parameters))  # "sample", or "hidden_states" of transformers
-        switch = AdapterSwitch(base, self.distilled) if isinstance(self.distilled, str) else None
 
         def answer(call: Any, sample: torch.Tensor, args: tuple, kwargs: dict[str, Any]):
             if switch is not None:
                 switch.use(call.role)
-            denoiser = forward if self.network(call.role) is base else self.distilled
-            return self._evaluate(denoiser, call, sample, args, dict(kwargs))
+            target = network(base, self.distilled, call.role)
+            if target is not base:  # the pipeline made them for the base
+                kwargs = {name: value for name, value in kwargs.items() if name not in GUIDANCE_INPUTS}
+            return self._evaluate(target, forward if target is base else target, call, sample, args, kwargs)
 
         @functools.wraps(forward)
         def routed_forward(*args, **kwargs):
@@ -116,36 +134,27 @@ class DenoiserRouter:
             self.again = lambda call: answer(call, sample, args, kwargs)[0]
             return answer(self.next_call(), sample, args, kwargs)
 
-        try:
-            base.forward = routed_forward
-            yield
-        finally:
-            self.again = None
-            vars(base).pop("forward", None)
-            if own_forward is not None:
-                base.forward = own_forward
-            if switch is not None:
-                switch.restore()
+        return routed_forward
 
-    # Evaluate the inputs of the last call once more, for another role. Takes a call, returns the denoiser's output.
-    again: Callable[[Any], torch.Tensor] | None = None
-
-    def _evaluate(self, denoiser: Callable, call: Any, sample: torch.Tensor, args: tuple, kwargs: dict[str, Any]):
-        n, role, scale = sample.shape[0], call.role, call.guidance
-        embedded, both, doubled = embeds_guidance(self.network(role)), self.needs_both(call), self.is_doubled(sample)
-        if self.network(role) is not self.base:  # the pipeline made them for the base
-            kwargs = {name: value for name, value in kwargs.items() if name not in GUIDANCE_INPUTS}
+    def _evaluate(
+        self, target, denoiser: Callable, call: Any, sample: torch.Tensor, args: tuple, kwargs: dict[str, Any]
+    ):
+        n, role, scale = len(sample), call.role, call.guidance
+        embedded, both, doubled = embeds_guidance(target), self.needs_both(call), self.is_doubled(sample)
         if scale is None and not embedded:  # left to the pipeline, and counted by the caller
             return denoiser(sample, *args, **kwargs)
         if both and not doubled:
             raise ValueError(
                 f"{role} guidance {scale:g} needs the unconditional prediction, and this call of "
-                f"{type(self.pipe).__name__} makes none: pass it a guidance_scale above 1"
+                f"{type(self.pipe).__name__} has none in its batch: pass it a guidance_scale above 1, or give {role} guidance 0"
             )
         if embedded:
             scale = self.pipe.guidance_scale if scale is None else scale
             rows = sample[: n // 2] if doubled else sample
-            kwargs |= guidance_input(self.pipe, self.network(role), scale, rows)
+            key = (target, scale, len(rows), rows.dtype)
+            if key not in self._inputs:  # a copy to the device makes the host wait
+                self._inputs[key] = guidance_input(self.pipe, target, scale, rows)
+            kwargs = kwargs | self._inputs[key]
         twice = both and scale != 0
         if doubled and not twice:
             half = slice(n // 2) if both else slice(n // 2, n)  # diffusers puts the prompt second
@@ -160,51 +169,115 @@ class DenoiserRouter:
         return (output,) if isinstance(result, tuple) else type(result)(sample=output)
 
 
+@contextmanager
+def replaced(values: dict[str, Any], **others: Any) -> Iterator[None]:
+    """Set values inside the block. What was there before, or was missing, is restored."""
+    own = {name: values[name] for name in others if name in values}
+    try:
+        values.update(others)
+        yield
+    finally:
+        for name in others:
+            values.pop(name, None)
+        values.update(own)
+
+
 def _rows(tree: Any, n: int, rows: slice) -> Any:
     """Return these rows of every tensor whose first dimension is the doubled batch."""
-    if isinstance(tree, torch.Tensor):
-        return tree[rows] if tree.ndim and tree.shape[0] == n else tree
-    if isinstance(tree, dict):
-        return {key: _rows(value, n, rows) for key, value in tree.items()}
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_rows(value, n, rows) for value in tree)
-    return tree
+    return tree_map_only(torch.Tensor, lambda x: x[rows] if x.ndim and len(x) == n else x, tree)
 
 
 class AdapterSwitch:
-    """Switch the distillation LoRA of one network on and off. The caller's own adapters stay as they are."""
+    """Let one network be the base and, with its distillation LoRA, the distilled model.
 
-    def __init__(self, denoiser: torch.nn.Module, distilled: str) -> None:
+    The caller's other adapters act in both roles. No weight and no setting of an adapter is written: each LoRA layer has its
+    `forward` replaced on the instance until `restore`.
+
+    Args:
+        denoiser: the base, which has the adapter.
+        distilled: name of the adapter.
+        fuse: add adapters to the weight of a layer each time it runs. This costs one small matrix product instead of two
+            more layers, and the memory of one layer's weight. False leaves them to peft, which adds them to the layer's output.
+            So are layers that are no plain LoRA on a linear layer or convolution, or are offloaded one by one.
+    """
+
+    def __init__(self, denoiser: torch.nn.Module, distilled: str, *, fuse: bool = False) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
-        self.before = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in layers]
-        self.fused = {layer: list(layer.merged_adapters) for layer in layers if layer.merged}
-        self.distilled, self.role = distilled, None
-        for layer in self.fused:  # fused adapters stay on, as adapters, while the roles change
-            layer.unmerge()
-        self.active = [
-            (layer, list(dict.fromkeys([*([] if disabled else active), *self.fused.get(layer, [])])))
-            for layer, active, disabled in self.before
-        ]
+        self.denoiser, self.distilled, self.fuse, self.state = denoiser, distilled, fuse, None
+        self.layers = {layer: {} for layer in denoiser.modules() if isinstance(layer, BaseTunerLayer)}
+        self.use("base")
+        self.stack = ExitStack()
+        for layer, roles in self.layers.items():
+            self.stack.enter_context(replaced(vars(layer), forward=self._forward(layer, roles)))
 
     def use(self, role: str) -> None:
-        if role == self.role:
+        """Choose the role of the coming calls. Adapters may have been loaded, fused or switched since the last one."""
+        self.role, layer, names = role, next(iter(self.layers)), list(self.denoiser.peft_config)
+        state = (names, layer.disable_adapters, list(layer.active_adapters), list(layer.merged_adapters))
+        if state == self.state:
             return
-        self.role = role
-        for layer, active in self.active:
-            others = [name for name in active if name != self.distilled]
-            names = [*others, self.distilled] if role == "distilled" else others
-            layer.enable_adapters(bool(names))
-            if names:
-                layer.set_adapter(names)
+        if self.distilled not in names:
+            raise ValueError(f"distilled={self.distilled!r} is no longer an adapter of the base, which has {names}")
+        for layer, roles in self.layers.items():
+            self._read(layer, roles)
+        self.state = state
+
+    def _read(self, layer: Any, roles: dict[str, Any]) -> None:
+        """Find the adapters of each role, and the factors whose products turn the layer's weight into theirs."""
+        active = [*([] if layer.disable_adapters else layer.active_adapters), *layer.merged_adapters]
+        others, merged = [name for name in dict.fromkeys(active) if name != self.distilled], layer.merged_adapters
+        for role, names in (("base", others), ("distilled", [*others, self.distilled])):
+            added = [(name, 1) for name in names if name not in merged]
+            signs = added + [(name, -1) for name in merged if name not in names]
+            roles[role] = names, _factors(layer, signs) if self.fuse or merged else None
+            if merged and roles[role][1] is None:
+                raise ValueError(
+                    f"distilled={self.distilled!r}: {', '.join(merged)} is fused into a {type(layer).__name__} layer, which "
+                    "cannot switch it off exactly: call unfuse_lora() before the block"
+                )
+
+    def _forward(self, layer: Any, roles: dict[str, Any]) -> Callable:
+        """Return the `forward` of a LoRA layer in the present role."""
+        peft_forward, base = layer.forward, layer.base_layer
+
+        def forward(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+            names, factors = roles[self.role]
+            if factors is None:
+                with replaced(vars(layer), _active_adapter=names, _disable_adapters=not names):
+                    return peft_forward(x, *args, **kwargs)
+            weight = base.weight
+            for name, sign, down, up in factors:
+                scale = sign * layer.scaling[name]
+                weight = torch.addmm(weight.flatten(1), up.flatten(1), down.flatten(1), alpha=scale).view_as(weight)
+            own = base._parameters["weight"]
+            try:
+                base._parameters["weight"] = weight
+                return base(x, *args, **kwargs)
+            finally:
+                base._parameters["weight"] = own
+
+        return forward
 
     def restore(self) -> None:
-        for layer, active, disabled in self.before:
-            layer.set_adapter(active)
-            layer.enable_adapters(not disabled)
-        for layer, names in self.fused.items():
-            layer.merge(adapter_names=names)
+        self.stack.close()
+
+
+def _factors(layer: Any, signs: list[tuple[str, int]]) -> list[tuple[str, int, torch.Tensor, torch.Tensor]] | None:
+    """Return name, sign, down and up of each adapter, or None if the layer is no plain LoRA whose weights are at hand."""
+    from peft.tuners import lora
+
+    base = layer.base_layer
+    if type(layer) not in (lora.Linear, lora.Conv2d) or type(base) not in (torch.nn.Linear, torch.nn.Conv2d):
+        return None
+    signs = [(name, sign) for name, sign in signs if name in layer.lora_A]
+    parts = [base, *(factors[name] for name, _ in signs for factors in (layer.lora_A, layer.lora_B))]
+    special = any(name in layer.lora_variant or layer.lora_bias[name] for name, _ in signs)
+    special |= getattr(base, "groups", 1) != 1 or getattr(layer, "fan_in_fan_out", False)
+    offloaded = any("forward" in vars(part) for part in parts)
+    if special or offloaded or len({(part.weight.dtype, part.weight.device) for part in parts}) > 1:
+        return None
+    return [(name, sign, layer.lora_A[name].weight, layer.lora_B[name].weight) for name, sign in signs]
 
 
 def split_guidance(outputs: list[torch.Tensor], guided: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

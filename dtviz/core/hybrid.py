@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from numbers import Integral
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from .capture import override_methods, restore_methods
-from .denoisers import DenoiserRouter, embeds_guidance
-from .pair import check_compatible
+from .denoisers import DenoiserRouter, embeds_guidance, network
 from .schedulers import find
 
 
@@ -39,11 +39,6 @@ class HybridRun:
     nfe: Counter[str] = field(default_factory=Counter)
 
 
-class _Call(NamedTuple):
-    role: str
-    guidance: float | None
-
-
 @contextmanager
 def hybrid(
     pipe: Any,
@@ -52,6 +47,7 @@ def hybrid(
     k: int = 1,
     base_guidance: float | None = 0.0,
     guidance: float | None = None,
+    fuse: bool = True,
 ) -> Iterator[HybridRun]:
     """Give the first `k` steps of every pipeline call inside the block to the base, the others to the distilled model.
 
@@ -62,16 +58,18 @@ def hybrid(
         pipe: a diffusers pipeline that holds the base denoiser and the distilled model's scheduler.
         distilled: the few-step denoiser, or the name of a distillation LoRA loaded on the base.
         k: leading steps given to the base, at least 1.
-        base_guidance: guidance scale of the base's steps. 0 and 1 mean the conditional model, as published. Above 1 the call
+        base_guidance: guidance scale of the base's steps. 0 and 1: the conditional model, as published. Above 1 the call
             needs a guidance_scale above 1, so that the pipeline prepares the unconditional prompt. None: the pipeline's own.
         guidance: guidance scale of the distilled model's steps. None: the pipeline's own.
+        fuse: add a LoRA to each weight as it is used, at the speed of a plain network. This rounds otherwise than
+            `fuse=False`, where peft adds it to each output (docs/pairs.md). Neither writes a weight or keeps memory.
 
     Yields:
         A `HybridRun` with `steps_run` of the last call and `nfe` of all calls.
 
     Raises:
         ValueError: an argument is out of range, or distilled model and base are not compatible.
-        NotImplementedError: the scheduler has no x0 rule.
+        NotImplementedError: the scheduler has no x0 rule, or only the pipeline itself can apply its kind of guidance.
 
         with dtviz.hybrid(pipe, "dmd2", k=1):
             images = pipe("picture of a dog", num_inference_steps=4, guidance_scale=0).images
@@ -79,55 +77,59 @@ def hybrid(
     base = next((m for name in ("unet", "transformer") if (m := getattr(pipe, name, None)) is not None), None)
     if base is None:
         raise ValueError(f"pipe is a {type(pipe).__name__} without a unet or transformer")
-    scales = {"base": base_guidance, "distilled": guidance}
-    run = HybridRun(_check(k, base, distilled, scales))
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"k={k!r} must be an integer of at least 1: the leading steps that the base takes")
+    for name, scale in (("base_guidance", base_guidance), ("guidance", guidance)):
+        if scale is not None and not scale >= 0:
+            raise ValueError(f"{name}={scale!r} must be a number of at least 0, or None for the pipeline's own")
     if base_guidance is not None and embeds_guidance(base):
-        scales["base"] = base_guidance or 1.0  # an input of the network, for which 1 means none
-    counter = _StepCounter(pipe, base, distilled, run, scales)
+        base_guidance = base_guidance or 1.0  # an input of the network, for which 1 means none
+    run = HybridRun(k)
+    counter = _StepCounter(pipe, run, {"base": base_guidance, "distilled": guidance})
+    router = DenoiserRouter(
+        pipe, base, distilled, counter.next_call, counter.is_doubled, fuse=fuse, evaluations=run.nfe
+    )
     try:
-        counter.follow(pipe.scheduler)
-        with counter.router.active():
+        with router.active():
+            _check_placement(base, distilled)
+            counter.own = {
+                role for role, scale in counter.scales.items()
+                if scale is None and not embeds_guidance(network(base, distilled, role))
+            }  # fmt: skip
+            counter.follow(pipe.scheduler)
             yield run
     finally:
-        counter.release()
+        for scheduler in counter.schedulers:
+            restore_methods(scheduler)
     counter.end_call()
 
 
-def _check(k: int, base: torch.nn.Module, distilled: Any, scales: dict[str, float | None]) -> int:
-    try:
-        count = 0 if isinstance(k, bool) else operator.index(k)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"k={k!r} must be an integer of at least 1: the leading steps that the base takes")
-    for role, scale in scales.items():
-        if scale is not None and not scale >= 0:
-            name = "base_guidance" if role == "base" else "guidance"
-            raise ValueError(f"{name}={scale!r} must be a number of at least 0, or None for the pipeline's own")
-    check_compatible(base, distilled, name="distilled")
-    if isinstance(distilled, torch.nn.Module):
-        for what in ("dtype", "device"):
-            values = getattr(distilled, what), getattr(base, what)
-            if values[0] != values[1]:
-                raise ValueError(f"distilled and base differ in {what}: {values[0]} and {values[1]}")
-    return count
+def _check_placement(base: torch.nn.Module, distilled: torch.nn.Module | str) -> None:
+    """Refuse networks of two types or on two devices. accelerate keeps an offloaded base on the CPU between its calls."""
+    device = getattr(getattr(base, "_hf_hook", None), "execution_device", None) or base.device
+    other = network(base, distilled, "distilled")
+    values = {"dtype": (other.dtype, base.dtype), "device": (other.device.type, torch.device(device).type)}
+    for what, (of_distilled, of_base) in values.items():
+        if other is not base and of_distilled != of_base:
+            raise ValueError(f"distilled and base differ in {what}: {of_distilled} and {of_base}")
 
 
 class _StepCounter:
     """Count the steps of the pipeline's scheduler, whose `step` is overridden on the instance as in `capture`."""
 
-    def __init__(self, pipe: Any, base, distilled, run: HybridRun, scales: dict[str, float | None]) -> None:
+    def __init__(self, pipe: Any, run: HybridRun, scales: dict[str, float | None]) -> None:
         self.pipe, self.run, self.scales = pipe, run, scales
-        self.router = DenoiserRouter(pipe, base, distilled, self.next_call, self.is_doubled, evaluations=run.nfe)
+        self.own: set[str] = set()  # roles whose guidance is the pipeline's own
         self.schedulers: list[Any] = []
-        self.inputs: list[tuple[str, int, bool]] = []  # since the last step: role, size, whether the batch is doubled
+        self.calls: list[tuple[str, int, bool]] = []  # since the last step: role, size, whether the batch is doubled
+        self.samples: int | None = None  # known after the first step of a call
 
-    def next_call(self) -> _Call:
+    def next_call(self) -> Any:
         self.follow(self.pipe.scheduler)
         role = self.role(self.pipe.scheduler)
-        if self.inputs and self.scales[role] is not None:
-            self._refuse(f"calls its denoiser {len(self.inputs) + 1} times in a step")
-        return _Call(role, self.scales[role])
+        if self.calls and self.scales[role] is not None:
+            self._refuse(f"calls its denoiser {len(self.calls) + 1} times in a step")
+        return SimpleNamespace(role=role, guidance=self.scales[role])
 
     def role(self, scheduler: Any) -> str:
         """Return the role of the coming call. All calls of one step have the same role."""
@@ -135,18 +137,16 @@ class _StepCounter:
         return "base" if self.run.steps_run.total() - inside_step < self.run.k else "distilled"
 
     def is_doubled(self, sample: torch.Tensor) -> bool:
-        """Tell whether the pipeline doubled its batch. If it does not say so, equal halves do."""
-        doubled = getattr(self.pipe, "do_classifier_free_guidance", None)
-        if doubled is None:
-            doubled = len(sample) % 2 == 0 and torch.equal(*sample.chunk(2))
-        role = self.role(self.pipe.scheduler)
-        if doubled and len(sample) % 2 and not self._left_to_pipeline(role):
-            self._refuse(f"evaluates {len(sample)} inputs at once")
-        self.inputs.append((role, len(sample), doubled))
+        """Tell whether the pipeline doubled its batch. In the first step it says so itself, or equal halves do."""
+        role, size = self.role(self.pipe.scheduler), len(sample)
+        if self.samples is not None:
+            doubled = size == 2 * self.samples
+        elif (doubled := getattr(self.pipe, "do_classifier_free_guidance", None)) is None:
+            doubled = size % 2 == 0 and torch.equal(*sample.chunk(2))
+        if doubled and size % 2 and role not in self.own:
+            self._refuse(f"evaluates {size} inputs at once")
+        self.calls.append((role, size, bool(doubled)))
         return bool(doubled)
-
-    def _left_to_pipeline(self, role: str) -> bool:
-        return self.scales[role] is None and not embeds_guidance(self.router.network(role))
 
     def _refuse(self, reason: str) -> None:
         raise NotImplementedError(
@@ -156,17 +156,17 @@ class _StepCounter:
 
     def follow(self, scheduler: Any) -> None:
         """Count this scheduler from now on. A pipeline's scheduler may be replaced inside the block."""
-        if any(scheduler is other for other in self.schedulers):
-            return
-        rule = find(scheduler)
-        self.begin_call()
-        override_methods(scheduler, self._methods(type(scheduler), rule.step, rule.names[2]))
-        self.schedulers.append(scheduler)
+        if not any(scheduler is other for other in self.schedulers):
+            methods = self._methods(type(scheduler), find(scheduler))
+            self.begin_call()
+            override_methods(scheduler, methods)
+            self.schedulers.append(scheduler)
 
     def begin_call(self) -> None:
-        self.inputs.clear()
         self.end_call()
+        self.calls.clear()
         self.run.steps_run.clear()
+        self.samples = None
 
     def end_call(self) -> None:
         steps, k = self.run.steps_run, self.run.k
@@ -177,24 +177,20 @@ class _StepCounter:
                 stacklevel=2,
             )
 
-    def release(self) -> None:
-        for scheduler in self.schedulers:
-            restore_methods(scheduler)
-
-    def _methods(self, kind: type, name: str, sample: str) -> dict[str, Any]:
-        step, set_timesteps = getattr(kind, name), kind.set_timesteps
+    def _methods(self, kind: type, rule: Any) -> dict[str, Any]:
+        step, set_timesteps = getattr(kind, rule.step), kind.set_timesteps
         signature = inspect.signature(step)
 
         @functools.wraps(step)
         def counting_step(scheduler, *args, **kwargs):
-            samples = len(signature.bind(scheduler, *args, **kwargs).arguments[sample])
-            for role, inputs, doubled in self.inputs:
+            samples = self.samples = len(signature.bind(scheduler, *args, **kwargs).arguments[rule.names[2]])
+            for role, inputs, doubled in self.calls:
                 if self.scales[role] is not None and inputs != samples * (2 if doubled else 1):
                     self._refuse(f"evaluates {inputs} inputs for {samples} samples")
-                if self._left_to_pipeline(role):
+                if role in self.own:
                     self.run.nfe[role] += inputs // samples
-            self.inputs.clear()
-            role, begins = self.role(scheduler), find(scheduler).begins(scheduler)
+            self.calls.clear()
+            role, begins = self.role(scheduler), rule.begins(scheduler)
             output = step(scheduler, *args, **kwargs)
             self.run.steps_run[role] += begins
             return output
@@ -204,4 +200,4 @@ class _StepCounter:
             self.begin_call()
             return set_timesteps(scheduler, *args, **kwargs)
 
-        return {name: counting_step, "set_timesteps": resetting_set_timesteps}
+        return {rule.step: counting_step, "set_timesteps": resetting_set_timesteps}
