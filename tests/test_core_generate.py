@@ -10,6 +10,8 @@ import torch
 
 import dtviz
 
+from .tiny import PIPELINES
+
 METHODS = ("base", "distilled", "hybrid", "skip")
 TIMES = (999, 749, 499, 249)
 # Sigma is 14.6 at the first step: rounding of 1e-6 in the network grows by it, and again through the network after it.
@@ -241,6 +243,29 @@ def test_on_call_gets_every_call_with_the_x0_before_it_and_may_end_the_run(pair)
         dtviz.generate(pair, "dog", seeds=range(3), on_call=stop)
     assert pair.pipeline.scheduler is scheduler
     assert torch.equal(dtviz.generate(pair, "dog", seeds=range(3)).x0, trace.x0)
+
+
+def test_a_pipeline_that_compares_the_class_of_its_scheduler():
+    """Bria scales the input of every scheduler that is no FlowMatchEulerDiscreteScheduler, which has no such method."""
+    config = {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+    }
+    config |= {"joint_attention_dim": 32, "pooled_projection_dim": None, "axes_dims_rope": [0, 4, 4]}
+    transformer = diffusers.BriaTransformer2DModel(**config).eval()
+    scheduler, vae = diffusers.FlowMatchEulerDiscreteScheduler(), PIPELINES["sd"]().pipe.vae
+    pipe = diffusers.BriaPipeline(transformer, scheduler, vae, None, None)
+    pipe.set_progress_bar_config(disable=True)
+    text = torch.randn(1, 8, 32)
+    pipe.encode_prompt = lambda **_: (text, None, torch.zeros(8, 3))
+    options = {"height": 32, "width": 32, "num_inference_steps": 4, "output_type": "latent", "guidance_scale": 0}
+    plain = pipe("dog", generator=[torch.Generator().manual_seed(0)], **options).images
+    pair = dtviz.Pair(pipe, transformer, size=(32, 32))
+    trace = dtviz.generate(pair, "dog", method="hybrid", handover="distilled-scheduler", seeds=[0])
+    torch.testing.assert_close(trace.final, plain, **CLOSE)
 
 
 # What is refused

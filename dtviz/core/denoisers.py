@@ -24,6 +24,11 @@ from torch.utils._pytree import tree_map_only
 from .pair import check_compatible
 
 GUIDANCE_INPUTS = ("timestep_cond", "guidance")  # arguments that `guidance_input` may return
+PROMPT_FIRST = (
+    "LuminaPipeline",
+    "LuminaText2ImgPipeline",
+    "AceStepPipeline",
+)  # in a doubled batch; others: prompt second
 
 
 def denoiser_of(target: Any) -> torch.nn.Module:
@@ -156,13 +161,19 @@ class DenoiserRouter:
                 self._inputs[key] = guidance_input(self.pipe, target, scale, rows)
             kwargs = kwargs | self._inputs[key]
         twice = both and scale != 0
+        prompt_first = type(self.pipe).__name__ in PROMPT_FIRST
+        if doubled and not isinstance(sample, torch.Tensor):
+            raise NotImplementedError(
+                f"{type(self.pipe).__name__} passes a list of samples, whose guidance can only be left to the pipeline: give "
+                "guidance_scale 0, or dtviz.hybrid base_guidance=None and guidance=None"
+            )
         if doubled and not twice:
-            half = slice(n // 2) if both else slice(n // 2, n)  # diffusers puts the prompt second
-            sample, args, kwargs = _rows((sample, args, kwargs), n, half)
+            first_half = both != prompt_first  # that of the unconditional prediction, but if the prompt is first
+            sample, args, kwargs = _rows((sample, args, kwargs), n, slice(n // 2) if first_half else slice(n // 2, n))
         result = denoiser(sample, *args, **kwargs)
         output = result[0]
         if twice:
-            unconditional, conditional = output.chunk(2)
+            unconditional, conditional = output.chunk(2)[:: -1 if prompt_first else 1]
             output = unconditional + scale * (conditional - unconditional)
         self.evaluations[role] += 2 if twice else 1
         output = torch.cat([output, output]) if doubled else output
@@ -213,8 +224,9 @@ class AdapterSwitch:
 
     def use(self, role: str) -> None:
         """Choose the role of the coming calls. Adapters may have been loaded, fused or switched since the last one."""
-        self.role, layer, names = role, next(iter(self.layers)), list(self.denoiser.peft_config)
-        state = (names, layer.disable_adapters, list(layer.active_adapters), list(layer.merged_adapters))
+        self.role, layer, names = role, next(iter(self.layers)), list(getattr(self.denoiser, "peft_config", {}))
+        fused = sum(len(layer.merged_adapters) for layer in self.layers)
+        state = (names, layer.disable_adapters, list(layer.active_adapters), fused)
         if state == self.state:
             return
         if self.distilled not in names:
@@ -249,7 +261,7 @@ class AdapterSwitch:
             weight = base.weight
             for name, sign, down, up in factors:
                 scale = sign * layer.scaling[name]
-                weight = torch.addmm(weight.flatten(1), up.flatten(1), down.flatten(1), alpha=scale).view_as(weight)
+                weight = torch.addmm(_flat(weight), _flat(up), _flat(down), alpha=scale).view(weight.shape)
             own = base._parameters["weight"]
             try:
                 base._parameters["weight"] = weight
@@ -261,6 +273,10 @@ class AdapterSwitch:
 
     def restore(self) -> None:
         self.stack.close()
+
+
+def _flat(weight: torch.Tensor) -> torch.Tensor:
+    return weight if weight.ndim == 2 else weight.flatten(1)
 
 
 def _factors(layer: Any, signs: list[tuple[str, int]]) -> list[tuple[str, int, torch.Tensor, torch.Tensor]] | None:
