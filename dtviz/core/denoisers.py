@@ -4,8 +4,7 @@ router = DenoiserRouter(pipe, base, distilled, next_call=lambda: scheduler.call,
 with router.active():
     pipe(...)
 
-The base denoiser's `forward` is replaced on the instance while the block lasts, so that everything that the pipeline
-passes (prompts, ControlNet residuals, masks) reaches the network that denoises.
+The `forward` of the base is replaced on the instance, so that all that the pipeline passes reaches the network that denoises.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 from .pair import check_compatible
@@ -69,14 +69,11 @@ class DenoiserRouter:
     """Decide for every denoiser call which network answers it.
 
     Attributes:
-        pipe: the pipeline. Its `transformer_2`, which denoises the lower noise levels of Wan 2.2, is routed as well.
-        base: the denoiser that the pipeline calls.
-        distilled: the other denoiser, or the name of an adapter loaded on the base.
+        pipe: the pipeline. Its `transformer_2`, the second denoiser of Wan 2.2, is routed as well.
+        base, distilled: the denoiser that the pipeline calls, and the other one or the name of an adapter on the base.
         next_call: returns the coming call: any object with `role` and `guidance`. Guidance None leaves it to the pipeline.
         is_doubled: takes the input of a call and tells whether the pipeline doubled its batch for guidance.
-        formula: roles whose guidance is u + scale (c - u) for every scale, so that 0 is the unconditional model. For the
-            other roles 0 and 1 both mean the conditional model, as in diffusers.
-        before_call: called before each evaluation.
+        formula: roles whose guidance is u + scale (c - u) for every scale. For others 0 and 1 mean the conditional model.
         fuse: see `AdapterSwitch`.
         evaluations: denoiser evaluations per sample, by role.
         again: evaluates the inputs of the last call once more. Takes a call, returns the denoiser's output.
@@ -88,7 +85,6 @@ class DenoiserRouter:
     next_call: Callable[[], Any]
     is_doubled: Callable[[torch.Tensor], bool]
     formula: tuple[str, ...] = ()
-    before_call: Callable[[], None] = lambda: None
     fuse: bool = True
     evaluations: Counter[str] = field(default_factory=Counter)
     again: Callable[[Any], torch.Tensor] | None = None
@@ -104,8 +100,7 @@ class DenoiserRouter:
     def active(self) -> Iterator[None]:
         """Route the calls of the pipeline's denoisers inside the block. Everything is restored on every exit.
 
-        Guidance is applied here. A pipeline that doubles its batch for guidance receives the same guided output in both
-        halves. Its own formula u + g (c - u) then leaves that output as it is.
+        A pipeline that doubles its batch receives the guided output in both halves. Its own u + g (c - u) leaves that as it is.
         """
         second = getattr(self.pipe, "transformer_2", None)
         with ExitStack() as stack:
@@ -135,7 +130,6 @@ class DenoiserRouter:
         @functools.wraps(forward)
         def routed_forward(*args, **kwargs):
             sample, args = (args[0], args[1:]) if args else (kwargs.pop(first), ())
-            self.before_call()
             self.again = lambda call: answer(call, sample, args, kwargs)[0]
             return answer(self.next_call(), sample, args, kwargs)
 
@@ -144,14 +138,19 @@ class DenoiserRouter:
     def _evaluate(
         self, target, denoiser: Callable, call: Any, sample: torch.Tensor, args: tuple, kwargs: dict[str, Any]
     ):
-        n, role, scale = len(sample), call.role, call.guidance
+        n, role, scale, kind = len(sample), call.role, call.guidance, type(self.pipe).__name__
         embedded, both, doubled = embeds_guidance(target), self.needs_both(call), self.is_doubled(sample)
         if scale is None and not embedded:  # left to the pipeline, and counted by the caller
             return denoiser(sample, *args, **kwargs)
         if both and not doubled:
             raise ValueError(
-                f"{role} guidance {scale:g} needs the unconditional prediction, and this call of "
-                f"{type(self.pipe).__name__} has none in its batch: pass it a guidance_scale above 1, or give {role} guidance 0"
+                f"{role} guidance {scale:g} needs the unconditional prediction, and this call of {kind} has none in its batch: "
+                f"pass it a guidance_scale above 1, or give {role} guidance 0"
+            )
+        if doubled and not isinstance(sample, torch.Tensor):
+            raise NotImplementedError(
+                f"{kind} passes a list of samples, whose guidance can only be left to the pipeline: pass it guidance_scale 0, or "
+                "give dtviz.hybrid base_guidance=None and guidance=None"
             )
         if embedded:
             scale = self.pipe.guidance_scale if scale is None else scale
@@ -160,16 +159,10 @@ class DenoiserRouter:
             if key not in self._inputs:  # a copy to the device makes the host wait
                 self._inputs[key] = guidance_input(self.pipe, target, scale, rows)
             kwargs = kwargs | self._inputs[key]
-        twice = both and scale != 0
-        prompt_first = type(self.pipe).__name__ in PROMPT_FIRST
-        if doubled and not isinstance(sample, torch.Tensor):
-            raise NotImplementedError(
-                f"{type(self.pipe).__name__} passes a list of samples, whose guidance can only be left to the pipeline: give "
-                "guidance_scale 0, or dtviz.hybrid base_guidance=None and guidance=None"
-            )
-        if doubled and not twice:
-            first_half = both != prompt_first  # that of the unconditional prediction, but if the prompt is first
-            sample, args, kwargs = _rows((sample, args, kwargs), n, slice(n // 2) if first_half else slice(n // 2, n))
+        twice, prompt_first = both and scale != 0, kind in PROMPT_FIRST
+        if doubled and not twice:  # the half of the prompt, or for scale 0 the other one
+            half = slice(n // 2) if both != prompt_first else slice(n // 2, n)
+            sample, args, kwargs = _rows((sample, args, kwargs), n, half)
         result = denoiser(sample, *args, **kwargs)
         output = result[0]
         if twice:
@@ -199,24 +192,27 @@ def _rows(tree: Any, n: int, rows: slice) -> Any:
 
 
 class AdapterSwitch:
-    """Let one network be the base and, with its distillation LoRA, the distilled model.
+    """Let one network be the base and, with its distillation LoRA, the distilled model. Other adapters act in both roles.
 
-    The caller's other adapters act in both roles. No weight and no setting of an adapter is written: each LoRA layer has its
-    `forward` replaced on the instance until `restore`.
+    The `forward` of each LoRA layer is replaced on the instance until `restore`. No weight and no setting is written.
 
     Args:
-        denoiser: the base, which has the adapter.
-        distilled: name of the adapter.
-        fuse: add adapters to the weight of a layer each time it runs. This costs one small matrix product instead of two
-            more layers, and the memory of one layer's weight. False leaves them to peft, which adds them to the layer's output.
-            So are layers that are no plain LoRA on a linear layer or convolution, or are offloaded one by one.
+        denoiser: the base, which has the adapter named `distilled`.
+        fuse: add adapters to the weights of layers that have a plain LoRA and are not offloaded one by one. These weights are
+            kept until `restore` if they fill less than half of the free memory, else made anew in each call: the same bits.
     """
 
     def __init__(self, denoiser: torch.nn.Module, distilled: str, *, fuse: bool = False) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         self.denoiser, self.distilled, self.fuse, self.state = denoiser, distilled, fuse, None
-        self.layers = {layer: {} for layer in denoiser.modules() if isinstance(layer, BaseTunerLayer)}
+        modules = list(denoiser.modules())
+        self.layers = {layer: {} for layer in modules if isinstance(layer, BaseTunerLayer)}
+        weights = [getattr(layer.get_base_layer(), "weight", torch.empty(0)) for layer in self.layers]
+        device = weights[0].device
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2**31
+        offloaded = any({"_hf_hook", "_diffusers_hook"} & vars(module).keys() for module in modules)
+        self.keep = sum(weight.nbytes for weight in weights) < free / 2 and not offloaded
         self.use("base")
         self.stack = ExitStack()
         for layer, roles in self.layers.items():
@@ -224,50 +220,58 @@ class AdapterSwitch:
 
     def use(self, role: str) -> None:
         """Choose the role of the coming calls. Adapters may have been loaded, fused or switched since the last one."""
-        self.role, layer, names = role, next(iter(self.layers)), list(getattr(self.denoiser, "peft_config", {}))
+        self.role, first, names = role, next(iter(self.layers)), list(getattr(self.denoiser, "peft_config", {}))
         fused = sum(len(layer.merged_adapters) for layer in self.layers)
-        state = (names, layer.disable_adapters, list(layer.active_adapters), fused)
+        state = names, first.disable_adapters, list(first.active_adapters), fused
         if state == self.state:
             return
         if self.distilled not in names:
             raise ValueError(f"distilled={self.distilled!r} is no longer an adapter of the base, which has {names}")
         for layer, roles in self.layers.items():
-            self._read(layer, roles)
+            active = [*([] if layer.disable_adapters else layer.active_adapters), *layer.merged_adapters]
+            others = [name for name in dict.fromkeys(active) if name != self.distilled]
+            roles.update(base=self._change(layer, others), distilled=self._change(layer, [*others, self.distilled]))
         self.state = state
 
-    def _read(self, layer: Any, roles: dict[str, Any]) -> None:
-        """Find the adapters of each role, and the factors whose products turn the layer's weight into theirs."""
-        active = [*([] if layer.disable_adapters else layer.active_adapters), *layer.merged_adapters]
-        others, merged = [name for name in dict.fromkeys(active) if name != self.distilled], layer.merged_adapters
-        for role, names in (("base", others), ("distilled", [*others, self.distilled])):
-            added = [(name, 1) for name in names if name not in merged]
-            signs = added + [(name, -1) for name in merged if name not in names]
-            roles[role] = names, _factors(layer, signs) if self.fuse or merged else None
-            if merged and roles[role][1] is None:
-                raise ValueError(
-                    f"distilled={self.distilled!r}: {', '.join(merged)} is fused into a {type(layer).__name__} layer, which "
-                    "cannot switch it off exactly: call unfuse_lora() before the block"
-                )
+    def _change(self, layer: Any, names: list[str]) -> tuple[list[str], list[tuple] | None, dict[str, Any]]:
+        """Return adapters, the factors that turn a layer's weight into one with them, and a place for that weight.
+
+        Without factors the layer is left to peft.
+        """
+        merged = layer.merged_adapters
+        if not (self.fuse or merged):
+            return names, None, {}
+        signs = {name: 1 for name in names if name not in merged} | {name: -1 for name in merged if name not in names}
+        factors = _factors(layer, signs)
+        if merged and factors is None:
+            raise ValueError(
+                f"distilled={self.distilled!r}: {', '.join(merged)} is fused into a {type(layer).__name__} layer, which cannot "
+                "switch it off exactly: call unfuse_lora() before the block"
+            )
+        return names, factors, {}
 
     def _forward(self, layer: Any, roles: dict[str, Any]) -> Callable:
-        """Return the `forward` of a LoRA layer in the present role."""
-        peft_forward, base = layer.forward, layer.base_layer
+        peft_forward, base = layer.forward, layer.get_base_layer()
+        parameters, run = base._parameters, getattr(base, "_conv_forward", functional.linear)
 
         def forward(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-            names, factors = roles[self.role]
+            names, factors, kept = roles[self.role]
             if factors is None:
                 with replaced(vars(layer), _active_adapter=names, _disable_adapters=not names):
                     return peft_forward(x, *args, **kwargs)
-            weight = base.weight
-            for name, sign, down, up in factors:
-                scale = sign * layer.scaling[name]
-                weight = torch.addmm(_flat(weight), _flat(up), _flat(down), alpha=scale).view(weight.shape)
-            own = base._parameters["weight"]
-            try:
-                base._parameters["weight"] = weight
-                return base(x, *args, **kwargs)
-            finally:
-                base._parameters["weight"] = own
+            scales = [sign * layer.scaling[name] for name, sign, _, _ in factors]  # a call may change them
+            if kept.get("scales") == scales:
+                weight = kept["weight"]
+            else:
+                weight = parameters["weight"]
+                for (_, _, down, up), scale in zip(factors, scales, strict=True):
+                    weight = torch.addmm(_flat(weight), _flat(up), _flat(down), alpha=scale).view(weight.shape)
+                if self.keep and not torch.compiler.is_compiling():
+                    kept.update(scales=scales, weight=weight)
+            if not (base._forward_hooks or base._forward_pre_hooks):
+                return run(x, weight, parameters["bias"])
+            with replaced(parameters, weight=weight):
+                return base(x)
 
         return forward
 
@@ -279,21 +283,21 @@ def _flat(weight: torch.Tensor) -> torch.Tensor:
     return weight if weight.ndim == 2 else weight.flatten(1)
 
 
-def _factors(layer: Any, signs: list[tuple[str, int]]) -> list[tuple[str, int, torch.Tensor, torch.Tensor]] | None:
-    """Return name, sign, down and up of each adapter, or None if the layer is no plain LoRA whose weights are at hand."""
+def _factors(layer: Any, signs: dict[str, int]) -> list[tuple[str, int, torch.Tensor, torch.Tensor]] | None:
+    """Return name, sign, down and up of each adapter, or None if it is no plain LoRA or its weights are elsewhere."""
     from peft.tuners import lora
 
     base = layer.base_layer
     if type(layer) not in (lora.Linear, lora.Conv2d) or type(base) not in (torch.nn.Linear, torch.nn.Conv2d):
         return None
-    signs = [(name, sign) for name, sign in signs if name in layer.lora_A]
-    parts = [base, *(factors[name] for name, _ in signs for factors in (layer.lora_A, layer.lora_B))]
-    special = any(name in layer.lora_variant or layer.lora_bias[name] for name, _ in signs)
+    names = [name for name in signs if name in layer.lora_A]
+    parts = [base, *(factors[name] for name in names for factors in (layer.lora_A, layer.lora_B))]
+    special = any(name in layer.lora_variant or layer.lora_bias[name] for name in names)
     special |= getattr(base, "groups", 1) != 1 or getattr(layer, "fan_in_fan_out", False)
     offloaded = any("forward" in vars(part) for part in parts)
     if special or offloaded or len({(part.weight.dtype, part.weight.device) for part in parts}) > 1:
         return None
-    return [(name, sign, layer.lora_A[name].weight, layer.lora_B[name].weight) for name, sign in signs]
+    return [(name, signs[name], layer.lora_A[name].weight, layer.lora_B[name].weight) for name in names]
 
 
 def split_guidance(outputs: list[torch.Tensor], guided: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -128,14 +128,19 @@ def _run(pair: Pair, prompts, seeds, settings: dict[str, Any], *, fuse: bool, x_
         keep_x0=on_call is not None,
         scale_noise=settings["scale_noise"] is not False,
     )
+
+    def next_call() -> DenoiserCall:
+        if on_call is not None:
+            on_call(scheduler.call, scheduler.x0)
+        return scheduler.call
+
     router = DenoiserRouter(
         pipe,
         pair.base,
         pair.distilled,
-        next_call=lambda: scheduler.call,
+        next_call=next_call,
         is_doubled=lambda sample: len(sample) == 2 * len(seeds),
         formula=("base",) if settings["convention"] == "formula" else (),
-        before_call=lambda: None if on_call is None else on_call(scheduler.call, scheduler.x0),
         fuse=fuse,
     )
     scheduler.evaluate = lambda call: router.again(call)

@@ -95,26 +95,22 @@ class HandoverScheduler:
 
     def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True) -> tuple:
         """Make one iteration of Algorithm 1. `model_output` is that of the network `call.role`: lines 3 to 7."""
-        call = self.call
-        edits = self.edit_x0 is not None and call is not self.calls[-1] and self.calls[self.index + 1].starts_step
+        call, following = self.call, self.calls[self.index + 1 : self.index + 2]
+        edits = self.edit_x0 is not None and any(other.starts_step for other in following)
         if edits or self.keep_x0 or call.to is not None:
             self.x0 = predict_x0(call.scheduler, model_output, call.timestep, sample)
-        change = self._change(sample) if edits else None
+        edited = self.edit_x0(self.x0, replace(call, predict=partial(self._predict, sample))) if edits else self.x0
         if call.to is None:
-            x, *others = _step(call, model_output, sample, generator)
+            noise = {"generator": generator} if "generator" in inspect.signature(call.scheduler.step).parameters else {}
+            x, *others = call.scheduler.step(model_output, call.timestep, sample, **noise, return_dict=False)
         else:
-            x, others = _hand_over(call, self.x0, sample), ()
-        if change is not None:  # of the x0 inside x, whose noise is kept
-            following = self.calls[self.index + 1]
-            signal, _ = signal_and_noise(following.scheduler, exact(following.sigma))
-            x = (x + float(signal) * change).to(x.dtype)
+            levels = {"sigma": call.sigma, "to_sigma": sigma_at(call.to, call.to_timestep)}
+            x, others = ddim_step(sample, self.x0, scheduler=call.scheduler, to=call.to, **levels).to(sample.dtype), []
+        if edited is not self.x0:  # change x0 inside x, and keep its noise
+            signal, _ = signal_and_noise(following[0].scheduler, exact(following[0].sigma))
+            x = (x + float(signal) * (edited - self.x0)).to(x.dtype)
         self.index += 1
         return (x, *others)
-
-    def _change(self, sample: torch.Tensor) -> torch.Tensor | None:
-        """Return by how much `edit_x0` changes x0."""
-        edited = self.edit_x0(self.x0, replace(self.call, predict=partial(self._predict, sample)))
-        return None if edited is self.x0 else edited - self.x0
 
     def _predict(self, sample: torch.Tensor, role: str) -> torch.Tensor:
         call, roles = self.call, [other.role for other in self.calls[self.index :]]
@@ -130,7 +126,8 @@ class HandoverScheduler:
     @property
     def init_noise_sigma(self):
         first = self.calls[0]
-        if not self.scale_noise or space(first.scheduler) != "ve" or first.timestep == first.scheduler.timesteps[0]:
+        unscaled = not self.scale_noise or space(first.scheduler) != "ve"
+        if unscaled or first.timestep == first.scheduler.timesteps[0]:
             return first.scheduler.init_noise_sigma
         return (first.sigma**2 + 1) ** 0.5
 
@@ -143,16 +140,6 @@ class HandoverScheduler:
     def scale_model_input(self, sample: torch.Tensor, timestep) -> torch.Tensor:
         scale = getattr(self.call.scheduler, "scale_model_input", lambda sample, _: sample)  # flow schedulers have none
         return scale(sample, self.call.timestep)
-
-
-def _step(call: DenoiserCall, model_output, sample, generator) -> tuple:
-    noise = {"generator": generator} if "generator" in inspect.signature(call.scheduler.step).parameters else {}
-    return call.scheduler.step(model_output, call.timestep, sample, **noise, return_dict=False)
-
-
-def _hand_over(call: DenoiserCall, x0: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-    levels = {"sigma": call.sigma, "to_sigma": sigma_at(call.to, call.to_timestep)}
-    return ddim_step(sample, x0, scheduler=call.scheduler, to=call.to, **levels).to(sample.dtype)
 
 
 def denoising_calls(
@@ -230,12 +217,10 @@ def _with_guidance(calls: list[DenoiserCall], guidance: Mapping[str, Guidance]) 
     steps: Counter[str] = Counter()
     guided = []
     for call in calls:
-        scale = guidance[call.role]
-        if isinstance(scale, tuple) and len(scale) != expected[call.role]:
+        scale, count = guidance[call.role], expected[call.role]
+        if isinstance(scale, tuple) and len(scale) != count:
             name = "guidance" if call.role == "distilled" else "base_guidance"
-            raise ValueError(
-                f"{name} has {len(scale)} values for {expected[call.role]} {call.role} steps: give one per step"
-            )
+            raise ValueError(f"{name} has {len(scale)} values for {count} {call.role} steps: give one per step")
         steps[call.role] += call.starts_step
         guided.append(replace(call, guidance=scale[steps[call.role] - 1] if isinstance(scale, tuple) else scale))
     return guided

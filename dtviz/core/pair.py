@@ -74,12 +74,10 @@ class Pair:
     def __post_init__(self) -> None:
         if hasattr(self.distilled, "scheduler"):
             check_autoencoders(self.pipeline, self.distilled)
-            if self.distilled_scheduler is None:
-                object.__setattr__(self, "distilled_scheduler", self.distilled.scheduler)
-            object.__setattr__(self, "distilled", getattr(self.distilled, self.denoiser_name, self.distilled))
-        for role in ("base_scheduler", "distilled_scheduler"):
-            if getattr(self, role) is None:
-                object.__setattr__(self, role, self.pipeline.scheduler)
+            self._set("distilled_scheduler", self.distilled_scheduler or self.distilled.scheduler)
+            self._set("distilled", getattr(self.distilled, self.denoiser_name, self.distilled))
+        self._set("base_scheduler", self.base_scheduler or self.pipeline.scheduler)
+        self._set("distilled_scheduler", self.distilled_scheduler or self.pipeline.scheduler)
         if self.handover not in HANDOVERS:
             raise ValueError(f"handover={self.handover!r} is not one of {', '.join(HANDOVERS)}")
         for name in ("steps", "base_steps", "batch_size"):
@@ -96,6 +94,9 @@ class Pair:
         check_compatible(self.base, self.distilled, name="distilled")
         if self.handover == "distilled-scheduler":
             check_schedulers(self.base_scheduler, self.distilled_scheduler)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def denoiser_name(self) -> str:
@@ -148,14 +149,11 @@ def check_schedulers(base: Any, distilled: Any) -> None:
 
 def check_autoencoders(base: Any, distilled: Any) -> None:
     """Refuse two pipelines whose autoencoders differ in class or latent settings."""
-    of_base, of_distilled = (getattr(pipe, "vae", None) for pipe in (base, distilled))
-    if of_base is None or of_distilled is None:
+    ours, theirs = (getattr(pipe, "vae", None) for pipe in (distilled, base))
+    if ours is None or theirs is None:
         return
-    if type(of_base) is not type(of_distilled):
-        kinds = type(of_distilled).__name__, type(of_base).__name__
-        raise ValueError(f"distilled has a {kinds[0]}, the base a {kinds[1]}: not a pair")
-    for key in _LATENT_SETTINGS:
-        values = of_distilled.config.get(key), of_base.config.get(key)
+    settings = {key: (ours.config.get(key), theirs.config.get(key)) for key in _LATENT_SETTINGS}
+    for key, values in {"class": (type(ours).__name__, type(theirs).__name__), **settings}.items():
         if values[0] != values[1]:
             raise ValueError(f"distilled's autoencoder has {key}={values[0]}, the base's {values[1]}: not a pair")
 
@@ -194,17 +192,6 @@ class TimestepArguments:
     mu: float | None = None  # logarithm of the shift, which grows with the image (Esser et al. 2024, section 5.3.2)
 
 
-def pipeline_timestep_arguments(pipe: Any, scheduler: Any, call: Mapping[str, Any]) -> TimestepArguments:
-    """Return what the pipeline passes to this scheduler's `set_timesteps`. The pipeline is run up to there, once per setting."""
-    if "mu" not in inspect.signature(scheduler.set_timesteps).parameters:
-        return TimestepArguments()
-    results = _PROBED.setdefault(pipe, {})
-    key = repr((sorted(call.items()), sorted(scheduler.config.items())))
-    if key not in results:
-        results[key] = _probe(pipe, scheduler, call)
-    return results[key]
-
-
 _PROBED: WeakKeyDictionary[Any, dict[str, TimestepArguments]] = WeakKeyDictionary()
 
 
@@ -222,22 +209,28 @@ class _TimestepProbe(Exception):
         raise self
 
 
-def _probe(pipe: Any, scheduler: Any, call: Mapping[str, Any], steps: int = 4) -> TimestepArguments:
-    original, probe = pipe.scheduler, _TimestepProbe(scheduler.config)
-    try:
-        pipe.scheduler = probe
-        pipe(prompt=["a"], num_inference_steps=steps, guidance_scale=0.0, output_type="latent", **call)
-    except _TimestepProbe:
-        pass
-    finally:
-        pipe.scheduler = original
-        pipe.maybe_free_model_hooks()  # the call did not reach its own
-    if probe.sigmas is not None and not np.allclose(probe.sigmas, _even_sigmas(steps)):
-        raise NotImplementedError(
-            f"{type(pipe).__name__} passes the sigmas {[round(float(s), 4) for s in probe.sigmas]} for {steps} steps: only "
-            f"even ones, {_even_sigmas(steps).tolist()}, can be split between base and distilled model"
-        )
-    return TimestepArguments(probe.sigmas is not None, probe.mu)
+def pipeline_timestep_arguments(pipe: Any, scheduler: Any, call: Mapping[str, Any]) -> TimestepArguments:
+    """Return what the pipeline passes to this scheduler's `set_timesteps`. The pipeline is run up to there, once per setting."""
+    results, key = _PROBED.setdefault(pipe, {}), repr((sorted(call.items()), sorted(scheduler.config.items())))
+    if "mu" not in inspect.signature(scheduler.set_timesteps).parameters:
+        return TimestepArguments()
+    if key not in results:
+        original, probe, steps = pipe.scheduler, _TimestepProbe(scheduler.config), 4
+        try:
+            pipe.scheduler = probe
+            pipe(prompt=["a"], num_inference_steps=steps, guidance_scale=0.0, output_type="latent", **call)
+        except _TimestepProbe:
+            pass
+        finally:
+            pipe.scheduler = original
+            pipe.maybe_free_model_hooks()  # the call did not reach its own
+        if probe.sigmas is not None and not np.allclose(probe.sigmas, _even_sigmas(steps)):
+            raise NotImplementedError(
+                f"{type(pipe).__name__} passes the sigmas {[round(float(s), 4) for s in probe.sigmas]} for {steps} steps: "
+                f"only even ones, {_even_sigmas(steps).tolist()}, can be split between base and distilled model"
+            )
+        results[key] = TimestepArguments(probe.sigmas is not None, probe.mu)
+    return results[key]
 
 
 def _even_sigmas(steps: int) -> np.ndarray:
