@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import dtviz
-from dtviz.core.denoisers import split_guidance
+from dtviz.core.denoisers import DenoiserRouter, split_guidance
+from dtviz.core.handover import DenoiserCall
 
 C, U = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -55,3 +56,11 @@ def test_a_forward_set_on_the_instance_is_called_and_restored(pair):
     dtviz.generate(pair, "a dog", method="base", base_steps=2, seeds=[0])
     assert pair.base.forward is own
     assert len(calls) == 2
+
+
+def test_guidance_of_a_list_of_samples_is_refused(pair):
+    """Z-Image passes one tensor for each sample."""
+    call = DenoiserCall("base", None, None)
+    router = DenoiserRouter(pair.pipeline, pair.base, pair.distilled, lambda: call, is_doubled=lambda x: len(x) == 2)
+    with pytest.raises(NotImplementedError, match="passes a list of samples.*base_guidance=None"), router.active():
+        pair.base([torch.zeros(4, 8, 8)] * 2, 0, torch.zeros(2, 4, 16))

@@ -88,15 +88,13 @@ def test_a_second_order_distilled_model(pair, method, k):
     assert trace.steps_run == ({} if method == "skip" else {"base": k}) | {"distilled": 4 - k}
 
 
-SECOND_ORDER = {
-    "HeunDiscreteScheduler": 7, "KDPM2DiscreteScheduler": 7, "KDPM2AncestralDiscreteScheduler": 7, "DPMSolverSDEScheduler": 7,
-    "PNDMScheduler": None,
-}  # fmt: skip
+# Denoiser calls of a step
+SECOND_ORDER = {"HeunDiscrete": 2, "KDPM2Discrete": 2, "KDPM2AncestralDiscrete": 2, "DPMSolverSDE": 2, "PNDM": 4}
 
 
 @pytest.mark.parametrize("kind", SECOND_ORDER)
 def test_every_second_order_base_runs_as_it_does_alone_until_it_hands_over(pair, kind):
-    pair = replace(pair, base_scheduler=heun(pair, kind), base_guidance=0.0)
+    pair = replace(pair, base_scheduler=heun(pair, f"{kind}Scheduler"), base_guidance=0.0)
     options = {"seeds": [5], "x_t": True}
     torch.manual_seed(0)  # DPM-Solver SDE draws from the global state
     alone = dtviz.generate(pair, "a dog", method="base", **options)
@@ -104,6 +102,9 @@ def test_every_second_order_base_runs_as_it_does_alone_until_it_hands_over(pair,
     trace = dtviz.generate(pair, "a dog", method="hybrid", k=1, handover="matched-sigma", **options)
     n = trace.steps_run["base"]
     torch.testing.assert_close(trace.x0[:n], alone.x0[:n])
+    calls = SECOND_ORDER[kind] * (n - 1) + 1  # whole steps, and the call that hands over
+    assert trace.provenance["nfe"] == {"base": calls, "distilled": 3}
+    assert [call.step for call in trace.calls] == [i // SECOND_ORDER[kind] for i in range(calls)] + [n, n + 1, n + 2]
     sigma, x_t, x0 = float(trace.sigmas[n - 1]), trace.x_t[n - 1], trace.x0[n - 1]
     assert alone.sigmas[n] <= trace.sigmas[n] * 1.002 < sigma
     noise = (x_t * (sigma**2 + 1) ** 0.5 - x0) / sigma

@@ -75,7 +75,7 @@ class DenoiserRouter:
         is_doubled: takes the input of a call and tells whether the pipeline doubled its batch for guidance.
         formula: roles whose guidance is u + scale (c - u) for every scale. For others 0 and 1 mean the conditional model.
         fuse: see `AdapterSwitch`.
-        evaluations: denoiser evaluations per sample, by role.
+        evaluations: denoiser evaluations per sample, by role. Those left to the pipeline are in `left`, per batch.
         again: evaluates the inputs of the last call once more. Takes a call, returns the denoiser's output.
     """
 
@@ -87,6 +87,7 @@ class DenoiserRouter:
     formula: tuple[str, ...] = ()
     fuse: bool = True
     evaluations: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
     again: Callable[[Any], torch.Tensor] | None = None
     _inputs: dict[Any, dict[str, torch.Tensor]] = field(default_factory=dict)  # guidance inputs that were made
 
@@ -104,18 +105,19 @@ class DenoiserRouter:
         """
         second = getattr(self.pipe, "transformer_2", None)
         with ExitStack() as stack:
-            for base in [self.base, second] if isinstance(second, torch.nn.Module) else [self.base]:
+            stack.callback(setattr, self, "again", None)
+            bases = [self.base, second] if isinstance(second, torch.nn.Module) else [self.base]
+            forwards = {base: base.forward for base in bases}
+            for base in bases:
                 check_compatible(base, self.distilled, name="distilled")
                 switch = None
                 if isinstance(self.distilled, str):
                     switch = AdapterSwitch(base, self.distilled, fuse=self.fuse)
                     stack.callback(switch.restore)
-                stack.enter_context(replaced(vars(base), forward=self._routed(base, switch)))
+                stack.enter_context(replaced(vars(base), forward=self._routed(base, forwards, switch)))
             yield
-            self.again = None
 
-    def _routed(self, base: torch.nn.Module, switch: AdapterSwitch | None) -> Callable:
-        forward = base.forward
+    def _routed(self, base: torch.nn.Module, forwards: dict[Any, Callable], switch: AdapterSwitch | None) -> Callable:
         plain = getattr(base, "_orig_mod", base)  # of a compiled module
         first = next(iter(inspect.signature(plain.forward).parameters))  # "sample", or "hidden_states" of transformers
 
@@ -125,9 +127,9 @@ class DenoiserRouter:
             target = network(base, self.distilled, call.role)
             if target is not base:  # the pipeline made them for the base
                 kwargs = {name: value for name, value in kwargs.items() if name not in GUIDANCE_INPUTS}
-            return self._evaluate(target, forward if target is base else target, call, sample, args, kwargs)
+            return self._evaluate(target, forwards.get(target, target), call, sample, args, kwargs)
 
-        @functools.wraps(forward)
+        @functools.wraps(forwards[base])
         def routed_forward(*args, **kwargs):
             sample, args = (args[0], args[1:]) if args else (kwargs.pop(first), ())
             self.again = lambda call: answer(call, sample, args, kwargs)[0]
@@ -135,13 +137,13 @@ class DenoiserRouter:
 
         return routed_forward
 
-    def _evaluate(
-        self, target, denoiser: Callable, call: Any, sample: torch.Tensor, args: tuple, kwargs: dict[str, Any]
-    ):
+    def _evaluate(self, target, denoiser, call: Any, sample: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         n, role, scale, kind = len(sample), call.role, call.guidance, type(self.pipe).__name__
-        embedded, both, doubled = embeds_guidance(target), self.needs_both(call), self.is_doubled(sample)
-        if scale is None and not embedded:  # left to the pipeline, and counted by the caller
+        embedded, both = embeds_guidance(target), self.needs_both(call)
+        if scale is None and not embedded:  # left to the pipeline
+            self.left[role] += n
             return denoiser(sample, *args, **kwargs)
+        doubled = self.is_doubled(sample)
         if both and not doubled:
             raise ValueError(
                 f"{role} guidance {scale:g} needs the unconditional prediction, and this call of {kind} has none in its batch: "
@@ -181,9 +183,9 @@ def replaced(values: dict[str, Any], **others: Any) -> Iterator[None]:
         values.update(others)
         yield
     finally:
-        for name in others:
-            values.pop(name, None)
         values.update(own)
+        for name in others.keys() - own.keys():
+            values.pop(name, None)
 
 
 def _rows(tree: Any, n: int, rows: slice) -> Any:
@@ -234,15 +236,10 @@ class AdapterSwitch:
         self.state = state
 
     def _change(self, layer: Any, names: list[str]) -> tuple[list[str], list[tuple] | None, dict[str, Any]]:
-        """Return adapters, the factors that turn a layer's weight into one with them, and a place for that weight.
-
-        Without factors the layer is left to peft.
-        """
+        """Return adapters, factors that make a layer's weight one with them (None: left to peft), and a place for that weight."""
         merged = layer.merged_adapters
-        if not (self.fuse or merged):
-            return names, None, {}
         signs = {name: 1 for name in names if name not in merged} | {name: -1 for name in merged if name not in names}
-        factors = _factors(layer, signs)
+        factors = _factors(layer, signs) if self.fuse or merged else None
         if merged and factors is None:
             raise ValueError(
                 f"distilled={self.distilled!r}: {', '.join(merged)} is fused into a {type(layer).__name__} layer, which cannot "

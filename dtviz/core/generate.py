@@ -25,7 +25,7 @@ from .handover import DenoiserCall, Guidance, HandoverScheduler, denoising_calls
 from .pair import HANDOVERS, Pair
 from .trace import Trace
 
-SAMPLING = 2  # part of every cache key; raise it when the same arguments give other samples
+SAMPLING = 3  # part of every cache key; raise it when the same arguments give other samples
 METHODS = ("base", "distilled", "hybrid", "skip")
 CONVENTIONS = ("diffusers", "formula")
 
@@ -66,7 +66,8 @@ def generate(
         handover: "distilled-scheduler" runs the base's `k` steps on the distilled model's scheduler, as published.
             "matched-sigma" runs the base on its own schedule down to the sigma at which step `k` starts. None: the pair's.
         scale_noise: whether `skip` scales the initial noise for the first step that runs. False: as in the published code.
-        batch_size: samples denoised together. None takes the pair's. It is halved with a warning when memory runs out.
+        batch_size: samples denoised together. None takes the pair's. It is halved with a warning when memory runs out, but not
+            with `edit_x0`, which may join a batch.
         fuse: how a LoRA is added, see `hybrid`.
         x_t: keep the noisy latents before each step.
         edit_x0: takes x0 (n, ...) and the `DenoiserCall` after every call but the last, and returns the x0 to carry on.
@@ -116,33 +117,20 @@ def generate(
 
 def _run(pair: Pair, prompts, seeds, settings: dict[str, Any], *, fuse: bool, x_t: bool, edit_x0, on_call) -> Trace:
     """Run one batch: equation 1 is the pipeline's own loop."""
-    pipe = pair.pipeline
-    calls = denoising_calls(
-        pair,
-        **{name: settings[name] for name in ("method", "k", "steps", "base_steps", "handover")},
-        guidance={"base": settings["base_guidance"], "distilled": settings["guidance"]},
-    )
-    scheduler = HandoverScheduler(
-        [replace(call, seeds=seeds) for call in calls],
-        edit_x0=edit_x0,
-        keep_x0=on_call is not None,
-        scale_noise=settings["scale_noise"] is not False,
-    )
+    pipe, of_run = pair.pipeline, ("method", "k", "steps", "base_steps", "handover")
+    guidance = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
+    calls = denoising_calls(pair, guidance=guidance, **{name: settings[name] for name in of_run})
+    calls, scale_noise = [replace(call, seeds=seeds) for call in calls], settings["scale_noise"] is not False
+    scheduler = HandoverScheduler(calls, edit_x0=edit_x0, keep_x0=on_call is not None, scale_noise=scale_noise)
 
     def next_call() -> DenoiserCall:
         if on_call is not None:
             on_call(scheduler.call, scheduler.x0)
         return scheduler.call
 
-    router = DenoiserRouter(
-        pipe,
-        pair.base,
-        pair.distilled,
-        next_call=next_call,
-        is_doubled=lambda sample: len(sample) == 2 * len(seeds),
-        formula=("base",) if settings["convention"] == "formula" else (),
-        fuse=fuse,
-    )
+    formula = ("base",) if settings["convention"] == "formula" else ()
+    is_doubled = lambda sample: len(sample) == 2 * len(seeds)  # noqa: E731
+    router = DenoiserRouter(pipe, pair.base, pair.distilled, next_call, is_doubled, formula=formula, fuse=fuse)
     scheduler.evaluate = lambda call: router.again(call)
     guided = any(router.needs_both(call) for call in calls)
     with replaced(vars(pipe), scheduler=scheduler), router.active(), capture(pipe, x_t=x_t) as trace:
@@ -156,6 +144,7 @@ def _run(pair: Pair, prompts, seeds, settings: dict[str, Any], *, fuse: bool, x_
         )
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
     facts = {"nfe": dict(router.evaluations), "fingerprint": pair.fingerprint, "versions": versions}
+    facts |= {"fuse": fuse} if isinstance(pair.distilled, str) else {}
     roles = [call.role for call in calls if call.starts_step]
     trace = replace(trace, seeds=seeds, prompt=prompts, steps_run=dict(Counter(roles)), provenance=settings | facts)
     _check_finite(trace, roles)

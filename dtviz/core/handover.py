@@ -59,32 +59,24 @@ class DenoiserCall:
         return sigma_at(self.scheduler, self.timestep)
 
 
+@dataclass(eq=False)
 class HandoverScheduler:
     """Stand in for a pipeline's scheduler: make the step of each call, and hand the sample over.
 
-    Args:
-        calls: the calls of the run, in order.
-        edit_x0: takes x0 (n, ...) and the call, and returns the x0 to carry in the sample that the call leaves. Called after
-            every call but the last, not inside a second-order step.
-        keep_x0: keep the x0 of the last call in `x0`.
-        scale_noise: scale the initial noise for the first step that runs. False scales it for the scheduler's first step, as
-            the published code does.
+    `edit_x0` is called as for `generate`, `keep_x0` keeps the x0 of the last call in `x0`. Without `scale_noise` the initial
+    noise is scaled for the scheduler's first step instead of the first that runs, as in the published code.
     """
 
+    calls: Sequence[DenoiserCall]
+    edit_x0: Callable[[torch.Tensor, DenoiserCall], torch.Tensor] | None = None
+    keep_x0: bool = False
+    scale_noise: bool = True
+    evaluate: Callable[[DenoiserCall], torch.Tensor] | None = None  # of `DenoiserRouter`, for `DenoiserCall.predict`
+    index: int = 0
+    x0: torch.Tensor | None = None
     order = 1
-    evaluate: Callable[[DenoiserCall], torch.Tensor]  # set by `generate`, for `DenoiserCall.predict`
 
-    def __init__(
-        self,
-        calls: Sequence[DenoiserCall],
-        *,
-        edit_x0: Callable[[torch.Tensor, DenoiserCall], torch.Tensor] | None = None,
-        keep_x0: bool = False,
-        scale_noise: bool = True,
-    ) -> None:
-        self.calls, self.index = tuple(calls), 0
-        self.edit_x0, self.keep_x0, self.scale_noise = edit_x0, keep_x0, scale_noise
-        self.x0: torch.Tensor | None = None
+    def __post_init__(self) -> None:
         self.config = self.calls[0].scheduler.config
         self.timesteps = torch.stack([call.timestep for call in self.calls])
 
@@ -153,12 +145,9 @@ def denoising_calls(
     guidance: Mapping[str, Guidance],
     device: Any = "cpu",
 ) -> list[DenoiserCall]:
-    """Return the calls that `generate` runs, on fresh schedulers. A second-order scheduler is never cut inside a step.
+    """Return the calls that `generate` runs with these arguments, on fresh schedulers. `device` is that of the timesteps.
 
-    Args:
-        pair, method, steps, base_steps, k, handover: as for `generate`.
-        guidance: scale of each role. A tuple has one for each step.
-        device: device of the timesteps. On the CPU, schedulers read them without waiting for a GPU.
+    On the CPU, schedulers read them without waiting for a GPU. A second-order scheduler is never cut inside a step.
     """
 
     def schedule(role: str) -> list[DenoiserCall]:

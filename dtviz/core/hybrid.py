@@ -12,7 +12,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from numbers import Integral
 from types import SimpleNamespace
 from typing import Any
@@ -22,21 +21,6 @@ import torch
 from .capture import override_methods, restore_methods
 from .denoisers import DenoiserRouter, embeds_guidance, network
 from .schedulers import find
-
-
-@dataclass
-class HybridRun:
-    """What the pipeline calls inside the block ran.
-
-    Attributes:
-        k: leading steps given to the base.
-        steps_run: steps of the last call by role, such as {"base": 1, "distilled": 3}.
-        nfe: denoiser evaluations per sample by role, over all calls. Guidance costs two per step.
-    """
-
-    k: int
-    steps_run: Counter[str] = field(default_factory=Counter)
-    nfe: Counter[str] = field(default_factory=Counter)
 
 
 @contextmanager
@@ -51,8 +35,7 @@ def hybrid(
 ) -> Iterator[HybridRun]:
     """Give the first `k` steps of every pipeline call inside the block to the base, the others to the distilled model.
 
-    The call is an ordinary few-step call with the distilled model's scheduler: text to image, image to image, inpainting,
-    ControlNet. This is the published hand-over. `generate` also offers the one at matched sigma.
+    The call is an ordinary few-step call with the distilled model's scheduler. This is the published hand-over.
 
     Args:
         pipe: a diffusers pipeline that holds the base denoiser and the distilled model's scheduler.
@@ -61,8 +44,9 @@ def hybrid(
         base_guidance: guidance scale of the base's steps. 0 and 1: the conditional model, as published. Above 1 the call
             needs a guidance_scale above 1, so that the pipeline prepares the unconditional prompt. None: the pipeline's own.
         guidance: guidance scale of the distilled model's steps. None: the pipeline's own.
-        fuse: add a LoRA to each weight as it is used, at the speed of a plain network. This rounds otherwise than
-            `fuse=False`, where peft adds it to each output (docs/pairs.md). Neither writes a weight or keeps memory.
+        fuse: add a LoRA to the weights, at about a plain network's speed. Until the block ends this keeps fused copies of the
+            weights that it changes, if less than half of the free memory holds them. False: peft adds it to each output, in
+            up to twice the time. The two round differently (docs/pairs.md). Neither writes a weight.
 
     Yields:
         A `HybridRun` with `steps_run` of the last call and `nfe` of all calls.
@@ -84,120 +68,123 @@ def hybrid(
             raise ValueError(f"{name}={scale!r} must be a number of at least 0, or None for the pipeline's own")
     if base_guidance is not None and embeds_guidance(base):
         base_guidance = base_guidance or 1.0  # an input of the network, for which 1 means none
-    run = HybridRun(k)
-    counter = _StepCounter(pipe, run, {"base": base_guidance, "distilled": guidance})
-    router = DenoiserRouter(
-        pipe, base, distilled, counter.next_call, counter.is_doubled, fuse=fuse, evaluations=run.nfe
-    )
+    run = HybridRun(pipe, k, {"base": base_guidance, "distilled": guidance})
+    run._router = DenoiserRouter(pipe, base, distilled, run._next_call, run._is_doubled, fuse=fuse, evaluations=run.nfe)
     try:
-        with router.active():
-            _check_placement(base, distilled)
-            counter.own = {
-                role for role, scale in counter.scales.items()
-                if scale is None and not embeds_guidance(network(base, distilled, role))
-            }  # fmt: skip
-            counter.follow(pipe.scheduler)
+        with run._router.active():
+            _check_placement(base, network(base, distilled, "distilled"))
+            run._follow(pipe.scheduler)
             yield run
     finally:
-        for scheduler in counter.schedulers:
+        for scheduler in run._schedulers:
             restore_methods(scheduler)
-    counter.end_call()
+    run._end_call()
 
 
-def _check_placement(base: torch.nn.Module, distilled: torch.nn.Module | str) -> None:
+def _check_placement(base: torch.nn.Module, distilled: torch.nn.Module) -> None:
     """Refuse networks of two types or on two devices. accelerate keeps an offloaded base on the CPU between its calls."""
     device = getattr(getattr(base, "_hf_hook", None), "execution_device", None) or base.device
-    other = network(base, distilled, "distilled")
-    values = {"dtype": (other.dtype, base.dtype), "device": (other.device.type, torch.device(device).type)}
-    for what, (of_distilled, of_base) in values.items():
-        if other is not base and of_distilled != of_base:
-            raise ValueError(f"distilled and base differ in {what}: {of_distilled} and {of_base}")
+    values = {"dtype": (distilled.dtype, base.dtype), "device": (distilled.device.type, torch.device(device).type)}
+    for what, (ours, theirs) in values.items():
+        if distilled is not base and ours != theirs:
+            raise ValueError(f"distilled and base differ in {what}: {ours} and {theirs}")
 
 
-class _StepCounter:
-    """Count the steps of the pipeline's scheduler, whose `step` is overridden on the instance as in `capture`."""
+class HybridRun:
+    """What the pipeline calls inside the block ran. Methods of the pipeline's scheduler are overridden to count its steps.
 
-    def __init__(self, pipe: Any, run: HybridRun, scales: dict[str, float | None]) -> None:
-        self.pipe, self.run, self.scales = pipe, run, scales
-        self.own: set[str] = set()  # roles whose guidance is the pipeline's own
-        self.schedulers: list[Any] = []
-        self.calls: list[tuple[str, int, bool]] = []  # since the last step: role, size, whether the batch is doubled
-        self.samples: int | None = None  # known after the first step of a call
+    Attributes:
+        k: leading steps given to the base.
+        steps_run: steps of the last call by role, such as {"base": 1, "distilled": 3}.
+        nfe: denoiser evaluations per sample by role, over all calls. Guidance costs two per step.
+    """
 
-    def next_call(self) -> Any:
-        self.follow(self.pipe.scheduler)
-        role = self.role(self.pipe.scheduler)
-        if self.calls and self.scales[role] is not None:
-            self._refuse(f"calls its denoiser {len(self.calls) + 1} times in a step")
-        return SimpleNamespace(role=role, guidance=self.scales[role])
+    _router: DenoiserRouter
 
-    def role(self, scheduler: Any) -> str:
+    def __init__(self, pipe: Any, k: int, scales: dict[str, float | None]) -> None:
+        self.k, self.steps_run, self.nfe = k, Counter(), Counter()
+        self._pipe, self._scales = pipe, scales
+        self._schedulers: list[Any] = []
+        self._calls: list[
+            tuple[int, bool]
+        ] = []  # since the last step, but for those left to the pipeline: size, doubled
+        self._samples: int | None = None  # known after the first step of a call
+
+    def _next_call(self) -> Any:
+        self._follow(self._pipe.scheduler)
+        role = self._role(self._pipe.scheduler)
+        if self._calls and self._scales[role] is not None:
+            self._refuse(f"calls its denoiser {len(self._calls) + 1} times in a step")
+        return SimpleNamespace(role=role, guidance=self._scales[role])
+
+    def _role(self, scheduler: Any) -> str:
         """Return the role of the coming call. All calls of one step have the same role."""
         inside_step = not find(scheduler).begins(scheduler)
-        return "base" if self.run.steps_run.total() - inside_step < self.run.k else "distilled"
+        return "base" if self.steps_run.total() - inside_step < self.k else "distilled"
 
-    def is_doubled(self, sample: torch.Tensor) -> bool:
+    def _is_doubled(self, sample: torch.Tensor) -> bool:
         """Tell whether the pipeline doubled its batch. In the first step it says so itself, or equal halves do."""
-        role, size = self.role(self.pipe.scheduler), len(sample)
-        if self.samples is not None:
-            doubled = size == 2 * self.samples
-        elif (doubled := getattr(self.pipe, "do_classifier_free_guidance", None)) is None:
+        size = len(sample)
+        if self._samples is not None:
+            doubled = size == 2 * self._samples
+        elif (doubled := getattr(self._pipe, "do_classifier_free_guidance", None)) is None:
             doubled = size % 2 == 0 and torch.equal(*sample.chunk(2))
-        if doubled and size % 2 and role not in self.own:
+        if doubled and size % 2:
             self._refuse(f"evaluates {size} inputs at once")
-        self.calls.append((role, size, bool(doubled)))
+        self._calls.append((size, bool(doubled)))
         return bool(doubled)
 
     def _refuse(self, reason: str) -> None:
         raise NotImplementedError(
-            f"{type(self.pipe).__name__} {reason}: its kind of guidance can only be left to the pipeline, by "
+            f"{type(self._pipe).__name__} {reason}: its kind of guidance can only be left to the pipeline, by "
             "base_guidance=None and guidance=None"
         )
 
-    def follow(self, scheduler: Any) -> None:
+    def _follow(self, scheduler: Any) -> None:
         """Count this scheduler from now on. A pipeline's scheduler may be replaced inside the block."""
-        if not any(scheduler is other for other in self.schedulers):
+        if scheduler not in self._schedulers:
             methods = self._methods(type(scheduler), find(scheduler))
-            self.begin_call()
+            self._begin_call()
             override_methods(scheduler, methods)
-            self.schedulers.append(scheduler)
+            self._schedulers.append(scheduler)
 
-    def begin_call(self) -> None:
-        self.end_call()
-        self.calls.clear()
-        self.run.steps_run.clear()
-        self.samples = None
+    def _begin_call(self) -> None:
+        self._end_call()
+        for counts in (self._calls, self._router.left, self.steps_run):
+            counts.clear()
+        self._samples = None
 
-    def end_call(self) -> None:
-        steps, k = self.run.steps_run, self.run.k
-        if steps["base"] and not steps["distilled"]:
+    def _end_call(self) -> None:
+        if self.steps_run["base"] and not self.steps_run["distilled"]:
             warnings.warn(
-                f"this hybrid ran no step of the distilled model: the call made {steps['base']} steps, and k={k}; give it more "
-                "steps or a smaller k",
+                f"this hybrid ran no step of the distilled model: the call made {self.steps_run['base']} steps, and k={self.k}; "
+                "give it more steps or a smaller k",
                 stacklevel=2,
             )
 
     def _methods(self, kind: type, rule: Any) -> dict[str, Any]:
+        """Return methods of a class like `kind` that count its steps."""
         step, set_timesteps = getattr(kind, rule.step), kind.set_timesteps
         signature = inspect.signature(step)
 
         @functools.wraps(step)
         def counting_step(scheduler, *args, **kwargs):
-            samples = self.samples = len(signature.bind(scheduler, *args, **kwargs).arguments[rule.names[2]])
-            for role, inputs, doubled in self.calls:
-                if self.scales[role] is not None and inputs != samples * (2 if doubled else 1):
-                    self._refuse(f"evaluates {inputs} inputs for {samples} samples")
-                if role in self.own:
-                    self.run.nfe[role] += inputs // samples
-            self.calls.clear()
-            role, begins = self.role(scheduler), rule.begins(scheduler)
+            samples = self._samples = len(signature.bind(scheduler, *args, **kwargs).arguments[rule.names[2]])
+            for size, doubled in self._calls:
+                if size != samples * (1 + doubled):
+                    self._refuse(f"evaluates {size} inputs for {samples} samples")
+            for role, inputs in self._router.left.items():
+                self.nfe[role] += inputs // samples
+            self._calls.clear()
+            self._router.left.clear()
+            role, begins = self._role(scheduler), rule.begins(scheduler)
             output = step(scheduler, *args, **kwargs)
-            self.run.steps_run[role] += begins
+            self.steps_run[role] += begins
             return output
 
         @functools.wraps(set_timesteps)
         def resetting_set_timesteps(scheduler, *args, **kwargs):
-            self.begin_call()
+            self._begin_call()
             return set_timesteps(scheduler, *args, **kwargs)
 
         return {rule.step: counting_step, "set_timesteps": resetting_set_timesteps}
