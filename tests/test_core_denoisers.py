@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import dtviz
-from dtviz.core.denoisers import split_guidance
+from dtviz.core.denoisers import DenoiserRouter, split_guidance
+from dtviz.core.handover import DenoiserCall
 
 C, U = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -47,15 +48,6 @@ def test_other_kinds_of_guidance_are_refused(calls, guided, words):
         split_guidance(calls, guided)
 
 
-def test_everything_is_restored_after_an_interruption(pair, monkeypatch):
-    scheduler = pair.pipeline.scheduler
-    monkeypatch.setattr(pair.distilled, "forward", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        dtviz.generate(pair, "a dog", seeds=[0])
-    assert pair.pipeline.scheduler is scheduler
-    assert "forward" not in vars(pair.base)
-
-
 def test_a_forward_set_on_the_instance_is_called_and_restored(pair):
     """Offloading hooks and compiled modules keep their forward in the instance."""
     calls, plain = [], pair.base.forward
@@ -64,3 +56,11 @@ def test_a_forward_set_on_the_instance_is_called_and_restored(pair):
     dtviz.generate(pair, "a dog", method="base", base_steps=2, seeds=[0])
     assert pair.base.forward is own
     assert len(calls) == 2
+
+
+def test_guidance_of_a_list_of_samples_is_refused(pair):
+    """Z-Image passes one tensor for each sample."""
+    call = DenoiserCall("base", None, None)
+    router = DenoiserRouter(pair.pipeline, pair.base, pair.distilled, lambda: call, is_doubled=lambda x: len(x) == 2)
+    with pytest.raises(NotImplementedError, match="passes a list of samples.*base_guidance=None"), router.active():
+        pair.base([torch.zeros(4, 8, 8)] * 2, 0, torch.zeros(2, 4, 16))

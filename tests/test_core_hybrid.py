@@ -1,74 +1,83 @@
 """`hybrid` around ordinary pipeline calls, against diffusers' own way to change the denoiser in mid-run."""
 
 import copy
+import functools
 import inspect
+import warnings
+from dataclasses import replace
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, HeunDiscreteScheduler, LCMScheduler, UNet2DConditionModel
+from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from peft import LoraConfig
+from torch.nn import Module
 
 import dtviz
 
-from .tiny import PIPELINES, tiny_unet
+from .tiny import PIPELINES, Tiny, tiny_unet
 
 FAMILIES = (
-    "sd", "sd-guided", "sd-controlnet", "sdxl", "sdxl-img2img", "sdxl-inpaint", "sd3", "flux", "qwenimage", "sana",
+    "sd", "sd-guided", "sd-controlnet", "sdxl", "sdxl-img2img", "sdxl-inpaint", "sd3", "flux", "qwenimage", "sana", "wan22",
+    "sd-heun",
 )  # fmt: skip
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 
-@pytest.mark.parametrize("k", [1, 2])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_distilled_model_takes_over_after_k_steps(family, k):
-    """The oracle puts it in the pipeline's own place from a callback at the end of step k."""
-    tiny = PIPELINES[family]()
-    base = getattr(tiny.pipe, tiny.denoiser)
-    distilled = copy.deepcopy(base)
+def other_weights(network: Module) -> Module:
+    """A copy that denoises otherwise."""
+    distilled = copy.deepcopy(network)
     torch.manual_seed(5)
     for parameter in distilled.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter) * parameter.abs().mean()
+    return distilled
+
+
+def family_of(name: str) -> Tiny:
+    """A tiny pipeline. Wan 2.2 has a second denoiser, which denoises its last two of four steps. Heun's steps take two calls."""
+    tiny = PIPELINES[name.removesuffix("22").removesuffix("-heun")]()
+    if name == "sd-heun":
+        tiny.pipe.scheduler = HeunDiscreteScheduler.from_config(tiny.pipe.scheduler.config)
+    if name == "wan22":
+        second = type(tiny.pipe.transformer).from_config(tiny.pipe.transformer.config).eval()
+        tiny.pipe.register_modules(transformer_2=second)
+        tiny.pipe.register_to_config(boundary_ratio=0.8)
+    return tiny
+
+
+@pytest.mark.parametrize(
+    ("family", "k"), [*((family, 1) for family in FAMILIES), ("sd", 2), ("sd-heun", 2), ("wan22", 3)]
+)
+def test_the_distilled_model_takes_over_after_k_steps(family, k):
+    """The oracle puts it in the pipeline's own place from a callback at the end of step k."""
+    tiny = family_of(family)
+    base = getattr(tiny.pipe, tiny.denoiser)
+    distilled = other_weights(base)
     plain = tiny.run(tiny.latent)
+    second = getattr(tiny.pipe, "transformer_2", None)
 
     def swap(pipe, step, timestep, kwargs):
-        if step == k - 1:
+        if step == (2 * k - 1 if family == "sd-heun" else k - 1):
             setattr(pipe, tiny.denoiser, distilled)
+            if second is not None:
+                pipe.transformer_2 = distilled
         return {}
 
     expected = tiny.run(tiny.latent, callback_on_step_end=swap)
     setattr(tiny.pipe, tiny.denoiser, base)
+    if second is not None:
+        tiny.pipe.transformer_2 = second
     kind = type(tiny.pipe.scheduler)
     with dtviz.hybrid(tiny.pipe, distilled, k=k, base_guidance=None) as run:
         ours = tiny.run(tiny.latent)
     torch.testing.assert_close(ours, expected)
     assert not torch.allclose(ours, plain, atol=1e-4)
     assert run.steps_run == {"base": k, "distilled": tiny.steps - k}
+    assert family != "sd-heun" or run.nfe == {"base": 2 * k, "distilled": 7 - 2 * k}
     assert torch.equal(tiny.run(tiny.latent), plain)  # the block leaves nothing behind
     assert type(tiny.pipe.scheduler) is kind
     assert "forward" not in vars(base)
-
-
-@pytest.mark.parametrize("k", [1, 2])
-def test_a_second_order_scheduler_is_not_cut_within_a_step(pipe, k):
-    """Heun's step k ends at its call 2k - 1 from the start, where the oracle's callback swaps the networks."""
-    pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
-    base, distilled = pipe.unet, tiny_unet(2)
-
-    def run(**options) -> torch.Tensor:
-        options |= {"guidance_scale": 0, "num_inference_steps": 4, "output_type": "latent"}
-        return pipe("dog", generator=torch.Generator().manual_seed(3), **options)[0]
-
-    def swap(pipe, call, timestep, kwargs):
-        if call == 2 * k - 1:
-            pipe.unet = distilled
-        return {}
-
-    expected = run(callback_on_step_end=swap)
-    pipe.unet = base
-    with dtviz.hybrid(pipe, distilled, k=k) as facts:
-        torch.testing.assert_close(run(), expected)
-    assert facts.steps_run == {"base": k, "distilled": 4 - k}
-    assert facts.nfe == {"base": 2 * k, "distilled": 7 - 2 * k}
 
 
 @pytest.fixture
@@ -77,12 +86,9 @@ def few(pipe):
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps=1000)
 
     def run(guidance_scale: float = 0.0, **options) -> torch.Tensor:
-        options = {
-            "timesteps": [999, 749, 499, 249],
-            "guidance_scale": guidance_scale,
-            "output_type": "latent",
-        } | options
-        return pipe("dog", generator=torch.Generator().manual_seed(3), **options).images
+        options = {"timesteps": [999, 749, 499, 249], "output_type": "latent"} | options
+        generator = torch.Generator().manual_seed(3)
+        return pipe("dog", generator=generator, guidance_scale=guidance_scale, **options).images
 
     return pipe, tiny_unet(2), run
 
@@ -93,33 +99,18 @@ def test_it_is_the_published_hybrid_of_generate(few, base_guidance):
     pair = dtviz.Pair(pipe, distilled, timesteps=(999, 749, 499, 249))
     settings = {"method": "hybrid", "base_guidance": base_guidance, "handover": "distilled-scheduler"}
     expected = dtviz.generate(pair, "dog", seeds=[3], **settings)
-    with (
-        dtviz.hybrid(pipe, distilled, base_guidance=base_guidance, guidance=0.0) as facts,
-        dtviz.capture(pipe) as trace,
-    ):
+    run_hybrid = dtviz.hybrid(pipe, distilled, base_guidance=base_guidance, guidance=0.0)
+    with run_hybrid as facts, dtviz.capture(pipe) as trace:
         ours = run(guidance_scale=7.0 if base_guidance else 0.0)
     torch.testing.assert_close(ours, expected.final, **CLOSE)
     torch.testing.assert_close(trace.x0, expected.x0, **CLOSE)
     assert facts.nfe == expected.provenance["nfe"]
 
 
-def test_each_model_has_its_own_guidance(few):
-    """A call with guidance doubles its batch; an unguided step evaluates the half with the prompt."""
+def test_guidance_of_the_base_needs_a_guided_call(few):
     pipe, distilled, run = few
-    with dtviz.hybrid(pipe, distilled, base_guidance=0.0):
-        plain = run()
-    with dtviz.hybrid(pipe, distilled, base_guidance=1.0, guidance=1.0) as facts:
-        torch.testing.assert_close(run(guidance_scale=5.0), plain, **CLOSE)
-    assert facts.nfe == {"base": 1, "distilled": 3}
-    with dtviz.hybrid(pipe, distilled, base_guidance=5.0, guidance=5.0) as facts:
-        guided = run(guidance_scale=2.0)
-    with dtviz.hybrid(pipe, distilled, base_guidance=None):
-        torch.testing.assert_close(run(guidance_scale=5.0), guided, atol=1e-4, rtol=1e-3)
-    assert facts.nfe == {"base": 2, "distilled": 6}
-    with (
-        pytest.raises(ValueError, match="base guidance 3 needs .* a guidance_scale above 1"),
-        dtviz.hybrid(pipe, distilled, base_guidance=3.0),
-    ):
+    words = "base guidance 3 needs .* a guidance_scale above 1"
+    with pytest.raises(ValueError, match=words), dtviz.hybrid(pipe, distilled, base_guidance=3.0):
         run()
     assert type(pipe.scheduler).__mro__[0] is LCMScheduler
     assert run().isfinite().all()
@@ -136,23 +127,192 @@ def test_a_distilled_model_with_guidance_as_an_input(few):
     assert facts.nfe == {"base": 1, "distilled": 3}
 
 
-def test_a_lora_is_switched_off_for_the_base(few):
+def add_lora(unet, name: str, seed: int, **options) -> None:
+    torch.manual_seed(seed)
+    config = LoraConfig(r=2, lora_alpha=1, target_modules=["to_q", "to_v", "conv1"], init_lora_weights=False, **options)
+    with warnings.catch_warnings(action="ignore"):  # peft's, about a second adapter
+        unet.add_adapter(config, adapter_name=name)
+
+
+def use_adapters(pipe, *names: str) -> dict:
+    pipe.unet.enable_adapters() if names else pipe.unet.disable_adapters()
+    if names:
+        pipe.unet.set_adapters(list(names))
+    return {}
+
+
+def switched(pipe, run, first: list[str], later: list[str]) -> torch.Tensor:
+    """Switch adapters after the first step of a call by diffusers' own means."""
+    use_adapters(pipe, *first)
+    return run(callback_on_step_end=lambda *_: use_adapters(pipe, *later))
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("state", ["alone", "style active", "style fused", "both fused", "style loaded inside"])
+def test_a_lora_is_the_distilled_model_and_no_bit_of_the_network_changes(few, state, fuse):
+    """Other LoRAs act in both roles. The oracle switches adapters after its first step."""
     pipe, _, run = few
-    torch.manual_seed(0)
-    config = LoraConfig(r=2, target_modules=["to_q", "to_v", "conv1"], init_lora_weights=False)
-    pipe.unet.add_adapter(config, adapter_name="fast")
-    pipe.unet.disable_adapters()
-    base = run()
-    with dtviz.hybrid(pipe, "fast"):
-        ours = run()
-    assert torch.equal(run(), base)
+    add_lora(pipe.unet, "fast", seed=0)
+    own = ["style"] if "style" in state or "both" in state else []
+    if own:
+        add_lora(pipe.unet, "style", seed=1)
+    expected = switched(pipe, run, own, [*own, "fast"])
+    use_adapters(pipe, *own)
+    if "fused" in state:
+        pipe.unet.fuse_lora(adapter_names=["style", "fast"] if "both" in state else ["style"])
+    if "inside" in state:
+        use_adapters(pipe, "fast")
+        pipe.unet.delete_adapters("style")
+        use_adapters(pipe)
+    weights = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    with dtviz.hybrid(pipe, "fast", fuse=fuse):
+        if "inside" in state:
+            add_lora(pipe.unet, "style", seed=1)
+            use_adapters(pipe, "style")
+        ours = [run() for _ in range(2)]
+    with pytest.raises(KeyboardInterrupt), dtviz.hybrid(pipe, "fast", fuse=fuse):
+        run(callback_on_step_end=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert torch.equal(*ours)
+    torch.testing.assert_close(ours[0], expected, atol=1e-4, rtol=1e-3)
+    after = pipe.unet.state_dict()
+    assert [name for name in after if name in weights] == list(weights)
+    assert all(torch.equal(after[name], value) for name, value in weights.items())
+    assert not any("forward" in vars(module) for module in pipe.unet.modules())
+    assert pipe.unet.active_adapters() == (own or ["fast"])
 
-    def switch(pipe, step, timestep, kwargs):
-        pipe.unet.enable_adapters()
-        return {}
 
-    torch.testing.assert_close(ours, run(callback_on_step_end=switch))
-    assert not torch.allclose(ours, base)
+def test_a_lora_that_is_deleted_inside_is_missed(few):
+    pipe, _, run = few
+    add_lora(pipe.unet, "fast", seed=0)
+    with pytest.raises(ValueError, match="'fast' is no longer an adapter of the base"), dtviz.hybrid(pipe, "fast"):
+        pipe.unet.delete_adapters("fast")
+        run()
+
+
+def test_an_adapter_of_another_kind_is_left_to_peft(few):
+    """DoRA scales the columns of the weight. Fused, it is not switched off exactly."""
+    pipe, _, run = few
+    add_lora(pipe.unet, "fast", seed=0, use_dora=True)
+    latents = []
+    for fuse in (True, False):
+        with dtviz.hybrid(pipe, "fast", fuse=fuse):
+            latents.append(run())
+    assert torch.equal(*latents)
+    torch.testing.assert_close(latents[0], switched(pipe, run, [], ["fast"]), **CLOSE)
+    pipe.unet.fuse_lora()
+    with (
+        pytest.raises(ValueError, match=r"fast is fused into a .* layer.*: call unfuse_lora\(\)"),
+        dtviz.hybrid(pipe, "fast"),
+    ):
+        pytest.fail("the block ran")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_fusing_a_lora_changes_only_the_rounding(few, dtype):
+    pipe, _, run = few
+    add_lora(pipe.unet, "fast", seed=0)
+    pipe.to(dtype)
+    latents = []
+    for fuse in (True, False):
+        with dtviz.hybrid(pipe, "fast", fuse=fuse):
+            latents.append(run().float())
+    change = (latents[0] - latents[1]).abs().max() / latents[1].abs().max()
+    assert 0 < change < 8 * torch.finfo(dtype).eps
+
+
+def test_nothing_walks_the_modules_between_steps(few, monkeypatch):
+    """`device` and `dtype` of a diffusers model walk all of them. On SDXL each takes a tenth of an evaluation's time."""
+    pipe, distilled, run = few
+    add_lora(pipe.unet, "fast", seed=0)
+    walks, counts = [], []
+    for name in ("named_modules", "_named_members"):
+        method = getattr(Module, name)
+        monkeypatch.setattr(Module, name, lambda *args, m=method, **kwargs: walks.append(1) or m(*args, **kwargs))
+    pair = dtviz.Pair(pipe, "fast", timesteps=(999, 749, 499, 249))
+    for network in (distilled, "fast"):
+        with dtviz.hybrid(pipe, network):
+            run(callback_on_step_end=lambda *_: counts.append(len(walks)) or {})
+        options = {"on_call": lambda *_: counts.append(len(walks)), "method": "hybrid", "seeds": [0]}
+        dtviz.generate(replace(pair, distilled=network), "dog", **options)
+    assert len(counts) == 16 and walks
+    assert [len(set(counts[i : i + 4])) for i in range(0, 16, 4)] == [1] * 4
+
+
+class LuminaPipeline:
+    """A pipeline of one's own, without diffusers' base class. Like diffusers' of this name it puts the prompt first."""
+
+    def __init__(self) -> None:
+        self.unet, self.scheduler = tiny_unet(1), DDIMScheduler()
+
+    @torch.no_grad()
+    def __call__(self, guidance_scale: float) -> torch.Tensor:
+        generator, n = torch.Generator().manual_seed(0), 1 + (guidance_scale > 1)
+        x, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(2, 4, 16, generator=generator)
+        self.scheduler.set_timesteps(4)
+        for t in self.scheduler.timesteps:
+            outputs = self.unet(torch.cat([x] * n), t, text[:n]).sample
+            output = outputs[-1:] + guidance_scale * (outputs[:1] - outputs[-1:])
+            x = self.scheduler.step(output, t, x).prev_sample
+        return x
+
+
+@pytest.mark.parametrize("kind", ["stable diffusion", "cogvideox", "of one's own"])
+def test_each_model_has_its_own_guidance(few, kind):
+    """An unguided step of a guided call evaluates the half with the prompt. The last two do not say what they double."""
+    pipe, distilled, run = few
+    if kind == "cogvideox":
+        tiny = PIPELINES[kind]()
+        pipe, run = tiny.pipe, lambda scale: tiny.run("latent", guidance_scale=scale)
+        distilled = other_weights(pipe.transformer)
+    elif kind == "of one's own":
+        pipe = run = LuminaPipeline()
+    latents = []
+    for scale, options in (
+        (1.0, {}), (7.0, {"base_guidance": 1.0, "guidance": 0.0}),
+        (3.0, {"base_guidance": None}), (7.0, {"base_guidance": 3.0, "guidance": 3.0}),
+    ):  # fmt: skip
+        with dtviz.hybrid(pipe, distilled, **options) as facts:
+            latents.append(run(scale))
+        assert facts.nfe == ({"base": 1, "distilled": 3} if len(latents) < 3 else {"base": 2, "distilled": 6})
+    for ours, expected in (latents[1::-1], latents[:1:-1]):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(latents[0], latents[2], atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["InstructPix2Pix", "PAG", "qwenimage"])
+def test_guidance_by_more_evaluations_can_be_left_to_the_pipeline(few, kind):
+    if kind == "qwenimage":
+        tiny, words = PIPELINES[kind](), "calls its denoiser 2 times in a step"
+        pipe, run = tiny.pipe, lambda: tiny.run("latent")
+    else:
+        parts = few[0].components | ({} if kind == "PAG" else {"unet": tiny_unet(1, in_channels=8)})
+        pipe, words = (
+            getattr(diffusers, f"StableDiffusion{kind}Pipeline")(**parts, requires_safety_checker=False),
+            "3 inputs",
+        )
+        options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+        options |= {} if kind == "PAG" else {"image": torch.rand(1, 3, 16, 16)}
+        run = functools.partial(pipe, "dog", **options)
+    distilled, words = (
+        copy.deepcopy(getattr(pipe, "unet", None) or pipe.transformer),
+        words + ".*by base_guidance=None and",
+    )
+    with pytest.raises(NotImplementedError, match=words), dtviz.hybrid(pipe, distilled):
+        run()
+    with dtviz.hybrid(pipe, distilled, base_guidance=None) as facts:
+        run()
+    assert facts.steps_run == {"base": 1, "distilled": 3}
+    assert facts.nfe == ({"base": 2, "distilled": 6} if kind == "qwenimage" else {"base": 3, "distilled": 9})
+
+
+def test_a_compiled_network_is_routed(few):
+    pipe, distilled, run = few
+    with dtviz.hybrid(pipe, distilled):
+        expected = run()
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    with torch.compiler.set_stance("force_eager"), dtviz.hybrid(pipe, distilled) as facts:
+        assert torch.equal(run(), expected)
+    assert facts.nfe == {"base": 1, "distilled": 3}
 
 
 def test_every_call_in_the_block_is_a_hybrid_also_after_another_scheduler(few):
@@ -191,10 +351,13 @@ def test_a_hybrid_without_a_step_of_the_distilled_model_warns(few):
         ({"distilled": 3}, "distilled is a int"),
         ({"distilled": tiny_unet(2).half()}, "differ in dtype: torch.float16 and torch.float32"),
         ({"pipe": object()}, "without a unet or transformer"),
+        ({"image": True}, "distilled cannot see the image prompts of the base's IP-Adapter"),
     ],
 )
 def test_bad_input_is_refused_before_the_block(few, options, words):
     pipe, distilled, _ = few
+    if options.pop("image", False):
+        pipe.unet.encoder_hid_proj = MultiIPAdapterImageProjection([Module()])
     with pytest.raises(ValueError, match=words), dtviz.hybrid(**{"pipe": pipe, "distilled": distilled} | options):
         pytest.fail("the block ran")
     assert type(pipe.scheduler) is LCMScheduler

@@ -125,10 +125,10 @@ def _scheduler(name: str, **config: Any) -> Any:
     return getattr(diffusers, f"{name}Scheduler")(**config)
 
 
-def tiny_unet(seed: int) -> diffusers.UNet2DConditionModel:
+def tiny_unet(seed: int, **config: Any) -> diffusers.UNet2DConditionModel:
     """A random two-level denoiser on 4-channel 8x8 latents."""
     torch.manual_seed(seed)
-    return _unet().eval()
+    return _unet(**config).eval()
 
 
 def _unet(**config: Any) -> diffusers.UNet2DConditionModel:

@@ -4,8 +4,7 @@ router = DenoiserRouter(pipe, base, distilled, next_call=lambda: scheduler.call,
 with router.active():
     pipe(...)
 
-The base denoiser's `forward` is replaced on the instance while the block lasts, so that everything that the pipeline
-passes (prompts, ControlNet residuals, masks) reaches the network that denoises.
+The `forward` of the base is replaced on the instance, so that all that the pipeline passes reaches the network that denoises.
 """
 
 from __future__ import annotations
@@ -14,13 +13,22 @@ import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn import functional
+from torch.utils._pytree import tree_map_only
+
+from .pair import check_compatible
 
 GUIDANCE_INPUTS = ("timestep_cond", "guidance")  # arguments that `guidance_input` may return
+PROMPT_FIRST = (
+    "LuminaPipeline",
+    "LuminaText2ImgPipeline",
+    "AceStepPipeline",
+)  # in a doubled batch; others: prompt second
 
 
 def denoiser_of(target: Any) -> torch.nn.Module:
@@ -61,15 +69,14 @@ class DenoiserRouter:
     """Decide for every denoiser call which network answers it.
 
     Attributes:
-        pipe: the pipeline. LCM's embedding of the guidance scale is taken from it.
-        base: the denoiser instance that the pipeline calls.
-        distilled: the other denoiser, or the name of an adapter loaded on the base.
+        pipe: the pipeline. Its `transformer_2`, the second denoiser of Wan 2.2, is routed as well.
+        base, distilled: the denoiser that the pipeline calls, and the other one or the name of an adapter on the base.
         next_call: returns the coming call: any object with `role` and `guidance`. Guidance None leaves it to the pipeline.
         is_doubled: takes the input of a call and tells whether the pipeline doubled its batch for guidance.
-        formula: roles whose guidance is u + scale (c - u) for every scale, so that 0 is the unconditional model. For the
-            other roles 0 and 1 both mean the conditional model, as in diffusers.
-        before_call: called before each evaluation.
-        evaluations: denoiser evaluations per sample, by role.
+        formula: roles whose guidance is u + scale (c - u) for every scale. For others 0 and 1 mean the conditional model.
+        fuse: see `AdapterSwitch`.
+        evaluations: denoiser evaluations per sample, by role. Those left to the pipeline are in `left`, per batch.
+        again: evaluates the inputs of the last call once more. Takes a call, returns the denoiser's output.
     """
 
     pipe: Any
@@ -78,133 +85,216 @@ class DenoiserRouter:
     next_call: Callable[[], Any]
     is_doubled: Callable[[torch.Tensor], bool]
     formula: tuple[str, ...] = ()
-    before_call: Callable[[], None] = lambda: None
+    fuse: bool = True
     evaluations: Counter[str] = field(default_factory=Counter)
-
-    def network(self, role: str) -> torch.nn.Module:
-        return network(self.base, self.distilled, role)
+    left: Counter[str] = field(default_factory=Counter)
+    again: Callable[[Any], torch.Tensor] | None = None
+    _inputs: dict[Any, dict[str, torch.Tensor]] = field(default_factory=dict)  # guidance inputs that were made
 
     def needs_both(self, call: Any) -> bool:
         """Tell whether this call's guidance needs the unconditional prediction, which the pipeline has to prepare."""
-        if call.guidance is None or embeds_guidance(self.network(call.role)):
+        if call.guidance is None or embeds_guidance(network(self.base, self.distilled, call.role)):
             return False
         return call.guidance > 1 or (call.role in self.formula and call.guidance < 1)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Route the base's calls inside the block. Everything is restored on every exit.
+        """Route the calls of the pipeline's denoisers inside the block. Everything is restored on every exit.
 
-        Guidance is applied here. A pipeline that doubles its batch for guidance receives the same guided output in both
-        halves. Its own formula u + g (c - u) then leaves that output as it is.
+        A pipeline that doubles its batch receives the guided output in both halves. Its own u + g (c - u) leaves that as it is.
         """
-        base, forward = self.base, self.base.forward
-        own_forward = vars(base).get("forward")  # set on the instance by an offload hook, for example
+        second = getattr(self.pipe, "transformer_2", None)
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "again", None)
+            bases = [self.base, second] if isinstance(second, torch.nn.Module) else [self.base]
+            forwards = {base: base.forward for base in bases}
+            for base in bases:
+                check_compatible(base, self.distilled, name="distilled")
+                switch = None
+                if isinstance(self.distilled, str):
+                    switch = AdapterSwitch(base, self.distilled, fuse=self.fuse)
+                    stack.callback(switch.restore)
+                stack.enter_context(replaced(vars(base), forward=self._routed(base, forwards, switch)))
+            yield
+
+    def _routed(self, base: torch.nn.Module, forwards: dict[Any, Callable], switch: AdapterSwitch | None) -> Callable:
         plain = getattr(base, "_orig_mod", base)  # of a compiled module
         first = next(iter(inspect.signature(plain.forward).parameters))  # "sample", or "hidden_states" of transformers
-        switch = AdapterSwitch(base, self.distilled) if isinstance(self.distilled, str) else None
 
         def answer(call: Any, sample: torch.Tensor, args: tuple, kwargs: dict[str, Any]):
             if switch is not None:
                 switch.use(call.role)
-            denoiser = forward if self.network(call.role) is base else self.distilled
-            return self._evaluate(denoiser, call, sample, args, dict(kwargs))
+            target = network(base, self.distilled, call.role)
+            if target is not base:  # the pipeline made them for the base
+                kwargs = {name: value for name, value in kwargs.items() if name not in GUIDANCE_INPUTS}
+            return self._evaluate(target, forwards.get(target, target), call, sample, args, kwargs)
 
-        @functools.wraps(forward)
+        @functools.wraps(forwards[base])
         def routed_forward(*args, **kwargs):
             sample, args = (args[0], args[1:]) if args else (kwargs.pop(first), ())
-            self.before_call()
             self.again = lambda call: answer(call, sample, args, kwargs)[0]
             return answer(self.next_call(), sample, args, kwargs)
 
-        try:
-            base.forward = routed_forward
-            yield
-        finally:
-            self.again = None
-            vars(base).pop("forward", None)
-            if own_forward is not None:
-                base.forward = own_forward
-            if switch is not None:
-                switch.restore()
+        return routed_forward
 
-    # Evaluate the inputs of the last call once more, for another role. Takes a call, returns the denoiser's output.
-    again: Callable[[Any], torch.Tensor] | None = None
-
-    def _evaluate(self, denoiser: Callable, call: Any, sample: torch.Tensor, args: tuple, kwargs: dict[str, Any]):
-        n, role, scale = sample.shape[0], call.role, call.guidance
-        embedded, both, doubled = embeds_guidance(self.network(role)), self.needs_both(call), self.is_doubled(sample)
-        if self.network(role) is not self.base:  # the pipeline made them for the base
-            kwargs = {name: value for name, value in kwargs.items() if name not in GUIDANCE_INPUTS}
-        if scale is None and not embedded:  # left to the pipeline, and counted by the caller
+    def _evaluate(self, target, denoiser, call: Any, sample: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        n, role, scale, kind = len(sample), call.role, call.guidance, type(self.pipe).__name__
+        embedded, both = embeds_guidance(target), self.needs_both(call)
+        if scale is None and not embedded:  # left to the pipeline
+            self.left[role] += n
             return denoiser(sample, *args, **kwargs)
+        doubled = self.is_doubled(sample)
         if both and not doubled:
             raise ValueError(
-                f"{role} guidance {scale:g} needs the unconditional prediction, and this call of "
-                f"{type(self.pipe).__name__} makes none: pass it a guidance_scale above 1"
+                f"{role} guidance {scale:g} needs the unconditional prediction, and this call of {kind} has none in its batch: "
+                f"pass it a guidance_scale above 1, or give {role} guidance 0"
+            )
+        if doubled and not isinstance(sample, torch.Tensor):
+            raise NotImplementedError(
+                f"{kind} passes a list of samples, whose guidance can only be left to the pipeline: pass it guidance_scale 0, or "
+                "give dtviz.hybrid base_guidance=None and guidance=None"
             )
         if embedded:
             scale = self.pipe.guidance_scale if scale is None else scale
             rows = sample[: n // 2] if doubled else sample
-            kwargs |= guidance_input(self.pipe, self.network(role), scale, rows)
-        twice = both and scale != 0
-        if doubled and not twice:
-            half = slice(n // 2) if both else slice(n // 2, n)  # diffusers puts the prompt second
+            key = (target, scale, len(rows), rows.dtype)
+            if key not in self._inputs:  # a copy to the device makes the host wait
+                self._inputs[key] = guidance_input(self.pipe, target, scale, rows)
+            kwargs = kwargs | self._inputs[key]
+        twice, prompt_first = both and scale != 0, kind in PROMPT_FIRST
+        if doubled and not twice:  # the half of the prompt, or for scale 0 the other one
+            half = slice(n // 2) if both != prompt_first else slice(n // 2, n)
             sample, args, kwargs = _rows((sample, args, kwargs), n, half)
         result = denoiser(sample, *args, **kwargs)
         output = result[0]
         if twice:
-            unconditional, conditional = output.chunk(2)
+            unconditional, conditional = output.chunk(2)[:: -1 if prompt_first else 1]
             output = unconditional + scale * (conditional - unconditional)
         self.evaluations[role] += 2 if twice else 1
         output = torch.cat([output, output]) if doubled else output
         return (output,) if isinstance(result, tuple) else type(result)(sample=output)
 
 
+@contextmanager
+def replaced(values: dict[str, Any], **others: Any) -> Iterator[None]:
+    """Set values inside the block. What was there before, or was missing, is restored."""
+    own = {name: values[name] for name in others if name in values}
+    try:
+        values.update(others)
+        yield
+    finally:
+        values.update(own)
+        for name in others.keys() - own.keys():
+            values.pop(name, None)
+
+
 def _rows(tree: Any, n: int, rows: slice) -> Any:
     """Return these rows of every tensor whose first dimension is the doubled batch."""
-    if isinstance(tree, torch.Tensor):
-        return tree[rows] if tree.ndim and tree.shape[0] == n else tree
-    if isinstance(tree, dict):
-        return {key: _rows(value, n, rows) for key, value in tree.items()}
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_rows(value, n, rows) for value in tree)
-    return tree
+    return tree_map_only(torch.Tensor, lambda x: x[rows] if x.ndim and len(x) == n else x, tree)
 
 
 class AdapterSwitch:
-    """Switch the distillation LoRA of one network on and off. The caller's own adapters stay as they are."""
+    """Let one network be the base and, with its distillation LoRA, the distilled model. Other adapters act in both roles.
 
-    def __init__(self, denoiser: torch.nn.Module, distilled: str) -> None:
+    The `forward` of each LoRA layer is replaced on the instance until `restore`. No weight and no setting is written.
+
+    Args:
+        denoiser: the base, which has the adapter named `distilled`.
+        fuse: add adapters to the weights of layers that have a plain LoRA and are not offloaded one by one. These weights are
+            kept until `restore` if they fill less than half of the free memory, else made anew in each call: the same bits.
+    """
+
+    def __init__(self, denoiser: torch.nn.Module, distilled: str, *, fuse: bool = False) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
-        layers = [module for module in denoiser.modules() if isinstance(module, BaseTunerLayer)]
-        self.before = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in layers]
-        self.fused = {layer: list(layer.merged_adapters) for layer in layers if layer.merged}
-        self.distilled, self.role = distilled, None
-        for layer in self.fused:  # fused adapters stay on, as adapters, while the roles change
-            layer.unmerge()
-        self.active = [
-            (layer, list(dict.fromkeys([*([] if disabled else active), *self.fused.get(layer, [])])))
-            for layer, active, disabled in self.before
-        ]
+        self.denoiser, self.distilled, self.fuse, self.state = denoiser, distilled, fuse, None
+        modules = list(denoiser.modules())
+        self.layers = {layer: {} for layer in modules if isinstance(layer, BaseTunerLayer)}
+        weights = [getattr(layer.get_base_layer(), "weight", torch.empty(0)) for layer in self.layers]
+        device = weights[0].device
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2**31
+        offloaded = any({"_hf_hook", "_diffusers_hook"} & vars(module).keys() for module in modules)
+        self.keep = sum(weight.nbytes for weight in weights) < free / 2 and not offloaded
+        self.use("base")
+        self.stack = ExitStack()
+        for layer, roles in self.layers.items():
+            self.stack.enter_context(replaced(vars(layer), forward=self._forward(layer, roles)))
 
     def use(self, role: str) -> None:
-        if role == self.role:
+        """Choose the role of the coming calls. Adapters may have been loaded, fused or switched since the last one."""
+        self.role, first, names = role, next(iter(self.layers)), list(getattr(self.denoiser, "peft_config", {}))
+        fused = sum(len(layer.merged_adapters) for layer in self.layers)
+        state = names, first.disable_adapters, list(first.active_adapters), fused
+        if state == self.state:
             return
-        self.role = role
-        for layer, active in self.active:
-            others = [name for name in active if name != self.distilled]
-            names = [*others, self.distilled] if role == "distilled" else others
-            layer.enable_adapters(bool(names))
-            if names:
-                layer.set_adapter(names)
+        if self.distilled not in names:
+            raise ValueError(f"distilled={self.distilled!r} is no longer an adapter of the base, which has {names}")
+        for layer, roles in self.layers.items():
+            active = [*([] if layer.disable_adapters else layer.active_adapters), *layer.merged_adapters]
+            others = [name for name in dict.fromkeys(active) if name != self.distilled]
+            roles.update(base=self._change(layer, others), distilled=self._change(layer, [*others, self.distilled]))
+        self.state = state
+
+    def _change(self, layer: Any, names: list[str]) -> tuple[list[str], list[tuple] | None, dict[str, Any]]:
+        """Return adapters, factors that make a layer's weight one with them (None: left to peft), and a place for that weight."""
+        merged = layer.merged_adapters
+        signs = {name: 1 for name in names if name not in merged} | {name: -1 for name in merged if name not in names}
+        factors = _factors(layer, signs) if self.fuse or merged else None
+        if merged and factors is None:
+            raise ValueError(
+                f"distilled={self.distilled!r}: {', '.join(merged)} is fused into a {type(layer).__name__} layer, which cannot "
+                "switch it off exactly: call unfuse_lora() before the block"
+            )
+        return names, factors, {}
+
+    def _forward(self, layer: Any, roles: dict[str, Any]) -> Callable:
+        peft_forward, base = layer.forward, layer.get_base_layer()
+        parameters, run = base._parameters, getattr(base, "_conv_forward", functional.linear)
+
+        def forward(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+            names, factors, kept = roles[self.role]
+            if factors is None:
+                with replaced(vars(layer), _active_adapter=names, _disable_adapters=not names):
+                    return peft_forward(x, *args, **kwargs)
+            scales = [sign * layer.scaling[name] for name, sign, _, _ in factors]  # a call may change them
+            if kept.get("scales") == scales:
+                weight = kept["weight"]
+            else:
+                weight = parameters["weight"]
+                for (_, _, down, up), scale in zip(factors, scales, strict=True):
+                    weight = torch.addmm(_flat(weight), _flat(up), _flat(down), alpha=scale).view(weight.shape)
+                if self.keep and not torch.compiler.is_compiling():
+                    kept.update(scales=scales, weight=weight)
+            if not (base._forward_hooks or base._forward_pre_hooks):
+                return run(x, weight, parameters["bias"])
+            with replaced(parameters, weight=weight):
+                return base(x)
+
+        return forward
 
     def restore(self) -> None:
-        for layer, active, disabled in self.before:
-            layer.set_adapter(active)
-            layer.enable_adapters(not disabled)
-        for layer, names in self.fused.items():
-            layer.merge(adapter_names=names)
+        self.stack.close()
+
+
+def _flat(weight: torch.Tensor) -> torch.Tensor:
+    return weight if weight.ndim == 2 else weight.flatten(1)
+
+
+def _factors(layer: Any, signs: dict[str, int]) -> list[tuple[str, int, torch.Tensor, torch.Tensor]] | None:
+    """Return name, sign, down and up of each adapter, or None if it is no plain LoRA or its weights are elsewhere."""
+    from peft.tuners import lora
+
+    base = layer.base_layer
+    if type(layer) not in (lora.Linear, lora.Conv2d) or type(base) not in (torch.nn.Linear, torch.nn.Conv2d):
+        return None
+    names = [name for name in signs if name in layer.lora_A]
+    parts = [base, *(factors[name] for name in names for factors in (layer.lora_A, layer.lora_B))]
+    special = any(name in layer.lora_variant or layer.lora_bias[name] for name in names)
+    special |= getattr(base, "groups", 1) != 1 or getattr(layer, "fan_in_fan_out", False)
+    offloaded = any("forward" in vars(part) for part in parts)
+    if special or offloaded or len({(part.weight.dtype, part.weight.device) for part in parts}) > 1:
+        return None
+    return [(name, signs[name], layer.lora_A[name].weight, layer.lora_B[name].weight) for name in names]
 
 
 def split_guidance(outputs: list[torch.Tensor], guided: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

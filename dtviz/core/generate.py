@@ -11,8 +11,7 @@ from __future__ import annotations
 import operator
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +20,12 @@ import torch
 
 from ..files import in_batches
 from .capture import capture
-from .denoisers import DenoiserRouter, embeds_guidance, network
+from .denoisers import DenoiserRouter, embeds_guidance, network, replaced
 from .handover import DenoiserCall, Guidance, HandoverScheduler, denoising_calls
 from .pair import HANDOVERS, Pair
 from .trace import Trace
 
-SAMPLING = 2  # part of every cache key; raise it when the same arguments give other samples
+SAMPLING = 3  # part of every cache key; raise it when the same arguments give other samples
 METHODS = ("base", "distilled", "hybrid", "skip")
 CONVENTIONS = ("diffusers", "formula")
 
@@ -46,6 +45,7 @@ def generate(
     handover: str | None = None,
     scale_noise: bool = True,
     batch_size: int | None = None,
+    fuse: bool = True,
     x_t: bool = False,
     edit_x0: Callable[[torch.Tensor, DenoiserCall], torch.Tensor] | None = None,
     on_call: Callable[[DenoiserCall, torch.Tensor | None], None] | None = None,
@@ -55,8 +55,7 @@ def generate(
     Args:
         pair: the base and its distilled model.
         prompt: a text, or a list with one text for each seed.
-        method: "base"; "distilled"; "hybrid", the base for the distilled model's first `k` steps; "skip", the distilled model
-            without its first `k` steps.
+        method: "base"; "distilled"; "hybrid", the base for the distilled model's first `k` steps; "skip", without them.
         seeds: one sample per seed, which depends on its prompt and seed alone, not on its batch.
         k: leading steps given to the base (hybrid) or left out (skip), 1 to steps - 1.
         steps, base_steps: steps of the distilled model's and of the base's schedule. None takes the pair's.
@@ -67,10 +66,11 @@ def generate(
         handover: "distilled-scheduler" runs the base's `k` steps on the distilled model's scheduler, as published.
             "matched-sigma" runs the base on its own schedule down to the sigma at which step `k` starts. None: the pair's.
         scale_noise: whether `skip` scales the initial noise for the first step that runs. False: as in the published code.
-        batch_size: samples denoised together. None takes the pair's. It is halved with a warning when memory runs out.
+        batch_size: samples denoised together. None takes the pair's. It is halved with a warning when memory runs out, but not
+            with `edit_x0`, which may join a batch.
+        fuse: how a LoRA is added, see `hybrid`.
         x_t: keep the noisy latents before each step.
         edit_x0: takes x0 (n, ...) and the `DenoiserCall` after every call but the last, and returns the x0 to carry on.
-            Batches are then never halved.
         on_call: takes the coming `DenoiserCall` and the x0 of the call before, None at first. An exception ends the run.
 
     Returns:
@@ -83,11 +83,9 @@ def generate(
         trace = dtviz.generate(pair, "dog face", method="hybrid", k=2, handover="matched-sigma", seeds=range(8))
     """
     seeds, prompts = _samples(pair, prompt, seeds)
-    for name, value, allowed in (
-        ("method", method, METHODS),
-        ("convention", convention, CONVENTIONS),
-        ("handover", pair.handover if handover is None else handover, HANDOVERS),
-    ):
+    handover = handover or pair.handover
+    choices = {"method": (method, METHODS), "convention": (convention, CONVENTIONS), "handover": (handover, HANDOVERS)}
+    for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
     counts = {"steps": steps, "base_steps": base_steps, "batch_size": batch_size}
@@ -105,54 +103,37 @@ def generate(
         "guidance": _guidance(pair, "distilled", guidance, pair.guidance),
         "base_guidance": _guidance(pair, "base", base_guidance, unguided if method == "hybrid" else pair.base_guidance),
         "convention": convention,
-        "handover": (handover or pair.handover) if method == "hybrid" else None,
+        "handover": handover if method == "hybrid" else None,
         "scale_noise": scale_noise if method == "skip" else None,
     }
 
     def run(rows: slice) -> Trace:
-        return _run(pair, prompts[rows], seeds[rows], settings, x_t=x_t, edit_x0=edit_x0, on_call=on_call)
+        return _run(pair, prompts[rows], seeds[rows], settings, fuse=fuse, x_t=x_t, edit_x0=edit_x0, on_call=on_call)
 
     fixed = edit_x0 is not None  # it may join the samples of a batch
     trace = Trace.join([part for _, part in in_batches(run, n=len(seeds), size=batch_size, fixed=fixed)])
     return replace(trace, prompt=prompt) if isinstance(prompt, str) else trace
 
 
-def _run(
-    pair: Pair,
-    prompts: tuple[str, ...],
-    seeds: tuple[int, ...],
-    settings: dict[str, Any],
-    *,
-    x_t: bool,
-    edit_x0,
-    on_call,
-) -> Trace:
-    """Run one batch."""
-    pipe = pair.pipeline
-    calls = denoising_calls(
-        pair,
-        **{name: settings[name] for name in ("method", "k", "steps", "base_steps", "handover")},
-        guidance={"base": settings["base_guidance"], "distilled": settings["guidance"]},
-        device=pipe._execution_device,
-    )
-    scheduler = HandoverScheduler(
-        [replace(call, seeds=seeds) for call in calls],
-        edit_x0=edit_x0,
-        keep_x0=on_call is not None,
-        scale_noise=settings["scale_noise"] is not False,
-    )
-    router = DenoiserRouter(
-        pipe,
-        pair.base,
-        pair.distilled,
-        next_call=lambda: scheduler.call,
-        is_doubled=lambda sample: len(sample) == 2 * len(seeds),
-        formula=("base",) if settings["convention"] == "formula" else (),
-        before_call=lambda: None if on_call is None else on_call(scheduler.call, scheduler.x0),
-    )
+def _run(pair: Pair, prompts, seeds, settings: dict[str, Any], *, fuse: bool, x_t: bool, edit_x0, on_call) -> Trace:
+    """Run one batch: equation 1 is the pipeline's own loop."""
+    pipe, of_run = pair.pipeline, ("method", "k", "steps", "base_steps", "handover")
+    guidance = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
+    calls = denoising_calls(pair, guidance=guidance, **{name: settings[name] for name in of_run})
+    calls, scale_noise = [replace(call, seeds=seeds) for call in calls], settings["scale_noise"] is not False
+    scheduler = HandoverScheduler(calls, edit_x0=edit_x0, keep_x0=on_call is not None, scale_noise=scale_noise)
+
+    def next_call() -> DenoiserCall:
+        if on_call is not None:
+            on_call(scheduler.call, scheduler.x0)
+        return scheduler.call
+
+    formula = ("base",) if settings["convention"] == "formula" else ()
+    is_doubled = lambda sample: len(sample) == 2 * len(seeds)  # noqa: E731
+    router = DenoiserRouter(pipe, pair.base, pair.distilled, next_call, is_doubled, formula=formula, fuse=fuse)
     scheduler.evaluate = lambda call: router.again(call)
     guided = any(router.needs_both(call) for call in calls)
-    with _scheduler(pipe, scheduler), router.active(), capture(pipe, x_t=x_t) as trace:
+    with replaced(vars(pipe), scheduler=scheduler), router.active(), capture(pipe, x_t=x_t) as trace:
         pipe(
             prompt=list(prompts),
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
@@ -163,20 +144,11 @@ def _run(
         )
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
     facts = {"nfe": dict(router.evaluations), "fingerprint": pair.fingerprint, "versions": versions}
+    facts |= {"fuse": fuse} if isinstance(pair.distilled, str) else {}
     roles = [call.role for call in calls if call.starts_step]
     trace = replace(trace, seeds=seeds, prompt=prompts, steps_run=dict(Counter(roles)), provenance=settings | facts)
     _check_finite(trace, roles)
     return trace
-
-
-@contextmanager
-def _scheduler(pipe: Any, scheduler: Any) -> Iterator[None]:
-    original = pipe.scheduler
-    try:
-        pipe.scheduler = scheduler
-        yield
-    finally:
-        pipe.scheduler = original
 
 
 def _check_finite(trace: Trace, roles: Sequence[str]) -> None:
@@ -218,11 +190,9 @@ def _samples(pair: Pair, prompt: str | Sequence[str], seeds: Iterable[int]) -> t
 def _count(pair: Pair, name: str, value: int | None) -> int:
     """Return a number of steps or samples, the pair's own for None."""
     own = getattr(pair, name)
-    if value is None:
-        return own
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(f"{name}={value!r} must be an integer of at least 1, or None for the pair's {own}")
-    return value
+    return own if value is None else value
 
 
 def _guidance(pair: Pair, role: str, value: float | Sequence[float] | None, default: float) -> Guidance:

@@ -1,11 +1,8 @@
 """Algorithm 1 of the paper: the base denoises the first steps, the distilled model the remaining ones.
 
-calls = denoising_calls(pair, method="hybrid", k=1, steps=4, base_steps=20, handover="matched-sigma", ...)
+calls = denoising_calls(pair, method="hybrid", k=1, steps=4, base_steps=20, handover="matched-sigma", guidance=...)
 [call.role for call in calls]  # ["base", "base", ..., "distilled", "distilled", "distilled"]
 pipe.scheduler = HandoverScheduler(calls)  # and a DenoiserRouter that asks it whose call comes next
-
-The published hand-over runs all steps on the distilled model's scheduler. At matched sigma the base runs on its own schedule, and
-its last call is one DDIM step to the noise level at which the distilled model starts.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ class DenoiserCall:
         scheduler, timestep: the scheduler whose step follows, and its timestep.
         starts_step: whether the call is the first of its step. Second-order schedulers make two calls per step.
         guidance: guidance scale.
-        to, to_timestep: scheduler and timestep to which the sample is handed instead of a step. None: an ordinary step.
+        to, to_timestep: scheduler and timestep to which one DDIM step hands the sample. None: an ordinary step.
         hands_over: whether this is the base's last call before the distilled model's first.
         index, total: position in the run, from 0, and the number of its calls.
         seeds: seeds of the samples in the batch.
@@ -62,34 +59,24 @@ class DenoiserCall:
         return sigma_at(self.scheduler, self.timestep)
 
 
+@dataclass(eq=False)
 class HandoverScheduler:
     """Stand in for a pipeline's scheduler: make the step of each call, and hand the sample over.
 
-    Args:
-        calls: the calls of the run, in order.
-        edit_x0: takes x0 (n, ...) and the call, and returns the x0 to carry in the sample that the call leaves. Called after
-            every call but the last, not inside a second-order step.
-        keep_x0: keep the x0 of the last call in `x0`.
-        scale_noise: scale the initial noise for the first step that runs. False scales it for the scheduler's first step, as
-            the published code does.
+    `edit_x0` is called as for `generate`, `keep_x0` keeps the x0 of the last call in `x0`. Without `scale_noise` the initial
+    noise is scaled for the scheduler's first step instead of the first that runs, as in the published code.
     """
 
+    calls: Sequence[DenoiserCall]
+    edit_x0: Callable[[torch.Tensor, DenoiserCall], torch.Tensor] | None = None
+    keep_x0: bool = False
+    scale_noise: bool = True
+    evaluate: Callable[[DenoiserCall], torch.Tensor] | None = None  # of `DenoiserRouter`, for `DenoiserCall.predict`
+    index: int = 0
+    x0: torch.Tensor | None = None
     order = 1
 
-    def __init__(
-        self,
-        calls: Sequence[DenoiserCall],
-        *,
-        edit_x0: Callable[[torch.Tensor, DenoiserCall], torch.Tensor] | None = None,
-        keep_x0: bool = False,
-        scale_noise: bool = True,
-    ) -> None:
-        self.calls, self.index = tuple(calls), 0
-        self.edit_x0, self.keep_x0, self.scale_noise = edit_x0, keep_x0, scale_noise
-        self.x0: torch.Tensor | None = None
-        self.evaluate: Callable[[DenoiserCall], torch.Tensor] | None = (
-            None  # set by `generate`, for `DenoiserCall.predict`
-        )
+    def __post_init__(self) -> None:
         self.config = self.calls[0].scheduler.config
         self.timesteps = torch.stack([call.timestep for call in self.calls])
 
@@ -99,28 +86,23 @@ class HandoverScheduler:
         return self.calls[self.index]
 
     def step(self, model_output, timestep, sample, generator=None, return_dict: bool = True) -> tuple:
-        """Make one iteration of Algorithm 1. `model_output` is that of the network `call.role`."""
-        call, x0 = self.call, None
-        edits = self.edit_x0 is not None and call.index + 1 < len(self.calls) and self.calls[self.index + 1].starts_step
+        """Make one iteration of Algorithm 1. `model_output` is that of the network `call.role`: lines 3 to 7."""
+        call, following = self.call, self.calls[self.index + 1 : self.index + 2]
+        edits = self.edit_x0 is not None and any(other.starts_step for other in following)
         if edits or self.keep_x0 or call.to is not None:
-            x0 = predict_x0(call.scheduler, model_output, call.timestep, sample)
-        edited = self.edit_x0(x0, replace(call, predict=partial(self._predict, sample))) if edits else x0
+            self.x0 = predict_x0(call.scheduler, model_output, call.timestep, sample)
+        edited = self.edit_x0(self.x0, replace(call, predict=partial(self._predict, sample))) if edits else self.x0
         if call.to is None:
-            output = _step(call, model_output, sample, generator)
+            noise = {"generator": generator} if "generator" in inspect.signature(call.scheduler.step).parameters else {}
+            x, *others = call.scheduler.step(model_output, call.timestep, sample, **noise, return_dict=False)
         else:
-            sigma, to_sigma = call.sigma, sigma_at(call.to, call.to_timestep)
-            x = ddim_step(sample, x0, scheduler=call.scheduler, sigma=sigma, to=call.to, to_sigma=to_sigma)
-            output = (x.to(sample.dtype),)
-        if edited is not x0:
-            output = (self._with_x0(output[0], edited - x0), *output[1:])
-        self.index, self.x0 = self.index + 1, x0
-        return output
-
-    def _with_x0(self, x: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-        """Change the x0 inside the sample that a call leaves. Its noise is kept."""
-        following = self.calls[self.index + 1]
-        signal, _ = signal_and_noise(following.scheduler, exact(following.sigma))
-        return (x + float(signal) * change).to(x.dtype)
+            levels = {"sigma": call.sigma, "to_sigma": sigma_at(call.to, call.to_timestep)}
+            x, others = ddim_step(sample, self.x0, scheduler=call.scheduler, to=call.to, **levels).to(sample.dtype), []
+        if edited is not self.x0:  # change x0 inside x, and keep its noise
+            signal, _ = signal_and_noise(following[0].scheduler, exact(following[0].sigma))
+            x = (x + float(signal) * (edited - self.x0)).to(x.dtype)
+        self.index += 1
+        return (x, *others)
 
     def _predict(self, sample: torch.Tensor, role: str) -> torch.Tensor:
         call, roles = self.call, [other.role for other in self.calls[self.index :]]
@@ -136,7 +118,8 @@ class HandoverScheduler:
     @property
     def init_noise_sigma(self):
         first = self.calls[0]
-        if not self.scale_noise or space(first.scheduler) != "ve" or first.timestep == first.scheduler.timesteps[0]:
+        unscaled = not self.scale_noise or space(first.scheduler) != "ve"
+        if unscaled or first.timestep == first.scheduler.timesteps[0]:
             return first.scheduler.init_noise_sigma
         return (first.sigma**2 + 1) ** 0.5
 
@@ -147,12 +130,8 @@ class HandoverScheduler:
         pass
 
     def scale_model_input(self, sample: torch.Tensor, timestep) -> torch.Tensor:
-        return self.call.scheduler.scale_model_input(sample, self.call.timestep)
-
-
-def _step(call: DenoiserCall, model_output, sample, generator) -> tuple:
-    noise = {"generator": generator} if "generator" in inspect.signature(call.scheduler.step).parameters else {}
-    return call.scheduler.step(model_output, call.timestep, sample, **noise, return_dict=False)
+        scale = getattr(self.call.scheduler, "scale_model_input", lambda sample, _: sample)  # flow schedulers have none
+        return scale(sample, self.call.timestep)
 
 
 def denoising_calls(
@@ -164,32 +143,29 @@ def denoising_calls(
     k: int | None,
     handover: str | None,
     guidance: Mapping[str, Guidance],
-    device: Any,
+    device: Any = "cpu",
 ) -> list[DenoiserCall]:
-    """Return the calls that `generate` runs, on fresh schedulers.
+    """Return the calls that `generate` runs with these arguments, on fresh schedulers. `device` is that of the timesteps.
 
-    A second-order scheduler is never cut inside a step.
-
-    Args:
-        pair, method, steps, base_steps, k, handover: as for `generate`.
-        guidance: scale of each role. A tuple has one for each step.
-        device: device of the timesteps.
+    On the CPU, schedulers read them without waiting for a GPU. A second-order scheduler is never cut inside a step.
     """
-    if method == "base":
-        calls = _calls("base", role_scheduler(pair, "base", base_steps, device))
-    elif method == "distilled":
-        calls = _calls("distilled", role_scheduler(pair, "distilled", steps, device))
+
+    def schedule(role: str) -> list[DenoiserCall]:
+        count = base_steps if role == "base" else steps
+        return _calls(role, role_scheduler(pair, role, count, device))
+
+    if method in ("base", "distilled"):
+        calls = schedule(method)
     elif method == "skip":
-        calls = _from_step(role_scheduler(pair, "distilled", steps, device), k)
+        calls = _from_step(schedule("distilled"), k)
     elif handover == "distilled-scheduler":
         check_schedulers(pair.base_scheduler, pair.distilled_scheduler)
-        calls = _calls("distilled", role_scheduler(pair, "distilled", steps, device))
+        calls = schedule("distilled")
         first = _step_starts(calls)[k]
         calls = [*(replace(call, role="base") for call in calls[:first]), *calls[first:]]
     else:
-        base = _calls("base", role_scheduler(pair, "base", base_steps, device))
-        distilled = _from_step(role_scheduler(pair, "distilled", steps, device), k)
-        calls = [*_down_to(base, distilled[0], base_steps), *distilled]
+        distilled = _from_step(schedule("distilled"), k)
+        calls = [*_down_to(schedule("base"), distilled[0], base_steps), *distilled]
     roles = [call.role for call in calls]
     return [
         replace(call, index=i, total=len(calls), hands_over=roles[i : i + 2] == ["base", "distilled"])
@@ -197,24 +173,24 @@ def denoising_calls(
     ]
 
 
-def _from_step(scheduler: Any, k: int) -> list[DenoiserCall]:
-    """Return the distilled model's calls without those of its first `k` steps."""
-    if find(scheduler).first is not None and not hasattr(scheduler, "set_begin_index"):
+def _from_step(calls: list[DenoiserCall], k: int) -> list[DenoiserCall]:
+    """Return the calls without those of the first `k` steps."""
+    scheduler, first = calls[0].scheduler, _step_starts(calls)[k]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    elif find(scheduler).first is not None:
         raise NotImplementedError(f"{type(scheduler).__name__} cannot start in the middle of its run")
-    calls = _calls("distilled", scheduler)
-    first = _step_starts(calls)[k]
-    _set_begin_index(scheduler, first)
     return calls[first:]
 
 
 def _down_to(calls: list[DenoiserCall], target: DenoiserCall, base_steps: int) -> list[DenoiserCall]:
     """Return the base's calls down to the noise level of `target`. The last one hands over to it."""
-    base = calls[0].scheduler
-    level = noise_to_signal(target.scheduler, target.sigma)
-    levels = {i: noise_to_signal(base, _sigma_of_call(base, i, calls[i].timestep)) for i in _step_starts(calls)}
-    above = [
-        i for i, other in levels.items() if other > level * (1 + 1e-3)
-    ]  # tolerance for rounding between schedulers
+    base, level = calls[0].scheduler, noise_to_signal(target.scheduler, target.sigma)
+    # Read from the table: a call's own `sigma` is that of the coming step
+    sigmas = getattr(base, "sigmas", None)
+    sigmas = [call.sigma if sigmas is None else float(sigmas[i]) for i, call in enumerate(calls)]
+    levels = {i: noise_to_signal(base, sigmas[i]) for i in _step_starts(calls)}
+    above = [i for i, other in levels.items() if other > level * (1 + 1e-3)]  # schedulers round differently
     if not above:
         raise ValueError(
             f"base_steps={base_steps} starts at a noise-to-signal ratio of {levels[0]:.3g}, below the hand-over's "
@@ -230,12 +206,10 @@ def _with_guidance(calls: list[DenoiserCall], guidance: Mapping[str, Guidance]) 
     steps: Counter[str] = Counter()
     guided = []
     for call in calls:
-        scale = guidance[call.role]
-        if isinstance(scale, tuple) and len(scale) != expected[call.role]:
+        scale, count = guidance[call.role], expected[call.role]
+        if isinstance(scale, tuple) and len(scale) != count:
             name = "guidance" if call.role == "distilled" else "base_guidance"
-            raise ValueError(
-                f"{name} has {len(scale)} values for {expected[call.role]} {call.role} steps: give one per step"
-            )
+            raise ValueError(f"{name} has {len(scale)} values for {count} {call.role} steps: give one per step")
         steps[call.role] += call.starts_step
         guided.append(replace(call, guidance=scale[steps[call.role] - 1] if isinstance(scale, tuple) else scale))
     return guided
@@ -243,7 +217,10 @@ def _with_guidance(calls: list[DenoiserCall], guidance: Mapping[str, Guidance]) 
 
 def _calls(role: str, scheduler: Any) -> list[DenoiserCall]:
     """Return all calls of a scheduler whose timesteps are set."""
-    _set_begin_index(scheduler, 0)
+    if hasattr(
+        scheduler, "set_begin_index"
+    ):  # a spacing may repeat a timestep, which then does not say where the run is
+        scheduler.set_begin_index(0)
     marks = _starts_step(scheduler)
     return [DenoiserCall(role, scheduler, t, starts) for t, starts in zip(scheduler.timesteps, marks, strict=True)]
 
@@ -264,14 +241,3 @@ def _starts_step(scheduler: Any) -> list[bool]:
 
 def _step_starts(calls: list[DenoiserCall]) -> list[int]:
     return [i for i, call in enumerate(calls) if call.starts_step]
-
-
-def _set_begin_index(scheduler: Any, index: int) -> None:
-    """Set where the run starts. A spacing may repeat a timestep, which then does not say it."""
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(index)
-
-
-def _sigma_of_call(scheduler: Any, index: int, timestep) -> float:
-    """Return sigma of a scheduler's `index`-th call without starting the run."""
-    return float(scheduler.sigmas[index]) if hasattr(scheduler, "sigmas") else sigma_at(scheduler, timestep)

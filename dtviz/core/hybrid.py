@@ -8,40 +8,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from numbers import Integral
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from .capture import override_methods, restore_methods
-from .denoisers import DenoiserRouter, embeds_guidance
-from .pair import check_compatible
+from .denoisers import DenoiserRouter, embeds_guidance, network
 from .schedulers import find
-
-
-@dataclass
-class HybridRun:
-    """What the pipeline calls inside the block ran.
-
-    Attributes:
-        k: leading steps given to the base.
-        steps_run: steps of the last call by role, such as {"base": 1, "distilled": 3}.
-        nfe: denoiser evaluations per sample by role, over all calls. Guidance costs two per step.
-    """
-
-    k: int
-    steps_run: Counter[str] = field(default_factory=Counter)
-    nfe: Counter[str] = field(default_factory=Counter)
-
-
-class _Call(NamedTuple):
-    role: str
-    guidance: float | None
 
 
 @contextmanager
@@ -52,26 +31,29 @@ def hybrid(
     k: int = 1,
     base_guidance: float | None = 0.0,
     guidance: float | None = None,
+    fuse: bool = True,
 ) -> Iterator[HybridRun]:
     """Give the first `k` steps of every pipeline call inside the block to the base, the others to the distilled model.
 
-    The call is an ordinary few-step call with the distilled model's scheduler: text to image, image to image, inpainting,
-    ControlNet. This is the published hand-over. `generate` also offers the one at matched sigma.
+    The call is an ordinary few-step call with the distilled model's scheduler. This is the published hand-over.
 
     Args:
         pipe: a diffusers pipeline that holds the base denoiser and the distilled model's scheduler.
         distilled: the few-step denoiser, or the name of a distillation LoRA loaded on the base.
         k: leading steps given to the base, at least 1.
-        base_guidance: guidance scale of the base's steps. 0 and 1 mean the conditional model, as published. Above 1 the call
+        base_guidance: guidance scale of the base's steps. 0 and 1: the conditional model, as published. Above 1 the call
             needs a guidance_scale above 1, so that the pipeline prepares the unconditional prompt. None: the pipeline's own.
         guidance: guidance scale of the distilled model's steps. None: the pipeline's own.
+        fuse: add a LoRA to the weights, at about a plain network's speed. Until the block ends this keeps fused copies of the
+            weights that it changes, if less than half of the free memory holds them. False: peft adds it to each output, in
+            up to twice the time. The two round differently (docs/pairs.md). Neither writes a weight.
 
     Yields:
         A `HybridRun` with `steps_run` of the last call and `nfe` of all calls.
 
     Raises:
         ValueError: an argument is out of range, or distilled model and base are not compatible.
-        NotImplementedError: the scheduler has no x0 rule.
+        NotImplementedError: the scheduler has no x0 rule, or only the pipeline itself can apply its kind of guidance.
 
         with dtviz.hybrid(pipe, "dmd2", k=1):
             images = pipe("picture of a dog", num_inference_steps=4, guidance_scale=0).images
@@ -79,129 +61,130 @@ def hybrid(
     base = next((m for name in ("unet", "transformer") if (m := getattr(pipe, name, None)) is not None), None)
     if base is None:
         raise ValueError(f"pipe is a {type(pipe).__name__} without a unet or transformer")
-    scales = {"base": base_guidance, "distilled": guidance}
-    run = HybridRun(_check(k, base, distilled, scales))
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"k={k!r} must be an integer of at least 1: the leading steps that the base takes")
+    for name, scale in (("base_guidance", base_guidance), ("guidance", guidance)):
+        if scale is not None and not scale >= 0:
+            raise ValueError(f"{name}={scale!r} must be a number of at least 0, or None for the pipeline's own")
     if base_guidance is not None and embeds_guidance(base):
-        scales["base"] = base_guidance or 1.0  # an input of the network, for which 1 means none
-    counter = _StepCounter(pipe, base, distilled, run, scales)
+        base_guidance = base_guidance or 1.0  # an input of the network, for which 1 means none
+    run = HybridRun(pipe, k, {"base": base_guidance, "distilled": guidance})
+    run._router = DenoiserRouter(pipe, base, distilled, run._next_call, run._is_doubled, fuse=fuse, evaluations=run.nfe)
     try:
-        counter.follow(pipe.scheduler)
-        with counter.router.active():
+        with run._router.active():
+            _check_placement(base, network(base, distilled, "distilled"))
+            run._follow(pipe.scheduler)
             yield run
     finally:
-        counter.release()
-    counter.end_call()
+        for scheduler in run._schedulers:
+            restore_methods(scheduler)
+    run._end_call()
 
 
-def _check(k: int, base: torch.nn.Module, distilled: Any, scales: dict[str, float | None]) -> int:
-    try:
-        count = 0 if isinstance(k, bool) else operator.index(k)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"k={k!r} must be an integer of at least 1: the leading steps that the base takes")
-    for role, scale in scales.items():
-        if scale is not None and not scale >= 0:
-            name = "base_guidance" if role == "base" else "guidance"
-            raise ValueError(f"{name}={scale!r} must be a number of at least 0, or None for the pipeline's own")
-    check_compatible(base, distilled, name="distilled")
-    if isinstance(distilled, torch.nn.Module):
-        for what in ("dtype", "device"):
-            values = getattr(distilled, what), getattr(base, what)
-            if values[0] != values[1]:
-                raise ValueError(f"distilled and base differ in {what}: {values[0]} and {values[1]}")
-    return count
+def _check_placement(base: torch.nn.Module, distilled: torch.nn.Module) -> None:
+    """Refuse networks of two types or on two devices. accelerate keeps an offloaded base on the CPU between its calls."""
+    device = getattr(getattr(base, "_hf_hook", None), "execution_device", None) or base.device
+    values = {"dtype": (distilled.dtype, base.dtype), "device": (distilled.device.type, torch.device(device).type)}
+    for what, (ours, theirs) in values.items():
+        if distilled is not base and ours != theirs:
+            raise ValueError(f"distilled and base differ in {what}: {ours} and {theirs}")
 
 
-class _StepCounter:
-    """Count the steps of the pipeline's scheduler, whose `step` is overridden on the instance as in `capture`."""
+class HybridRun:
+    """What the pipeline calls inside the block ran. Methods of the pipeline's scheduler are overridden to count its steps.
 
-    def __init__(self, pipe: Any, base, distilled, run: HybridRun, scales: dict[str, float | None]) -> None:
-        self.pipe, self.run, self.scales = pipe, run, scales
-        self.router = DenoiserRouter(pipe, base, distilled, self.next_call, self.is_doubled, evaluations=run.nfe)
-        self.schedulers: list[Any] = []
-        self.inputs: list[tuple[str, int, bool]] = []  # since the last step: role, size, whether the batch is doubled
+    Attributes:
+        k: leading steps given to the base.
+        steps_run: steps of the last call by role, such as {"base": 1, "distilled": 3}.
+        nfe: denoiser evaluations per sample by role, over all calls. Guidance costs two per step.
+    """
 
-    def next_call(self) -> _Call:
-        self.follow(self.pipe.scheduler)
-        role = self.role(self.pipe.scheduler)
-        if self.inputs and self.scales[role] is not None:
-            self._refuse(f"calls its denoiser {len(self.inputs) + 1} times in a step")
-        return _Call(role, self.scales[role])
+    _router: DenoiserRouter
 
-    def role(self, scheduler: Any) -> str:
+    def __init__(self, pipe: Any, k: int, scales: dict[str, float | None]) -> None:
+        self.k, self.steps_run, self.nfe = k, Counter(), Counter()
+        self._pipe, self._scales = pipe, scales
+        self._schedulers: list[Any] = []
+        self._calls: list[
+            tuple[int, bool]
+        ] = []  # since the last step, but for those left to the pipeline: size, doubled
+        self._samples: int | None = None  # known after the first step of a call
+
+    def _next_call(self) -> Any:
+        self._follow(self._pipe.scheduler)
+        role = self._role(self._pipe.scheduler)
+        if self._calls and self._scales[role] is not None:
+            self._refuse(f"calls its denoiser {len(self._calls) + 1} times in a step")
+        return SimpleNamespace(role=role, guidance=self._scales[role])
+
+    def _role(self, scheduler: Any) -> str:
         """Return the role of the coming call. All calls of one step have the same role."""
         inside_step = not find(scheduler).begins(scheduler)
-        return "base" if self.run.steps_run.total() - inside_step < self.run.k else "distilled"
+        return "base" if self.steps_run.total() - inside_step < self.k else "distilled"
 
-    def is_doubled(self, sample: torch.Tensor) -> bool:
-        """Tell whether the pipeline doubled its batch. If it does not say so, equal halves do."""
-        doubled = getattr(self.pipe, "do_classifier_free_guidance", None)
-        if doubled is None:
-            doubled = len(sample) % 2 == 0 and torch.equal(*sample.chunk(2))
-        role = self.role(self.pipe.scheduler)
-        if doubled and len(sample) % 2 and not self._left_to_pipeline(role):
-            self._refuse(f"evaluates {len(sample)} inputs at once")
-        self.inputs.append((role, len(sample), doubled))
+    def _is_doubled(self, sample: torch.Tensor) -> bool:
+        """Tell whether the pipeline doubled its batch. In the first step it says so itself, or equal halves do."""
+        size = len(sample)
+        if self._samples is not None:
+            doubled = size == 2 * self._samples
+        elif (doubled := getattr(self._pipe, "do_classifier_free_guidance", None)) is None:
+            doubled = size % 2 == 0 and torch.equal(*sample.chunk(2))
+        if doubled and size % 2:
+            self._refuse(f"evaluates {size} inputs at once")
+        self._calls.append((size, bool(doubled)))
         return bool(doubled)
-
-    def _left_to_pipeline(self, role: str) -> bool:
-        return self.scales[role] is None and not embeds_guidance(self.router.network(role))
 
     def _refuse(self, reason: str) -> None:
         raise NotImplementedError(
-            f"{type(self.pipe).__name__} {reason}: its kind of guidance can only be left to the pipeline, by "
+            f"{type(self._pipe).__name__} {reason}: its kind of guidance can only be left to the pipeline, by "
             "base_guidance=None and guidance=None"
         )
 
-    def follow(self, scheduler: Any) -> None:
+    def _follow(self, scheduler: Any) -> None:
         """Count this scheduler from now on. A pipeline's scheduler may be replaced inside the block."""
-        if any(scheduler is other for other in self.schedulers):
-            return
-        rule = find(scheduler)
-        self.begin_call()
-        override_methods(scheduler, self._methods(type(scheduler), rule.step, rule.names[2]))
-        self.schedulers.append(scheduler)
+        if scheduler not in self._schedulers:
+            methods = self._methods(type(scheduler), find(scheduler))
+            self._begin_call()
+            override_methods(scheduler, methods)
+            self._schedulers.append(scheduler)
 
-    def begin_call(self) -> None:
-        self.inputs.clear()
-        self.end_call()
-        self.run.steps_run.clear()
+    def _begin_call(self) -> None:
+        self._end_call()
+        for counts in (self._calls, self._router.left, self.steps_run):
+            counts.clear()
+        self._samples = None
 
-    def end_call(self) -> None:
-        steps, k = self.run.steps_run, self.run.k
-        if steps["base"] and not steps["distilled"]:
+    def _end_call(self) -> None:
+        if self.steps_run["base"] and not self.steps_run["distilled"]:
             warnings.warn(
-                f"this hybrid ran no step of the distilled model: the call made {steps['base']} steps, and k={k}; give it more "
-                "steps or a smaller k",
+                f"this hybrid ran no step of the distilled model: the call made {self.steps_run['base']} steps, and k={self.k}; "
+                "give it more steps or a smaller k",
                 stacklevel=2,
             )
 
-    def release(self) -> None:
-        for scheduler in self.schedulers:
-            restore_methods(scheduler)
-
-    def _methods(self, kind: type, name: str, sample: str) -> dict[str, Any]:
-        step, set_timesteps = getattr(kind, name), kind.set_timesteps
+    def _methods(self, kind: type, rule: Any) -> dict[str, Any]:
+        """Return methods of a class like `kind` that count its steps."""
+        step, set_timesteps = getattr(kind, rule.step), kind.set_timesteps
         signature = inspect.signature(step)
 
         @functools.wraps(step)
         def counting_step(scheduler, *args, **kwargs):
-            samples = len(signature.bind(scheduler, *args, **kwargs).arguments[sample])
-            for role, inputs, doubled in self.inputs:
-                if self.scales[role] is not None and inputs != samples * (2 if doubled else 1):
-                    self._refuse(f"evaluates {inputs} inputs for {samples} samples")
-                if self._left_to_pipeline(role):
-                    self.run.nfe[role] += inputs // samples
-            self.inputs.clear()
-            role, begins = self.role(scheduler), find(scheduler).begins(scheduler)
+            samples = self._samples = len(signature.bind(scheduler, *args, **kwargs).arguments[rule.names[2]])
+            for size, doubled in self._calls:
+                if size != samples * (1 + doubled):
+                    self._refuse(f"evaluates {size} inputs for {samples} samples")
+            for role, inputs in self._router.left.items():
+                self.nfe[role] += inputs // samples
+            self._calls.clear()
+            self._router.left.clear()
+            role, begins = self._role(scheduler), rule.begins(scheduler)
             output = step(scheduler, *args, **kwargs)
-            self.run.steps_run[role] += begins
+            self.steps_run[role] += begins
             return output
 
         @functools.wraps(set_timesteps)
         def resetting_set_timesteps(scheduler, *args, **kwargs):
-            self.begin_call()
+            self._begin_call()
             return set_timesteps(scheduler, *args, **kwargs)
 
-        return {name: counting_step, "set_timesteps": resetting_set_timesteps}
+        return {rule.step: counting_step, "set_timesteps": resetting_set_timesteps}

@@ -34,21 +34,18 @@ class Pair:
 
     Attributes:
         pipeline: a diffusers text-to-image pipeline that holds the base denoiser (`unet` or `transformer`).
-        distilled: a denoiser module, the name of an adapter loaded on the base denoiser, or a pipeline. Of a pipeline the
-            denoiser is kept and, unless given, the scheduler.
-        base_scheduler, distilled_scheduler: each denoiser's scheduler. None takes the pipeline's own.
+        distilled: a denoiser, the name of an adapter on the base denoiser, or a pipeline, whose denoiser is kept.
+        base_scheduler, distilled_scheduler: each denoiser's scheduler. None takes that of its pipeline.
         name: name in figures and files.
         steps, base_steps: default numbers of steps of the distilled model and of the base.
-        timesteps: trained timesteps of the distilled model, used when it runs `steps` steps. For a flow model, 1000 times its
-            sigmas. None leaves them to the scheduler.
+        timesteps: trained timesteps of the distilled model, used for `steps` steps. For a flow model, 1000 times its sigmas.
         guidance, base_guidance: default guidance scales. 0 and 1 both mean the conditional model without guidance.
         handover: default hand-over of a hybrid, one of `HANDOVERS`, see `generate`.
         batch_size: default number of samples generated together.
         size: (height, width) in pixels. None takes the pipeline's own.
         call: further arguments of every pipeline call, such as `max_sequence_length`.
         paper_settings: allow settings outside the distilled model's training range, as in the paper's code.
-        fingerprint: changes whenever the weights do. "" for a pair made by hand, whose results are not cached.
-        base_fingerprint: the same for the base alone.
+        fingerprint, base_fingerprint: change whenever the weights do. "": results are not cached.
 
     Raises:
         ValueError: an argument is out of range, or base and distilled model are not compatible.
@@ -77,12 +74,10 @@ class Pair:
     def __post_init__(self) -> None:
         if hasattr(self.distilled, "scheduler"):
             check_autoencoders(self.pipeline, self.distilled)
-            if self.distilled_scheduler is None:
-                object.__setattr__(self, "distilled_scheduler", self.distilled.scheduler)
-            object.__setattr__(self, "distilled", getattr(self.distilled, self.denoiser_name, self.distilled))
-        for role in ("base_scheduler", "distilled_scheduler"):
-            if getattr(self, role) is None:
-                object.__setattr__(self, role, self.pipeline.scheduler)
+            self._set("distilled_scheduler", self.distilled_scheduler or self.distilled.scheduler)
+            self._set("distilled", getattr(self.distilled, self.denoiser_name, self.distilled))
+        self._set("base_scheduler", self.base_scheduler or self.pipeline.scheduler)
+        self._set("distilled_scheduler", self.distilled_scheduler or self.pipeline.scheduler)
         if self.handover not in HANDOVERS:
             raise ValueError(f"handover={self.handover!r} is not one of {', '.join(HANDOVERS)}")
         for name in ("steps", "base_steps", "batch_size"):
@@ -99,6 +94,9 @@ class Pair:
         check_compatible(self.base, self.distilled, name="distilled")
         if self.handover == "distilled-scheduler":
             check_schedulers(self.base_scheduler, self.distilled_scheduler)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     @property
     def denoiser_name(self) -> str:
@@ -127,10 +125,15 @@ def check_compatible(base: torch.nn.Module, distilled: Any, *, name: str) -> Non
         kind = type(distilled).__name__
         raise ValueError(f"{name} is a {kind}: give a denoiser module, an adapter's name or a pipeline that holds one")
     for key, what in _SHARED_INPUTS.items():
-        of_base, of_distilled = base.config.get(key), distilled.config.get(key)
-        if of_base != of_distilled:
+        values = distilled.config.get(key), base.config.get(key)
+        if values[0] != values[1]:
             raise ValueError(
-                f"{name} takes {of_distilled} {what}, the base {of_base}: not a pair ({key} in the configs)"
+                f"{name} takes {values[0]} {what}, the base {values[1]}: not a pair ({key} in the configs)"
+            )
+    for part in ("encoder_hid_proj", "image_proj"):
+        if getattr(base, part, None) is not None and getattr(distilled, part, None) is None:
+            raise ValueError(
+                f"{name} cannot see the image prompts of the base's IP-Adapter: load it on a pipeline of the distilled model too"
             )
 
 
@@ -146,14 +149,11 @@ def check_schedulers(base: Any, distilled: Any) -> None:
 
 def check_autoencoders(base: Any, distilled: Any) -> None:
     """Refuse two pipelines whose autoencoders differ in class or latent settings."""
-    of_base, of_distilled = (getattr(pipe, "vae", None) for pipe in (base, distilled))
-    if of_base is None or of_distilled is None:
+    ours, theirs = (getattr(pipe, "vae", None) for pipe in (distilled, base))
+    if ours is None or theirs is None:
         return
-    if type(of_base) is not type(of_distilled):
-        kinds = type(of_distilled).__name__, type(of_base).__name__
-        raise ValueError(f"distilled has a {kinds[0]}, the base a {kinds[1]}: not a pair")
-    for key in _LATENT_SETTINGS:
-        values = of_distilled.config.get(key), of_base.config.get(key)
+    settings = {key: (ours.config.get(key), theirs.config.get(key)) for key in _LATENT_SETTINGS}
+    for key, values in {"class": (type(ours).__name__, type(theirs).__name__), **settings}.items():
         if values[0] != values[1]:
             raise ValueError(f"distilled's autoencoder has {key}={values[0]}, the base's {values[1]}: not a pair")
 
@@ -166,8 +166,14 @@ def role_scheduler(pair: Pair, role: str, steps: int, device: Any) -> Any:
     original = pair.base_scheduler if role == "base" else pair.distilled_scheduler
     scheduler = type(original).from_config(original.config)  # without another run's history
     if role == "base" or pair.timesteps is None or steps != pair.steps:
-        arguments = pipeline_timestep_arguments(pair.pipeline, original, pair.call_arguments)
-        set_timesteps(scheduler, steps, arguments=arguments, device=device)
+        own = pipeline_timestep_arguments(pair.pipeline, original, pair.call_arguments)
+        accepted = inspect.signature(scheduler.set_timesteps).parameters
+        arguments: dict[str, Any] = {}
+        if own.even_sigmas and "sigmas" in accepted and not scheduler.config.get("use_flow_sigmas"):
+            arguments["sigmas"] = _even_sigmas(steps)
+        if own.mu is not None and "mu" in accepted:
+            arguments["mu"] = own.mu
+        scheduler.set_timesteps(steps, device=device, **arguments)
     elif space(scheduler) == "flow":  # by sigmas: given timesteps would be shifted in part only
         train = scheduler.config.num_train_timesteps
         scheduler.set_timesteps(sigmas=[t / train for t in pair.timesteps], device=device)
@@ -186,26 +192,11 @@ class TimestepArguments:
     mu: float | None = None  # logarithm of the shift, which grows with the image (Esser et al. 2024, section 5.3.2)
 
 
-def pipeline_timestep_arguments(pipe: Any, scheduler: Any, call: Mapping[str, Any]) -> TimestepArguments:
-    """Return what the pipeline passes to this scheduler's `set_timesteps`. The pipeline is run up to there, once per setting."""
-    if "mu" not in inspect.signature(scheduler.set_timesteps).parameters:
-        return TimestepArguments()
-    results = _PROBED.setdefault(pipe, {})
-    key = repr((sorted(call.items()), sorted(scheduler.config.items())))
-    if key not in results:
-        results[key] = _probe(pipe, scheduler, call)
-    return results[key]
-
-
 _PROBED: WeakKeyDictionary[Any, dict[str, TimestepArguments]] = WeakKeyDictionary()
 
 
-class _ProbeAnswer(Exception):
-    """Carries the arguments out of the pipeline's call."""
-
-
-class _TimestepProbe:
-    """Stands in for the scheduler until the pipeline calls `set_timesteps`."""
+class _TimestepProbe(Exception):
+    """Stands in for the scheduler until the pipeline calls `set_timesteps`, and carries its arguments out of the call."""
 
     order = 1
     init_noise_sigma = 1.0
@@ -214,46 +205,33 @@ class _TimestepProbe:
         self.config = config
 
     def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
-        raise _ProbeAnswer(sigmas, mu)
-
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
-        raise AssertionError("a pipeline stepped before it set its timesteps")
+        self.sigmas, self.mu = sigmas, mu
+        raise self
 
 
-def _probe(pipe: Any, scheduler: Any, call: Mapping[str, Any], steps: int = 4) -> TimestepArguments:
-    original, pipe.scheduler = pipe.scheduler, _TimestepProbe(scheduler.config)
-    try:
-        pipe(prompt=["a"], num_inference_steps=steps, guidance_scale=0.0, output_type="latent", **call)
-    except _ProbeAnswer as answer:
-        sigmas, mu = answer.args
-    finally:
-        pipe.scheduler = original
-        pipe.maybe_free_model_hooks()  # the call did not reach its own
-    if sigmas is not None and not np.allclose(sigmas, _even_sigmas(steps)):
-        raise NotImplementedError(
-            f"{type(pipe).__name__} passes the sigmas {[round(float(s), 4) for s in sigmas]} for {steps} steps: only even "
-            f"ones, {_even_sigmas(steps).tolist()}, can be split between base and distilled model"
-        )
-    return TimestepArguments(sigmas is not None, mu)
+def pipeline_timestep_arguments(pipe: Any, scheduler: Any, call: Mapping[str, Any]) -> TimestepArguments:
+    """Return what the pipeline passes to this scheduler's `set_timesteps`. The pipeline is run up to there, once per setting."""
+    results, key = _PROBED.setdefault(pipe, {}), repr((sorted(call.items()), sorted(scheduler.config.items())))
+    if "mu" not in inspect.signature(scheduler.set_timesteps).parameters:
+        return TimestepArguments()
+    if key not in results:
+        original, probe, steps = pipe.scheduler, _TimestepProbe(scheduler.config), 4
+        try:
+            pipe.scheduler = probe
+            pipe(prompt=["a"], num_inference_steps=steps, guidance_scale=0.0, output_type="latent", **call)
+        except _TimestepProbe:
+            pass
+        finally:
+            pipe.scheduler = original
+            pipe.maybe_free_model_hooks()  # the call did not reach its own
+        if probe.sigmas is not None and not np.allclose(probe.sigmas, _even_sigmas(steps)):
+            raise NotImplementedError(
+                f"{type(pipe).__name__} passes the sigmas {[round(float(s), 4) for s in probe.sigmas]} for {steps} steps: "
+                f"only even ones, {_even_sigmas(steps).tolist()}, can be split between base and distilled model"
+            )
+        results[key] = TimestepArguments(probe.sigmas is not None, probe.mu)
+    return results[key]
 
 
 def _even_sigmas(steps: int) -> np.ndarray:
     return np.linspace(1.0, 1 / steps, steps)
-
-
-def set_timesteps(scheduler: Any, steps: int, *, arguments: TimestepArguments, device: Any = None) -> None:
-    """Set `steps` timesteps as the pipeline would. Arguments that the scheduler does not take are left out.
-
-    >>> from diffusers import FlowMatchEulerDiscreteScheduler
-    >>> scheduler = FlowMatchEulerDiscreteScheduler()
-    >>> set_timesteps(scheduler, 4, arguments=TimestepArguments(even_sigmas=True))
-    >>> scheduler.sigmas.tolist()
-    [1.0, 0.75, 0.5, 0.25, 0.0]
-    """
-    accepted = inspect.signature(scheduler.set_timesteps).parameters
-    passed: dict[str, Any] = {}
-    if arguments.even_sigmas and "sigmas" in accepted and not scheduler.config.get("use_flow_sigmas"):
-        passed["sigmas"] = _even_sigmas(steps)
-    if arguments.mu is not None and "mu" in accepted:
-        passed["mu"] = arguments.mu
-    scheduler.set_timesteps(steps, device=device, **passed)
