@@ -216,9 +216,9 @@ class AdapterSwitch:
         offloaded = any({"_hf_hook", "_diffusers_hook"} & vars(module).keys() for module in modules)
         self.keep = sum(weight.nbytes for weight in weights) < free / 2 and not offloaded
         self.use("base")
-        self.stack = ExitStack()
+        self.forwards = {layer: vars(layer).get("forward") for layer in self.layers}
         for layer, roles in self.layers.items():
-            self.stack.enter_context(replaced(vars(layer), forward=self._forward(layer, roles)))
+            layer.forward = self._forward(layer, roles)
 
     def use(self, role: str) -> None:
         """Choose the role of the coming calls. Adapters may have been loaded, fused or switched since the last one."""
@@ -273,7 +273,10 @@ class AdapterSwitch:
         return forward
 
     def restore(self) -> None:
-        self.stack.close()
+        for layer, forward in self.forwards.items():
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
 
 
 def _flat(weight: torch.Tensor) -> torch.Tensor:

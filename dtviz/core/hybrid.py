@@ -83,10 +83,13 @@ def hybrid(
 
 def _check_placement(base: torch.nn.Module, distilled: torch.nn.Module) -> None:
     """Refuse networks of two types or on two devices. accelerate keeps an offloaded base on the CPU between its calls."""
+    first = [next(module.parameters()) for module in (distilled, base)]
+    if len({(one.dtype, one.device.type) for one in first}) == 1:  # the properties below walk all modules
+        return
     device = getattr(getattr(base, "_hf_hook", None), "execution_device", None) or base.device
     values = {"dtype": (distilled.dtype, base.dtype), "device": (distilled.device.type, torch.device(device).type)}
     for what, (ours, theirs) in values.items():
-        if distilled is not base and ours != theirs:
+        if ours != theirs:
             raise ValueError(f"distilled and base differ in {what}: {ours} and {theirs}")
 
 
