@@ -26,7 +26,6 @@ from dtviz.controls.control import PEFT
 from dtviz.controls.train import optimise
 from dtviz.core.trace import FORMAT
 from dtviz.experiments import dataset, tables
-from dtviz.experiments.cache import Cache
 from dtviz.files import ROOT, check_hashes, content_hash, write_hashes
 from dtviz.metrics.embedders import embedder
 from dtviz.models.classifiers import load_noisy_x0_classifier
@@ -65,13 +64,9 @@ tensors = st.dictionaries(names, st.builds(np.zeros, st.lists(st.integers(0, 3),
 cells = st.text(max_size=12) | st.sampled_from(["../../etc/passwd", "/etc/passwd", "a/b", "..", "0" * 300, "a\x00b"])
 
 
-def with_hash(key: str, **header: str) -> st.SearchStrategy[bytes]:
-    """Whole safetensors files with a right hash, of odd tensors and an odd text in their header."""
-
-    def forge(arrays: dict, text: str) -> bytes:
-        return save(arrays, header | {key: text, "sha256": content_hash(text, arrays)})
-
-    return st.builds(forge, tensors, texts)
+def forged_trace(arrays: dict, text: str) -> bytes:
+    """Return a whole trace with a right hash, of odd tensors and an odd text in its header."""
+    return save(arrays, {"format": FORMAT, "facts": text, "sha256": content_hash(text, arrays)})
 
 
 class File(NamedTuple):
@@ -92,11 +87,6 @@ def content(data: bytes) -> Callable[[Path], Any]:
 def load_trace(path: Path):
     trace = dtviz.Trace.load(path)
     return trace.facts(), {name: part.tolist() for name, part in trace.arrays().items()}
-
-
-def load_cached(path: Path):
-    arrays = Cache(path.parents[2]).get_or_compute("a", {}, lambda: {"x": np.arange(6.0)})
-    return {name: array.tolist() for name, array in arrays.items()}
 
 
 FACTORS = {"a.lora_A.weight": np.ones((2, 400), np.float32), "a.lora_B.weight": np.ones((4, 2), np.float32)}
@@ -147,15 +137,6 @@ def claim(path: Path) -> None:
     dataset._claim(path.parent, [], {"format": dataset.FORMAT})
 
 
-LAST = b'\n{"batch": 1}\n'
-
-
-def load_log(path: Path) -> None:
-    records = dataset.job_log(path.parents[1])
-    assert all(isinstance(record, dict) for record in records)
-    assert records[-1:] == [{"batch": 1}] or not path.read_bytes().endswith(LAST)  # whatever stands before it
-
-
 def model_file(name: str) -> File:
     """A file of a pair that someone trained, without hashes. What diffusers raises differs from file to file."""
 
@@ -182,8 +163,7 @@ ODD_ROWS = st.lists(st.tuples(cells, cells, cells).map(",".join), max_size=5).ma
 )
 CONTROL = controls.Control("age", "slider", TORCH_FACTORS, {"prompts": ["woman"]})
 FILES = [
-    File("x.trace", TRACE.save, load_trace, True, with_hash("facts", format=FORMAT)),
-    File(str(Cache("/").path("a", {}))[1:], load_cached, load_cached, True, with_hash("settings")),
+    File("x.trace", TRACE.save, load_trace, True, st.builds(forged_trace, tensors, texts)),
     File("control.safetensors", CONTROL.save, load_control, True, OWN_HEADERS),
     File("lora.safetensors", content(save(FACTORS)), load_control, others=LORA_HEADERS),
     File("lora.bin", lambda path: torch.save(TORCH_FACTORS, path), load_control),
@@ -193,11 +173,8 @@ FILES = [
     File("table.csv", content(b"prompt,value [1]\ndog,0.5\n"), tables.load, others=st.text().map(str.encode)),
     File("images/x.png", content(IMAGE), load_image, True, st.just(HUGE_IMAGE)),
     File("job.json", claim, claim, others=json_files),
-    File("log/x.jsonl", content(LAST), load_log, others=json_files.map(lambda text: text + LAST)),
     model_file("emoji-base/model_index.json"),
     model_file("emoji-base/unet/config.json"),
-    model_file("emoji-base/scheduler/scheduler_config.json"),
-    model_file("emoji-base/tokenizer/tokenizer_config.json"),
     model_file("emoji-dmd/unet/diffusion_pytorch_model.safetensors"),
 ]
 
