@@ -8,7 +8,7 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 STAMP := .venv/.pins-$(shell cksum < requirements.txt | tr ' ' '-')
 STAGES := drawings vae clip classifiers base commitment dmd lcm turbo lightning noisy_x0_classifier styles controls effects evaluate cards
 
-.PHONY: help setup figures full lab test versions browser docs bench models lint clean
+.PHONY: help setup figures full lab test versions browser docs bench gpu models lint clean
 
 help:
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -36,7 +36,7 @@ $(STAMP):
 figures: $(STAMP)  ## the paper's figures and tables at a quick profile, into figures/<pair>/quick/
 	$(PY) -m dtviz figures $(ARGS)
 
-full: $(STAMP)  ## the committed figures, with all prompts and seeds (hours)
+full: $(STAMP)  ## the committed figures, with all prompts and seeds
 	$(PY) -m dtviz figures --profile full $(ARGS)
 
 lab: $(STAMP)  ## JupyterLab on notebooks/
@@ -60,20 +60,13 @@ docs: $(STAMP)  ## the API reference, into docs/api
 	$(PY) -W error::UserWarning -m pdoc dtviz --docformat google --output-directory docs/api
 
 bench: $(STAMP)  ## the measurements of docs/benchmarks.md
-	$(PY) -m tests.bench.capture
-	$(PY) -m tests.bench.hybrid
-	$(PY) -m tests.bench.grid
-	$(PY) -m tests.bench.decode
-	$(PY) -m tests.bench.growth
-	$(PY) -m tests.bench.dreamsim
-	$(PY) -m tests.bench.dataset
-	$(PY) -m tests.bench.explorer
-	$(PY) -m tests.bench.fd_bias
-	$(PY) -m tests.bench.coverage
-	$(PY) -m tests.bench.figures
-	$(PY) -m tests.bench.table
+	$(PY) -m tests.bench
 
-models: $(STAMP)  ## train the embedded models anew (days)
+# Needs no network: `python -m tests.bench.gpu` in a checkout does the same with any Python that has the packages.
+gpu: $(STAMP)  ## costs on a GPU, into figures/bench/gpu.csv
+	$(PY) -m tests.bench.gpu $(ARGS)
+
+models: $(STAMP)  ## train the embedded models anew
 	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py; done
 
 lint: $(STAMP)  ## ruff and the layers of imports

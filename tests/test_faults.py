@@ -1,9 +1,8 @@
-"""Full and read-only disks, damaged images, odd clocks, Ctrl-C and kills, all of them real: no result is lost."""
+"""Full and read-only disks, damaged images, Ctrl-C and kills, all of them real: no result is lost."""
 
 import linecache
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import pytest
 import torch
 
 import dtviz
-from dtviz.__main__ import main
 from dtviz.experiments import dataset, notebooks, tables
 from dtviz.experiments.cache import Cache
 from dtviz.experiments.dataset import Row, generate_images
@@ -29,7 +27,6 @@ from dtviz.files import ROOT
 from .test_experiments_notebooks import write
 
 ROWS = [Row(f"{i:03}", "a dog", i) for i in range(8)]
-PROMPTS = str(ROOT / "data" / "prompts" / "emoji.csv")
 
 
 def never(*_, **__):
@@ -139,17 +136,6 @@ def test_a_read_only_cache_is_read_and_refuses_a_new_result(pair, disk):
         study.trace("a cat", "distilled")
 
 
-def test_time_stamps_decide_nothing(pair, tmp_path):
-    study = Study(replace(pair, fingerprint="known"), None, (0, 1), Cache(tmp_path / "cache"))
-    study.trace("a dog", "distilled")
-    generate_images(pair, ROWS, tmp_path / "job", progress=False)
-    for number, path in enumerate(tmp_path.rglob("*")):
-        os.utime(path, (number % 2 * 4_000_000_000,) * 2)  # 1970 or 2096
-    pair.base.forward = pair.distilled.forward = never
-    study.trace("a dog", "distilled")
-    assert generate_images(pair, ROWS, tmp_path / "job", progress=False) == 0
-
-
 # Ctrl-C
 
 
@@ -189,22 +175,7 @@ def test_an_interruption_at_any_line_leaves_the_pipeline_as_it_was(pair):
     assert torch.equal(again.x0, expected.x0) and torch.equal(again.final, expected.final)
 
 
-def test_ctrl_c_on_the_command_line_is_one_line_and_status_130(tmp_path, capsys, monkeypatch):
-    def count_images(out: Path) -> int:
-        return signal.raise_signal(signal.SIGINT) if contents(out, ".png") else 0
-
-    monkeypatch.setattr(dataset, "count_images", count_images)  # called after each batch
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    status = main(
-        ["generate", "--prompts", PROMPTS, "--out", str(tmp_path), "--batch-size", "2", "--method", "distilled"]
-    )
-    signal.signal(signal.SIGINT, handler)
-    out, err = capsys.readouterr()
-    assert (status, out, re.split(r"[\r\n]+", err.strip())[-1]) == (130, "", "dtviz: interrupted")
-    assert "Traceback" not in err and len(contents(tmp_path, ".png")) == 2 and not contents(tmp_path, ".partial")
-
-
-# SIGKILL of `figures`. For `generate` see test_experiments_dataset.py; tests/bench/kills.py does both 50 times
+# SIGKILL of `figures`. For `generate` see test_experiments_dataset.py
 
 NOTEBOOK = """
 import numpy as np

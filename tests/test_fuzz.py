@@ -23,7 +23,6 @@ from safetensors.numpy import save
 import dtviz
 from dtviz import controls
 from dtviz.controls.control import PEFT
-from dtviz.controls.train import optimise
 from dtviz.core.trace import FORMAT
 from dtviz.experiments import dataset, tables
 from dtviz.files import ROOT, check_hashes, content_hash, write_hashes
@@ -103,13 +102,6 @@ def save_peft(path: Path) -> None:
     path.write_text('{"lora_alpha": 2, "alpha_pattern": {"a": 4}}')
 
 
-def train(path: Path) -> list[float]:
-    """Return the losses of a small training, which goes on from its state if there is one."""
-    parameter = torch.nn.Parameter(torch.ones(3))
-    options = {"iterations": 4, "lr": 0.1, "seed": 0, "settings": {"rank": 4}, "progress": False}
-    return optimise({"x": parameter}, lambda *_: (parameter**2).sum(), state=path, **options)
-
-
 def load_prompts(path: Path) -> None:
     for row in dataset.read_prompts(path):
         assert (path.parent / f"{row.case}.png").parent == path.parent and len(row.case) <= 200
@@ -132,11 +124,6 @@ def load_image(path: Path):
     return None if damaged else pixels
 
 
-def claim(path: Path) -> None:
-    (path.parent / ".locks").mkdir(exist_ok=True)
-    dataset._claim(path.parent, [], {"format": dataset.FORMAT})
-
-
 def model_file(name: str) -> File:
     """A file of a pair that someone trained, without hashes. What diffusers raises differs from file to file."""
 
@@ -153,14 +140,13 @@ def model_file(name: str) -> File:
     return File(name, copy, load, others=json_files, examples=3)
 
 
-OWN_HEADERS = texts.map(lambda text: save(FACTORS, {"dtviz": text}))
-LORA_HEADERS = texts.map(lambda text: save(FACTORS, {"lora_adapter_metadata": text}))
+OWN_HEADERS, LORA_HEADERS = (
+    texts.map(lambda text, key=key: save(FACTORS, {key: text})) for key in ("dtviz", "lora_adapter_metadata")
+)
 X0 = torch.ones(3, 2, 1, 16, 16)
 TRACE = dtviz.Trace(X0, torch.ones(3), torch.ones(3), X0[0], seeds=(1, 2), prompt="a dog")
 PROMPTS = 'case_number,prompt,evaluation_seed\n1,"a dog, sitting",5\n2,"a\ncat",6\n'
-ODD_ROWS = st.lists(st.tuples(cells, cells, cells).map(",".join), max_size=5).map(
-    lambda rows: PROMPTS + "\n".join(rows)
-)
+ODD_ROWS = st.lists(st.tuples(cells, cells, cells).map(",".join), max_size=5)
 CONTROL = controls.Control("age", "slider", TORCH_FACTORS, {"prompts": ["woman"]})
 FILES = [
     File("x.trace", TRACE.save, load_trace, True, st.builds(forged_trace, tensors, texts)),
@@ -168,11 +154,14 @@ FILES = [
     File("lora.safetensors", content(save(FACTORS)), load_control, others=LORA_HEADERS),
     File("lora.bin", lambda path: torch.save(TORCH_FACTORS, path), load_control),
     File("adapter_config.json", save_peft, lambda path: controls.load(path.with_name(PEFT)), others=json_files),
-    File("slider.state", train, train, True),
-    File("x.csv", content(PROMPTS.encode()), load_prompts, others=ODD_ROWS.map(str.encode)),
+    File(
+        "x.csv",
+        content(PROMPTS.encode()),
+        load_prompts,
+        others=ODD_ROWS.map(lambda rows: (PROMPTS + "\n".join(rows)).encode()),
+    ),
     File("table.csv", content(b"prompt,value [1]\ndog,0.5\n"), tables.load, others=st.text().map(str.encode)),
     File("images/x.png", content(IMAGE), load_image, True, st.just(HUGE_IMAGE)),
-    File("job.json", claim, claim, others=json_files),
     model_file("emoji-base/model_index.json"),
     model_file("emoji-base/unet/config.json"),
     model_file("emoji-dmd/unet/diffusion_pytorch_model.safetensors"),

@@ -29,7 +29,9 @@ def run(name: str) -> str:
     python = ROOT / f".venv-{name}" / "bin" / "python"
     if not python.exists():
         venv.create(python.parents[1], with_pip=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *options, *requirements(sign)], check=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--no-compile", *options, *requirements(sign)], check=True
+    )
     code = (
         f"from importlib.metadata import version; print(*(f'{{name}} {{version(name)}}' for name in {SHOWN}), sep=', ')"
     )
