@@ -39,8 +39,8 @@ figures: $(STAMP)  ## the paper's figures and tables at a quick profile, into fi
 full: $(STAMP)  ## the committed figures, with all prompts and seeds
 	$(PY) -m dtviz figures --profile full $(ARGS)
 
-lab: $(STAMP)  ## JupyterLab on notebooks/
-	$(PY) -m jupyterlab notebooks $(ARGS)
+lab: $(STAMP)  ## JupyterLab on notebooks/index.ipynb
+	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/index.ipynb $(ARGS)
 
 test: $(STAMP) browser  ## the test suite, offline, on a CPU
 	$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
