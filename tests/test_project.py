@@ -105,6 +105,8 @@ for name, cure in {"explore": "extra dtviz[notebooks]", "embedder": "pip install
         getattr(dtviz, name)("efficientnet-lite0")
     except (ImportError, dtviz.Unavailable) as error:
         assert cure in str(error) and "\\n" not in str(error), error
+    else:
+        raise AssertionError(name)
 os.environ["DTVIZ_MODELS"] = sys.argv[1]
 assert dtviz.load("emoji-dmd").name == "emoji-dmd" and main(["figures"]) == 2
 print(dtviz.__file__)
@@ -132,9 +134,8 @@ def test_a_wheel_works_outside_the_checkout_without_the_extras(pipe, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == str(site / "dtviz" / "__init__.py")
     errors = [line for line in result.stderr.splitlines() if line.startswith("dtviz: ")]
-    assert [re.search(r"DTVIZ_MODELS|'x' is not known|in a checkout", line)[0] for line in errors] == [
-        "DTVIZ_MODELS", "'x' is not known", "in a checkout"
-    ]  # fmt: skip
+    reasons = ("set DTVIZ_MODELS", "'x' is not known", "in a checkout of dtviz")
+    assert all(reason in line for reason, line in zip(reasons, errors, strict=True)), errors
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "environment.yml", "pyproject.toml", "Makefile", ".ci/run"])

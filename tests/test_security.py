@@ -18,7 +18,6 @@ import torch
 
 import dtviz
 from dtviz import plot
-from dtviz.experiments import tables
 from dtviz.experiments.cache import Cache
 from dtviz.experiments.dataset import Row, generate_images
 from dtviz.files import HASHES, ROOT, check_hashes
@@ -139,14 +138,6 @@ def test_provenance_names_no_path_of_this_machine():
         content = path.read_text() if path.suffix == ".csv" else json.loads(path.read_text())
         found = [match[1] for text in strings(content) for match in ABSOLUTE.finditer(text)]
         assert not found, f"{path.relative_to(ROOT)}: {found[:3]}"
-
-
-def test_prompts_that_hold_html_are_escaped():
-    harm = "<script>alert('x')</script> & <b>bold</b>"
-    rows = pd.DataFrame({"prompt": [harm], "method": ["<i>base</i>"], "value": [0.1], "low": [0.0], "high": [0.2]})
-    text = tables.show(rows).to_html()
-    assert "<script>" not in text and "<i>base" not in text and "<b>bold" not in text
-    assert "&lt;script&gt;" in text and "font-weight: bold" in text
 
 
 def test_prompts_are_drawn_as_they_stand(tmp_path):
