@@ -37,7 +37,7 @@ def run(name: str) -> str:
     )
     versions = subprocess.check_output([python, "-c", code], text=True).strip()
     paths = [path for pattern in TESTS for path in sorted(ROOT.glob(f"tests/test_{pattern}.py"))]
-    # warnings of other versions are shown, and are no errors
+    # warnings of other versions are no errors
     pytest = [python, "-m", "pytest", "-q", "-W", "default", "--numprocesses=logical", "--maxprocesses=4", *paths]
     status = subprocess.run(pytest, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
     return f"{name} {'FAILED' if status else 'passed'}: Python {sys.version.split()[0]}, {versions}"
