@@ -1,5 +1,4 @@
-# `make figures` and `make test` are all that a newcomer needs: each sets up .venv by itself, and reuses it for as long
-# as the pins in requirements.txt stay the same.
+# Each target sets up .venv by itself, and reuses it for as long as requirements.txt stays the same.
 #
 #   make figures ARGS="--only fig5,table3 --pair sdxl-dmd"     make test ARGS="tests/test_core_trace.py"
 
@@ -9,18 +8,20 @@ PIP := $(PY) -m pip --quiet --disable-pip-version-check
 STAMP := .venv/.pins-$(shell cksum < requirements.txt | tr ' ' '-')
 STAGES := drawings vae clip classifiers base commitment dmd lcm turbo lightning noisy_x0_classifier styles controls effects evaluate cards
 
-.PHONY: setup figures full test browser docs bench gpu models lint clean
+.PHONY: help setup figures full lab test versions browser docs bench gpu models lint clean
 
-setup: $(STAMP)
+help:
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP)  ## install the packages of requirements.txt and dtviz into .venv
 
 # A .venv whose interpreter is gone (Python was upgraded, a cache was restored elsewhere) is made anew.
 ifneq ($(shell $(PY) -c 'print("works")' 2> /dev/null),works)
 .PHONY: $(STAMP)
 endif
 
-# The old stamp goes before the install begins, so that a failed one is tried again by the next make; and the old dtviz,
-# whose pins would be at odds with the new ones. setuptools is pinned like the rest: without build isolation nothing
-# unpinned is fetched.
+# The old stamp goes before the install begins, so that a failed one is tried again by the next make. So does the old
+# dtviz, whose requirements may contradict the new pins. setuptools is pinned too, and builds dtviz without isolation.
 $(STAMP):
 	@rm -f .venv/.pins-*
 	@$(PY) -m pip --version > /dev/null 2>&1 || { \
@@ -32,14 +33,20 @@ $(STAMP):
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-figures: $(STAMP)
+figures: $(STAMP)  ## the paper's figures and tables at a quick profile, into figures/<pair>/quick/
 	$(PY) -m dtviz figures $(ARGS)
 
-full: $(STAMP)
+full: $(STAMP)  ## the committed figures, with all prompts and seeds
 	$(PY) -m dtviz figures --profile full $(ARGS)
 
-test: $(STAMP) browser
+lab: $(STAMP)  ## JupyterLab on notebooks/index.ipynb
+	$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/index.ipynb $(ARGS)
+
+test: $(STAMP) browser  ## the test suite, offline, on a CPU
 	$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(ARGS)
+
+versions:  ## the core tests with the oldest and with the newest packages that pyproject.toml allows
+	$(PYTHON) tests/versions.py $(ARGS)
 
 # What the browser tests need beside .venv. Where it cannot be installed they are skipped, and say so.
 browser:
@@ -49,26 +56,24 @@ browser:
 	{ $$as_root apt-get -qq update && $$as_root env DEBIAN_FRONTEND=noninteractive \
 	  apt-get -qq install --yes --no-install-recommends chromium; } > /dev/null || true
 
-# The API reference from the docstrings, into docs/api (not kept in the repository).
-docs: $(STAMP)
+docs: $(STAMP)  ## the API reference, into docs/api
 	$(PY) -W error::UserWarning -m pdoc dtviz --docformat google --output-directory docs/api
 
-bench: $(STAMP)
+bench: $(STAMP)  ## the measurements of docs/benchmarks.md
 	$(PY) -m tests.bench
 
-# Costs on a GPU. Needs no network: `python -m tests.bench.gpu` in a checkout does the same with any Python that has the packages.
-gpu: $(STAMP)
+# Needs no network: `python -m tests.bench.gpu` in a checkout does the same with any Python that has the packages.
+gpu: $(STAMP)  ## costs on a GPU, into figures/bench/gpu.csv
 	$(PY) -m tests.bench.gpu $(ARGS)
 
-models: $(STAMP)
+models: $(STAMP)  ## train the embedded models anew
 	set -e; for stage in $(STAGES); do $(PY) data/recipes/$$stage.py; done
 
-lint: $(STAMP)
+lint: $(STAMP)  ## ruff and the layers of imports
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	.venv/bin/lint-imports
 
-# Leaves .venv, the result store and the figures.
-clean:
+clean:  ## remove caches and builds, but not .venv, results and figures
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -42,7 +42,10 @@ _PACKAGES = ("controls", "core", "experiments", "explorer", "files", "metrics", 
 
 def __getattr__(name: str):
     if name in _PUBLIC:
-        return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+        try:
+            return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+        except ModuleNotFoundError as error:
+            raise ImportError(f"dtviz.{name} needs {error.name}, which the extra dtviz[notebooks] installs") from error
     if name in _PACKAGES:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

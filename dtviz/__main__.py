@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print("dtviz:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        print(f"dtviz: {error}; the extra dtviz[notebooks] installs it", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("dtviz: interrupted", file=sys.stderr)
         return 130

@@ -1,5 +1,10 @@
 """Tiny random models in diffusers' own classes, built offline."""
 
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, StableDiffusionPipeline
@@ -51,11 +56,15 @@ def answer(unet) -> torch.Tensor:
         return unet(sample, 500, text, **added)[0]
 
 
+@cache
 def tiny_tokenizer() -> CLIPTokenizer:
-    """A byte tokenizer: every letter is a token."""
+    """A byte tokenizer: every letter is a token. Made from files, which old and new transformers read."""
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=16)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        Path(folder, "merges.txt").write_text("#version: 0.2\n")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
 
 
 @pytest.fixture

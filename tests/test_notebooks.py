@@ -21,7 +21,20 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 INDEX = FOLDER / "index.ipynb"  # leads through the others, and runs nothing
 NOTEBOOKS = sorted(set(FOLDER.glob("*.ipynb")) - {INDEX})
 SMALL = {"n_seeds": 3, "n_prompts": 2}
-ONE = ("control_beyond", "control_sweep")  # their intervals are over seeds, and one prompt will do
+# Of the controls the intervals are over seeds, and one prompt will do. Seeds 10 and 11 are in one block
+SMALLEST = {
+    "control_beyond": {"n_prompts": 1},
+    "control_sweep": {"n_prompts": 1},
+    "fig3_change_of_mind": {"n_seeds": 2},
+}
+PARTS = 4
+# A study makes whole blocks of samples, ten by default, whatever the number of seeds
+SMALLER = """
+from dtviz.models.registry import SPECS
+for spec in SPECS.values():
+    if spec.embedded:
+        spec.settings.update(batch_size=3, base_steps=8)
+"""
 CONTROLS = ("age", "smile", "openmoji", *(f"emoji-{name}/age" for name in ("dmd", "lcm", "turbo", "lightning")))
 
 
@@ -104,32 +117,42 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def python(tmp_path_factory):
-    """Return `python -m` and an environment in which the kernel of notebooks is this interpreter."""
+    """Return `python -m` and an environment in which the kernel of notebooks is this interpreter, on small pairs."""
     few = tmp_path_factory.mktemp("controls")  # of each kind, of those that are shipped
     for name in CONTROLS:
         (few / name).parent.mkdir(parents=True, exist_ok=True)
         (few / f"{name}.safetensors").symlink_to(FOLDER.parent / "data" / "controls" / f"{name}.safetensors")
     jupyter = tmp_path_factory.mktemp("jupyter")
     write_kernel_spec(jupyter / "kernels" / "python3")
-    environment = {"OMP_NUM_THREADS": "1", "DTVIZ_CONTROLS": str(few), "JUPYTER_PATH": str(jupyter)}
+    startup = jupyter / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "smaller.py").write_text(SMALLER)
+    environment = {"DTVIZ_CONTROLS": str(few), "JUPYTER_PATH": str(jupyter), "IPYTHONDIR": str(jupyter)}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(FOLDER.parent)}
     return [sys.executable, "-m"], os.environ | environment
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_under_nbval(path, store, python, tmp_path):
-    notebook, out = load_notebook_node(str(path)), tmp_path / "figures"
-    names = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    small = SMALL | ({"n_prompts": 1} if path.stem in ONE else {})
-    values = {name: value for name, value in small.items() if f"{name}:" in names} | {"out": str(out)}
-    nbformat.write(parameterize_notebook(notebook, values), tmp_path / path.name)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_notebooks_run_under_nbval(part, store, python, tmp_path):
+    """One after the other in one kernel, which imports the packages once."""
+    names, out, joined = [path.stem for path in NOTEBOOKS[part::PARTS]], tmp_path / "figures", None
+    for name in names:
+        notebook = load_notebook_node(str(FOLDER / f"{name}.ipynb"))
+        parameters = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+        values = {key: value for key, value in (SMALL | SMALLEST.get(name, {})).items() if f"{key}:" in parameters}
+        notebook = parameterize_notebook(notebook, values | {"out": str(out)})
+        joined = joined or nbformat.v4.new_notebook(metadata=notebook.metadata)
+        joined.cells += [nbformat.v4.new_code_cell(f"%reset -f\n# {name}"), *notebook.cells]
+    nbformat.write(joined, tmp_path / "joined.ipynb")
     command, environment = python
     options = ["-q", "-p", "no:xdist", "--nbval-lax", "--nbval-cell-timeout=300", "-c", os.devnull]
     done = subprocess.run(
-        [*command, "pytest", *options, str(tmp_path / path.name)],
+        [*command, "pytest", *options, "joined.ipynb"],
         env=environment | {"DTVIZ_STORE": str(store)}, capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    for kind in ("png", "pdf", "json", "csv"):
-        assert (out / f"{path.stem}.{kind}").stat().st_size > 100
-    if path.stem == "table3_sample_diversity":
-        assert (out / f"{path.stem}.csv").read_text().startswith("prompt,method,value [1 - cosine]")
+    for name in names:
+        for kind in ("png", "pdf", "json", "csv"):
+            assert (out / f"{name}.{kind}").stat().st_size > 100
+    if "table3_sample_diversity" in names:
+        assert (out / "table3_sample_diversity.csv").read_text().startswith("prompt,method,value [1 - cosine]")

@@ -14,7 +14,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
+from diffusers.pipelines.stable_cascade.pipeline_stable_cascade import PaellaVQModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 WIDTH = 16  # of the prompt embeddings, plain and pooled

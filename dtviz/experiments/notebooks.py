@@ -48,11 +48,11 @@ class Notebook:
 
 def notebooks(folder: str | Path | None = None) -> dict[str, Notebook]:
     """Return the notebooks of a folder by name, the paper's first. None takes the checkout's `notebooks/`."""
-    from papermill import inspect_notebook
-
     folder = ROOT / "notebooks" if folder is None else Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no notebooks folder at {folder}: the notebooks are in a checkout of dtviz")
+    from papermill import inspect_notebook
+
     paths = sorted(folder.glob("*.ipynb"), key=_order)
     parameters = [{name: one["inferred_type_name"] for name, one in inspect_notebook(path).items()} for path in paths]
     return {path.stem: Notebook(path, types) for path, types in zip(paths, parameters, strict=True)}

@@ -108,7 +108,7 @@ def check_available(name: str, variants: Variants = ANY) -> Folders:
     rows = zip((spec.base, spec.distilled), spec.revisions, folders, strict=True)
     missing = {repo: revision or "main" for repo, revision, folder in rows if folder is None}
     if missing and spec.embedded:
-        hint = "restore them from the repository, or run `make models`"
+        hint = "restore them, or set DTVIZ_MODELS to the folder data/models of a checkout of dtviz"
         raise Unavailable(f"pair {name!r} lacks files of {', '.join(missing)} in {files.data('models')}: {hint}")
     if paths := [repo for repo in missing if repo.count("/") != 1 or repo[0] in "./~"]:
         raise Unavailable(
