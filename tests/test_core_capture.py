@@ -19,10 +19,10 @@ import dtviz
 import dtviz.core.capture
 from dtviz.core.capture import Rows, _denoisers
 from dtviz.core.denoisers import split_guidance
-from dtviz.core.schedulers import RULES, find
+from dtviz.core.schedulers import find
 
 from .oracle import _arguments
-from .test_core_schedulers import CLASSES, FEW, REQUIRED, SHAPES
+from .test_core_schedulers import CLASSES, FEW, INSTALLED, REQUIRED, SHAPES
 from .tiny import PIPELINES
 
 # These pipelines work on the last latents after the last step: a division by sigma_data, a blend with the image
@@ -419,7 +419,7 @@ WAITING = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", INSTALLED)
 def test_recording_never_makes_the_host_wait(name, monkeypatch):
     """Samples and timesteps are on the meta device, which has no numbers."""
     monkeypatch.setattr(dtviz.core.capture, "ASYNCHRONOUS", ("meta",))

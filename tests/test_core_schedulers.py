@@ -36,6 +36,7 @@ def classes() -> dict[str, type]:
 
 
 CLASSES = classes()
+INSTALLED = [name for name in RULES if name in CLASSES]  # an older diffusers lacks some
 SHAPES = {"HeliosDMDScheduler": (1, 4, 1, 8, 8), "RFD4ProteinaScheduler": (1, 64, 8)}
 FEW = ("SCMScheduler", "ConsistencyDecoderScheduler")  # made for two steps
 
@@ -55,10 +56,10 @@ def markdown() -> str:
 
 def test_every_class_has_a_rule_or_a_reason():
     """A class that a later diffusers adds fails here until its x0 is decided."""
-    assert CLASSES.keys() == RULES.keys() | REFUSED.keys()
+    assert CLASSES.keys() <= RULES.keys() | REFUSED.keys()
     assert not RULES.keys() & REFUSED.keys()
     table = dtviz.schedulers()
-    assert set(table["scheduler"]) == set(CLASSES)
+    assert set(table["scheduler"]) == RULES.keys() | REFUSED.keys()
     assert set(table[table["space"] == ""]["scheduler"]) == set(REFUSED)
     assert table.set_index("scheduler").loc["HeunDiscreteScheduler", "calls"] == "2N - 1"
     page = (Path(__file__).parents[1] / "docs" / "schedulers.md").read_text()
@@ -169,7 +170,7 @@ def test_known_x0(name, configuration, monkeypatch):
     assert all(error < bound for error, bound in zip(errors, bounds, strict=True)), (errors, bounds)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", INSTALLED)
 def test_x0_does_not_depend_on_the_counter(name, monkeypatch):
     """The same x0 after the run, on a fresh scheduler inside its schedule, and with one timestep for each sample."""
     options = SDXL if "beta_schedule" in accepts(name) and name != "UnCLIPScheduler" else {}
@@ -193,7 +194,7 @@ def test_x0_does_not_depend_on_the_counter(name, monkeypatch):
         dtviz.predict_x0(scheduler, output, times, x_t, arguments=arguments)
 
 
-MULTISTEP = [name for name, rule in RULES.items() if "flow_prediction" in rule.predictions and rule.space == "vp"]
+MULTISTEP = [n for n in INSTALLED if "flow_prediction" in RULES[n].predictions and RULES[n].space == "vp"]
 
 
 @pytest.mark.parametrize("name", MULTISTEP)
@@ -258,7 +259,7 @@ def test_thresholding_is_the_schedulers(name):
 
 def test_a_class_without_x0_is_refused_by_name_and_reason():
     needs = {"AmusedScheduler": {"mask_token_id": 1}, "VQDiffusionScheduler": {"num_vec_classes": 2}}
-    for name in REFUSED:
+    for name in REFUSED.keys() & CLASSES.keys():
         with pytest.raises(NotImplementedError, match=f"{name} has no x0: it"):
             dtviz.predict_x0(CLASSES[name](**needs.get(name, {})), torch.zeros(1, 4), 1, torch.zeros(1, 4))
     own = type("DDIMScheduler", (diffusers.DDIMScheduler,), {})  # it may keep its samples another way
