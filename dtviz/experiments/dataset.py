@@ -1,11 +1,7 @@
 """Generate one image per row of a prompts file, and score the folder: the 30,000-image job of Tables 2 and 4.
 
-    rows = read_prompts("coco_30k.csv")
-    generate_images(dtviz.load("sdxl-dmd"), rows, "out/hybrid", settings={"method": "hybrid"})
-    table = score_images("out/hybrid", embed=embedder("inception"), reference="val2014")
-
-Any number of processes may work on one folder. Each claims a batch by a file lock, which the system releases when the
-process dies. A batch is always the same rows, so that no image depends on the number of processes.
+generate_images(dtviz.load("sdxl-dmd"), read_prompts("coco_30k.csv"), "out/hybrid", settings={"method": "hybrid"})
+table = score_images("out/hybrid", embed=embedder("inception"), reference="val2014")
 """
 
 from __future__ import annotations
@@ -70,10 +66,8 @@ def read_prompts(path: str | Path) -> list[Row]:
             if missing := [name for name in (case, "prompt", "evaluation_seed") if name not in heads]:
                 raise ValueError(f"lacks the columns {', '.join(missing)}; it has {', '.join(heads)[:300] or 'none'}")
             for cells in reader:
-                if any(cell.strip() for cell in cells.pop(None, ())):
+                if None in cells:
                     raise ValueError("too many cells; a prompt with a comma needs quotes")
-                if not any(cell.strip() for cell in cells.values()):
-                    continue  # a spreadsheet may write rows of commas
                 name = cells[case].strip()
                 if name in rows:
                     raise ValueError(f"case {name!r} is there twice")
@@ -100,16 +94,16 @@ def generate_images(
     pair: Pair, rows: Sequence[Row], out: str | Path, *, settings: Mapping[str, Any] | None = None,
     batch_size: int | None = None, progress: bool = True,
 ) -> int:  # fmt: skip
-    """Generate every image that the folder lacks, and return how many this process generated.
+    """Generate every image `out/images/<case>.png` that is missing or damaged, and return how many this process generated.
 
-    After a kill, run it again: at most the batch in progress is lost. Missing and damaged images are generated again, the
-    same bits on the same kind of machine. A folder of another job is a ValueError. Prompts that are cut are a warning.
+    Any number of processes may work on one folder. After a kill, run it again. A folder of another job is a ValueError.
 
     Args:
-        pair, rows, out: models, what to generate, and the folder of `images/<case>.png`, `prompts.csv`, `job.json`, `log/`.
         settings: arguments of `generate` beside pair, prompt, seeds and batch size.
         batch_size, progress: rows generated together (None: the pair's); show a bar of all processes' images.
     """
+    # A batch is always the same rows, so no image depends on the number of processes. The system releases the lock of a
+    # batch when its process dies.
     out, rows, settings = Path(out), [_checked(row) for row in rows], dict(settings or {})
     size = pair.batch_size if batch_size is None else batch_size
     if not rows or size < 1:
@@ -117,7 +111,6 @@ def generate_images(
     for folder in ("images", "log", ".locks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     _claim(out, rows, _job_settings(pair, rows, settings, size))
-    _warn_of_long_prompts(pair, rows)
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     generated = 0
     with tqdm(total=len(rows), initial=count_images(out), unit="image", disable=not progress) as bar:
@@ -168,20 +161,6 @@ def _problems(out: Path, batch: list[Row]) -> dict[str, str]:
     return problems
 
 
-def _warn_of_long_prompts(pair: Pair, rows: Sequence[Row]) -> None:
-    """Warn once of prompts that are longer than the pipeline reads, which the job cuts and `score` refuses."""
-    parts = pair.pipeline.components
-    tokenizers = [part for name, part in parts.items() if name.startswith("tokenizer") and part is not None]
-    if not tokenizers:
-        return
-    tokenizer = max(tokenizers, key=lambda tokenizer: tokenizer.model_max_length)
-    tokens = tokenizer([row.prompt for row in rows], verbose=False)["input_ids"]
-    long = [row.case for row, ids in zip(rows, tokens, strict=True) if len(ids) > tokenizer.model_max_length]
-    if long:
-        count = f"{len(long)} of {len(rows)} prompts, first that of case {long[0]},"
-        warnings.warn(f"{count} exceed {tokenizer.model_max_length} tokens and are cut", stacklevel=3)
-
-
 def _generate_batch(pair: Pair, batch: list[Row], out: Path, settings: Mapping[str, Any], number: int) -> int:
     """Generate a whole batch and write the images that are missing or damaged. Return their number."""
     start = time.perf_counter()
@@ -198,8 +177,8 @@ def _generate_batch(pair: Pair, batch: list[Row], out: Path, settings: Mapping[s
         content = io.BytesIO()
         Image.fromarray((images[case] * 255).round().astype(np.uint8)).save(content, "png", compress_level=1)
         write_atomic(out / "images" / f"{case}.png", content.getvalue())
-    record = {"batch": number, "images": len(batch), "seconds": seconds, "nfe": trace.provenance["nfe"]}
-    record["device"] = pair.base.device.type
+    record = {"batch": number, "images": len(batch), "seconds": seconds, "device": pair.base.device.type}
+    record["nfe"] = trace.provenance["nfe"]
     with (out / "log" / f"{socket.gethostname()}-{os.getpid()}.jsonl").open("a") as file:
         # a line break first: in a container an earlier process of this number may have been killed within a line
         file.write(f"\n{json.dumps(record)}\n")
@@ -227,10 +206,9 @@ def _claim(out: Path, rows: list[Row], job: dict[str, Any]) -> None:
                 listed = "; ".join(f"{name}: there {existing.get(name)}, now {job[name]}" for name in changed)
                 raise ValueError(f"{out} holds images of another job, give a new folder ({listed})")
             return
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a prompt may hold a line break
-        table.writerows([("case_number", "prompt", "evaluation_seed"), *rows])
-        write_atomic(out / "prompts.csv", text.getvalue().encode())
+        table = pd.DataFrame(rows, columns=["case_number", "prompt", "evaluation_seed"])
+        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # quotes all texts
+        write_atomic(out / "prompts.csv", text.encode())
         write_atomic(out / "job.json", (json.dumps(job, indent=1) + "\n").encode())
 
 
@@ -240,8 +218,7 @@ def score_images(
 ) -> pd.DataFrame:  # fmt: skip
     """Return a row per measure: Fréchet distance, Inception score, CLIP score, evaluations and seconds per image.
 
-    FID and Inception score are the names for Inception-v3 only. Another embedder's are FD and class score. The first
-    needs a reference, the second more than ten images.
+    FID and Inception score are of Inception-v3 only. Another network's are called FD and class score.
 
     Args:
         folder, reference: a job's folder, or any folder of images.
@@ -251,10 +228,8 @@ def score_images(
     files, inception = image_files(folder), embed.name.startswith("inception")
     if (folder / "prompts.csv").exists():
         prompts = {row.case: row.prompt for row in read_prompts(folder / "prompts.csv")}
-        stems = [file.stem for file in files]
-        different = sorted(prompts.keys() ^ set(stems)) or [stem for stem in set(stems) if stems.count(stem) > 1]
-        if different:
-            counts = f"has {len(files)} images for {len(prompts)} prompts, differing in {different[0]}"
+        if sorted(file.stem for file in files) != sorted(prompts):
+            counts = f"has {len(files)} images for {len(prompts)} prompts of other names or numbers"
             raise ValueError(f"{folder} {counts}: run its `generate` again to finish it, and remove other images")
     elif text:
         raise ValueError(f"text={text.name!r}: {folder} has no prompts.csv, so its images have no known prompts")

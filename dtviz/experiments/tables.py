@@ -148,10 +148,8 @@ def missing_concepts(
         for condition, images in conditions.items():
             for source, concept in images:
                 *steps, final = posteriors[model, source]
-                change, column = (
-                    concepts.changes_of_mind(steps, final, present=present, absent=absent),
-                    classes.index(concept),
-                )
+                change = concepts.changes_of_mind(steps, final, present=present, absent=absent)
+                column = classes.index(concept)
                 for i in np.flatnonzero(final[:, column] <= absent):
                     row = (model, prompt, condition, concept, seeds[i], source, change.level[i, column])
                     rows.append((*row, change.step[i, column] + 1, classes[final[i].argmax()]))
