@@ -6,25 +6,6 @@ images = dtviz.decode(trace, pair)
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .core.capture import capture
-    from .core.decode import decode, decode_steps, fit_preview
-    from .core.generate import generate
-    from .core.hybrid import hybrid
-    from .core.pair import Pair
-    from .core.schedulers import schedulers
-    from .core.trace import Trace
-    from .core.x0 import predict_x0
-    from .explorer.widgets import explore
-    from .files import Unavailable
-    from .metrics.diversity import mean_pairwise, vendi
-    from .metrics.embedders import embedder
-    from .metrics.similarity import similarity_to_final
-    from .metrics.statistics import Estimate
-    from .models.load import load
-    from .models.registry import pairs
 
 __version__ = "0.1.0"
 

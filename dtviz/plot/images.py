@@ -35,14 +35,6 @@ def plot_image_grid(
         raise ValueError(f"images reach from {low:.3g} to {high:.3g}, allowed is [0, 1]; uint8, or the VAE's [-1, 1]?")
     images = np.moveaxis(images, 2, -1)
     rows, columns, height, width, _ = images.shape
-    for name, given, shape in (
-        ("row_labels", row_labels, (rows,)),
-        ("column_labels", column_labels, (columns,)),
-        ("groups", groups and [0] * sum(count for _, count in groups), (columns,)),
-        ("captions", captions, (rows, columns)),
-    ):
-        if given is not None and np.shape(given) != shape:
-            raise ValueError(f"{name} cover {np.shape(given)}, but the grid has {shape}")
     groups = groups or [("", columns)]
     tall = height / width  # the width of an image is 1
     group = np.repeat(np.arange(len(groups)), [count for _, count in groups])  # of each column
