@@ -73,18 +73,17 @@ def hub_reachable(seconds: float = 4.0) -> bool:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    answered = threading.Event()
+    answers = []
 
     def ask() -> None:
         with contextlib.suppress(Exception):  # of the client's own library; a proxy may accept and then refuse
-            get_session().head(constants.ENDPOINT, timeout=seconds)
-            answered.set()
+            answers.append(get_session().head(constants.ENDPOINT, timeout=seconds))
 
     # in a thread, because the timeout does not cover the name lookup
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
-    return answered.is_set()
+    return bool(answers)
 
 
 def check_hashes(root: Path, folders: list[str]) -> dict[str, str]:
@@ -104,13 +103,6 @@ def check_hashes(root: Path, folders: list[str]) -> dict[str, str]:
             cure = "restore the file from the repository, or run the recipe that trains it"
             raise ValueError(f"{names}: missing or damaged, according to {HASHES} there; {cure}")
     return hashes
-
-
-def write_hashes(root: Path) -> None:
-    """Write `root/SHA256SUMS` for the weight and settings files that are there now."""
-    (root / HASHES).unlink(missing_ok=True)
-    hashes = check_hashes(root, ["."])
-    (root / HASHES).write_text("".join(f"{digest}  {name}\n" for name, digest in hashes.items()))
 
 
 def write_atomic(path: Path, data: bytes, *, shared: bool = False) -> None:

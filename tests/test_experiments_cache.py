@@ -39,9 +39,8 @@ def same(arrays, expected=ARRAYS):
 
 
 def leftovers(root):
-    return [
-        path.name for path in Path(root).rglob("*") if path.is_file() and path.suffix not in {".safetensors", ".lock"}
-    ]
+    suffixes = (".safetensors", ".lock")
+    return [path.name for path in Path(root).rglob("*") if path.is_file() and path.suffix not in suffixes]
 
 
 def test_computed_once_then_read(tmp_path):
@@ -58,40 +57,20 @@ def test_computed_once_then_read(tmp_path):
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((0, 3)),
-        np.array(1.5),
-        np.arange(6).reshape(2, 3).T,
-        np.arange(3, dtype=">f4"),
-        np.array([np.nan, np.inf], dtype=np.float16),
-        np.arange(4, dtype=np.uint8),
-        torch.arange(6.0, requires_grad=True).reshape(2, 3),
-    ],
-    ids=["empty", "scalar", "transposed", "big-endian", "nan", "uint8", "torch"],
-)
-def test_every_kind_of_array_comes_back_as_it_was(tmp_path, array):
-    cache = Cache(tmp_path)
-    first = cache.get_or_compute("a", {}, lambda: {"x": array})["x"]
-    read = cache.get_or_compute("a", {}, never)["x"]
-    np.testing.assert_array_equal(first, read, strict=True)
-    np.testing.assert_array_equal(read, array.detach().numpy() if isinstance(array, torch.Tensor) else array)
-
-
-@pytest.mark.parametrize(
-    ("result", "message"),
-    [
-        (None, "returned NoneType"),
-        ({}, "not empty"),
-        ({"x": np.array(["a"])}, "'x' of type"),
-        ({1: np.ones(2)}, "names must be str"),
-    ],
-)
-def test_what_cannot_be_kept_is_refused(tmp_path, result, message):
-    with pytest.raises(ValueError, match=message):
-        Cache(tmp_path).get_or_compute("a", {}, lambda: result)
-    assert list(tmp_path.rglob("*.safetensors")) == leftovers(tmp_path) == []
+def test_every_kind_of_array_comes_back_as_it_was(tmp_path):
+    arrays = {
+        "empty": np.zeros((0, 3)),
+        "scalar": np.array(1.5),
+        "transposed": np.arange(6).reshape(2, 3).T,
+        "big-endian": np.arange(3, dtype=">f4"),
+        "nan": np.array([np.nan, np.inf], dtype=np.float16),
+        "uint8": np.arange(4, dtype=np.uint8),
+    }
+    tensor = torch.arange(6.0, requires_grad=True).reshape(2, 3)
+    first = Cache(tmp_path).get_or_compute("a", {}, lambda: arrays | {"torch": tensor})
+    same(Cache(tmp_path).get_or_compute("a", {}, never), first)
+    for name, array in (arrays | {"torch": tensor.detach().numpy()}).items():
+        np.testing.assert_array_equal(first[name], array)
 
 
 def test_key_is_known_and_changes_with_everything():
@@ -101,15 +80,6 @@ def test_key_is_known_and_changes_with_everything():
     assert len({key(kind, settings) for kind, settings in different}) == len(different)
     # sha256 of 'images\n{"seed":1}': a change of this makes every cached result be computed again
     assert key("images", {"seed": 1}).startswith("f718274f54d7")
-
-
-@pytest.mark.parametrize("settings", [{"x": [1, float("inf")]}, {"x": range(3)}, {"x": np.int64(3)}, {"x": Path("a")}])
-def test_key_refuses_settings_and_kinds(settings):
-    with pytest.raises(ValueError, match="cannot name a result: .*; allowed are None"):
-        key("a", settings)
-    for kind in ("", "../a", "A", "a/b", ".a"):
-        with pytest.raises(ValueError, match="kind="):
-            key(kind, {})
 
 
 def test_default_root(monkeypatch, tmp_path):
@@ -138,8 +108,9 @@ def test_a_file_of_other_settings_is_not_read(tmp_path):
     assert module._read(other, {"seed": 2}) is None
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("where", ["fsync", "replace"])
+@pytest.mark.parametrize(
+    ("error", "where"), [(OSError(28, "No space left on device"), "fsync"), (KeyboardInterrupt(), "replace")]
+)
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, error, where):
     def fail(*_):
         raise error

@@ -22,7 +22,7 @@ def test_the_printed_tables_are_the_papers():
     table4 = printed("table4").set_index("method")
     assert table4.loc["hybrid"].tolist() == [4, 10.79, 26.13, 32.12, 0.64]
     assert table4.attrs["units"] == {"seconds": "s"}
-    with pytest.raises(ValueError, match=r"'table9' is not a table of the paper; there are .*'table3'"):
+    with pytest.raises(FileNotFoundError, match="table9"):
         printed("table9")
 
 

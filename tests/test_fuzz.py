@@ -26,7 +26,7 @@ from dtviz.controls.control import PEFT
 from dtviz.core.trace import FORMAT
 from dtviz.experiments import dataset, tables
 from dtviz.experiments.cache import Cache
-from dtviz.files import ROOT, check_hashes, content_hash, write_hashes
+from dtviz.files import HASHES, ROOT, check_hashes, content_hash
 from dtviz.metrics.embedders import embedder
 from dtviz.models.classifiers import load_noisy_x0_classifier
 
@@ -139,15 +139,6 @@ def claim(path: Path) -> None:
     dataset._claim(path.parent, [], {"format": dataset.FORMAT})
 
 
-LAST = b'\n{"batch": 1}\n'
-
-
-def load_log(path: Path) -> None:
-    records = dataset.job_log(path.parents[1])
-    assert all(isinstance(record, dict) for record in records)
-    assert records[-1:] == [{"batch": 1}] or not path.read_bytes().endswith(LAST)  # whatever stands before it
-
-
 def model_file(name: str) -> File:
     """A file of a pair that someone trained, without hashes. What diffusers raises differs from file to file."""
 
@@ -184,7 +175,6 @@ FILES = [
     File("table.csv", content(b"prompt,value [1]\ndog,0.5\n"), tables.load, others=st.text().map(str.encode)),
     File("images/x.png", content(IMAGE), load_image, True, st.just(HUGE_IMAGE)),
     File("job.json", claim, claim, others=json_files),
-    File("log/x.jsonl", content(LAST), load_log, others=json_files.map(lambda text: text + LAST)),
     model_file("emoji-base/model_index.json"),
     model_file("emoji-base/unet/config.json"),
     model_file("emoji-base/scheduler/scheduler_config.json"),
@@ -223,7 +213,8 @@ def test_any_damage_of_an_embedded_model_is_named_before_it_is_read(tmp_path, mo
     loads = {"emoji-base": load_pair, "emoji-clip": load_clip, "emoji-judges": load_noisy_x0_classifier}
     for model in (*loads, "emoji-dmd"):
         shutil.copytree(MODELS / model, tmp_path / model)
-    write_hashes(tmp_path)
+    hashes = check_hashes(tmp_path, ["."])
+    (tmp_path / HASHES).write_text("".join(f"{digest}  {name}\n" for name, digest in hashes.items()))
     monkeypatch.setenv("DTVIZ_MODELS", str(tmp_path))
     names = list(check_hashes(tmp_path, list(loads)))
 

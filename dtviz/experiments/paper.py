@@ -63,10 +63,7 @@ def printed(name: str) -> pd.DataFrame:
     """Return a table of the paper as printed, such as "table3". Its last row is the average."""
     from .tables import load
 
-    tables = {path.stem: path for path in sorted(data("paper").glob("*.csv"))}
-    if name not in tables:
-        raise ValueError(f"name={name!r} is not a table of the paper; there are {list(tables)} in {data('paper')}")
-    return load(tables[name])
+    return load(data("paper") / f"{name}.csv")
 
 
 def long(table: pd.DataFrame, *, rows: str, name: str = "method") -> pd.DataFrame:

@@ -175,8 +175,6 @@ class Study:
 
     def seconds(self, methods: Methods, *, prompt: str, turns: int = 3) -> dict[str, float]:
         """Return seconds per image of each method, from prompt to decoded image: the fastest turn after one to warm up."""
-        if turns < 1:
-            raise ValueError(f"turns={turns} must be at least 1")
         runs = [self._key(prompt, method, (), settings) for method, settings in methods.values()]
         key = {"methods": runs, "turns": turns, "machine": platform.node(), "threads": torch.get_num_threads()}
 
