@@ -152,10 +152,10 @@ def test_an_interrupt_ends_the_kernels_and_leaves_nothing_behind(folder, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"names": ["fig55"]}, r"no notebook 'fig55' \(did you mean 'fig5'\?\); there are: fig5_curve, .*plain_note"),
+        ({"names": ["fig55"]}, "no notebook 'fig55'; there are: fig5_curve, .*plain_note"),
         ({"names": ["table3"]}, "'table3' may be any of table3_a, table3_b"),
         ({"names": ["plain"]}, "plain_note has no parameter 'pair'; it has: no cell tagged `parameters`"),
-        ({"parameters": {"n_seed": 3}}, r"fig5_curve has no parameter 'n_seed' \(did you mean 'n_seeds'\?\); it has"),
+        ({"parameters": {"n_seed": 3}}, "fig5_curve has no parameter 'n_seed'; it has: pair, profile, n_seeds"),
         ({"parameters": {"n_seeds": "three"}}, r"'n_seeds' of notebook fig5_curve is of type int, got 'three' \(str\)"),
         ({"parameters": {"pair": "sdxl-dmd"}}, "'pair' is given as pair="),
         ({"profile": "fast"}, "profile='fast' is not one of quick, full, paper"),

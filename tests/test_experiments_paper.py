@@ -34,9 +34,7 @@ def test_the_paper_beside_itself():
     both = beside_paper(ours.sample(frac=1, random_state=0), table)
     assert both["prompt"].tolist() == table["prompt"].tolist()
     assert (both["difference"] == 0).all() and (both["ratio"] == 1).all() and both["within"].all()
-    far = beside_paper(ours.assign(value=ours["value"] + 1, low=ours["low"] + 1, high=ours["high"] + 1), table)
-    np.testing.assert_allclose(far["difference"], 1)
-    assert not far["within"].any()
+    assert not beside_paper(ours.assign(low=ours["value"] + 0.1), table)["within"].any()
 
 
 def test_only_what_both_have_is_compared():

@@ -5,7 +5,6 @@ run(["fig5", "table3"], pair="emoji-dmd", parameters={"n_seeds": 4})
 
 from __future__ import annotations
 
-import difflib
 import html
 import json
 import os
@@ -85,8 +84,7 @@ def _choose(names: Iterable[str] | None, existing: dict[str, dict[str, str]], va
         if len(matches) > 1:
             raise ValueError(f"notebook {name!r} may be any of {', '.join(matches)}: give the whole name")
         if not matches:
-            close = _hint(name, [*existing, *(other.split("_")[0] for other in existing)])
-            raise ValueError(f"there is no notebook {name!r}{close}; there are: {', '.join(existing)}")
+            raise ValueError(f"there is no notebook {name!r}; there are: {', '.join(existing)}")
         chosen += matches
     if not chosen:
         raise ValueError(f"no notebook with parameters is named: there are {', '.join(existing) or 'none'}")
@@ -94,18 +92,13 @@ def _choose(names: Iterable[str] | None, existing: dict[str, dict[str, str]], va
         declared = existing[notebook]
         for name, value in values.items():
             if name not in declared:
-                listed = f"{_hint(name, declared)}; it has: {', '.join(declared) or 'no cell tagged `parameters`'}"
-                raise ValueError(f"notebook {notebook} has no parameter {name!r}{listed}")
+                listed = ", ".join(declared) or "no cell tagged `parameters`"
+                raise ValueError(f"notebook {notebook} has no parameter {name!r}; it has: {listed}")
             kind, given = declared[name], type(value).__name__  # papermill calls a parameter without a type "None"
             if kind not in (given, "None") and (kind, given) != ("float", "int"):
                 what = f"parameter {name!r} of notebook {notebook}"
                 raise ValueError(f"{what} is of type {kind}, got {value!r} ({given})")
     return list(dict.fromkeys(chosen))
-
-
-def _hint(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _cores() -> int:

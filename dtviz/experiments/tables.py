@@ -59,19 +59,12 @@ def load(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def wide(table: pd.DataFrame, *, value: str = "value") -> pd.DataFrame:
-    """Return one column of a long table as prompts x methods, both in order of appearance.
-
-    A prompt and method that occur twice, or a method without a prompt, are a ValueError.
-    """
-    twice = table[table.duplicated(["prompt", "method"])]
-    missing = table.drop_duplicates(["prompt", "method"]).pivot(index="prompt", columns="method", values="value").isna()
-    if len(twice) or missing.any(axis=None):
-        raise ValueError(
-            f"table needs one value for each prompt and method; twice: {twice[['prompt', 'method']].values.tolist()}, "
-            f"missing: {missing.stack().loc[lambda gap: gap].index.tolist()}; is there more than one pair in it?"
-        )
-    cells = table.pivot(index="prompt", columns="method", values=value)
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the values of a long table as prompts x methods, in order of appearance. Twice or missing: ValueError."""
+    cells = table.pivot(index="prompt", columns="method", values="value")  # refuses what is there twice
+    if cells.isna().any(axis=None):
+        missing = cells.isna().stack().loc[lambda gap: gap].index.tolist()
+        raise ValueError(f"table lacks the values of {missing}: each method needs each prompt, of one pair")
     return cells.reindex(index=table["prompt"].unique(), columns=table["method"].unique())
 
 

@@ -80,8 +80,8 @@ def plot_effects(table: pd.DataFrame, *, x_label: str, limits: Limits = UNLIMITE
     ax = ax or plt.subplots(figsize=(3.4, 0.6 + 0.17 * len(table)))[1]
     ends, y = table[["low", "high"]].clip(*limits), np.arange(len(table))
     ax.axvline(0, color=GREY, linewidth=0.6, linestyle=":")
-    ax.hlines(y, ends["low"], ends["high"], color=colours_of(["base"]), linewidth=1)
-    ax.plot(table["value"], y, "o", color=colours_of(["base"])[0], markeredgecolor="white")
+    ax.hlines(y, ends["low"], ends["high"], color=colour_of("base"), linewidth=1)
+    ax.plot(table["value"], y, "o", color=colour_of("base"), markeredgecolor="white")
     ax.set_yticks(y, table["row"])
     ax.set(ylim=(len(table) - 0.5, -0.5), xlabel=x_label)
     ax.tick_params(axis="y", length=0)
