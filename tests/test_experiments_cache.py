@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -38,11 +38,6 @@ def same(arrays, expected=ARRAYS):
         np.testing.assert_array_equal(arrays[name], array, strict=True)
 
 
-def leftovers(root):
-    suffixes = (".safetensors", ".lock")
-    return [path.name for path in Path(root).rglob("*") if path.is_file() and path.suffix not in suffixes]
-
-
 def test_computed_once_then_read(tmp_path):
     cache = Cache(tmp_path)
     same(cache.get_or_compute("images", SETTINGS, lambda: ARRAYS))
@@ -54,7 +49,6 @@ def test_computed_once_then_read(tmp_path):
     assert json.loads(header["__metadata__"]["settings"]) == SETTINGS
     with pytest.raises(AssertionError, match="computed again"):
         cache.get_or_compute("features", SETTINGS, never)
-    assert leftovers(tmp_path) == []
 
 
 def test_every_kind_of_array_comes_back_as_it_was(tmp_path):
@@ -108,24 +102,12 @@ def test_a_file_of_other_settings_is_not_read(tmp_path):
     assert module._read(other, {"seed": 2}) is None
 
 
-@pytest.mark.parametrize(
-    ("error", "where"), [(OSError(28, "No space left on device"), "fsync"), (KeyboardInterrupt(), "replace")]
-)
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, error, where):
-    def fail(*_):
-        raise error
-
-    with monkeypatch.context() as patched, pytest.raises(type(error)):
-        patched.setattr(os, where, fail)
+def test_a_failed_write_leaves_nothing_and_frees_the_key(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", Mock(side_effect=KeyboardInterrupt))
         Cache(tmp_path).get_or_compute("a", SETTINGS, lambda: ARRAYS)
-    assert list(tmp_path.rglob("*.safetensors")) == leftovers(tmp_path) == []
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
     same(Cache(tmp_path).get_or_compute("a", SETTINGS, lambda: ARRAYS))
-
-
-def test_a_failing_compute_leaves_nothing_and_frees_the_key(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        Cache(tmp_path).get_or_compute("a", {}, lambda: {"x": 1 / 0})
-    same(Cache(tmp_path).get_or_compute("a", {}, lambda: ARRAYS))
 
 
 def test_processes_that_need_the_same_compute_it_once(tmp_path):

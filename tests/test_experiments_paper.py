@@ -60,13 +60,6 @@ def test_seeds_of_a_profile():
         seeds_of("full", 1, quick=3, full=5, least=2)
 
 
-def test_the_quick_profile_has_a_folder_of_its_own(tmp_path):
-    full = paper.figures_folder("emoji-dmd", "full")
-    assert full == paper.figures_folder("emoji-dmd", "paper") == paper.HOME / "figures" / "emoji-dmd"
-    assert paper.figures_folder("emoji-dmd", "quick") == full / "quick"
-    assert paper.figures_folder("emoji-dmd", "quick", tmp_path) == tmp_path
-
-
 def test_methods_and_prompts_are_known():
     assert {method for method, _ in paper.METHODS.values()} == set(GENERATE_METHODS)
     real = drawings.load()

@@ -221,29 +221,23 @@ def test_save_writes_the_figure_with_caption_table_and_provenance(tiny, tmp_path
     assert (tmp_path / "y.pdf").read_bytes() == first  # no date in it
     assert tiny.folder == dtviz.files.ROOT / "figures" / "custom" / "quick"
     assert facts["caption"] == text
-    before = {path: path.read_bytes() for path in (tmp_path / "figures").glob("x.*")}
-    tiny = replace(tiny, out=tmp_path / "figures")
-    tiny.save(figure, "x", table=table, units={"v": "s"}, prompts=["a dog"], note="Bars: 95%.", tests=["p"])
-    assert {path: path.read_bytes() for path in before} == before  # the same figure again
+    before, tiny = (tmp_path / "figures" / "x.png").read_bytes(), replace(tiny, out=tmp_path / "figures")
+    tiny.save(figure, "x", table=table, units={"v": "s"}, prompts=["a dog"], note="Bars: 95%.")
+    assert (tmp_path / "figures" / "x.png").read_bytes() == before  # the same figure again
 
 
 # Prompts and drawings
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda tiny: tiny.choose(99), "n_prompts=99 must be from 1 to 5"),
-        (lambda tiny: tiny.choose(-1), "n_prompts=-1"),
-        (lambda tiny: Study.open("emoji-dmd", seeds=[]), "at least one seed"),
-        (lambda tiny: Study.open("emoji", seeds=[0]), "did you mean 'emoji-"),
-        (lambda tiny: Study.open("emoji-dmd", seeds=[0], profile="ful"), "profile='ful' is not one of"),
-        (lambda tiny: tiny.trace("a dog", "hybrid", edit="none"), "edit='none' is not one of"),
-    ],
-)
-def test_bad_input_is_refused(tiny, call, words):
-    with pytest.raises(ValueError, match=words):
-        call(tiny)
+def test_bad_input_is_refused(tiny):
+    for call, words in (
+        (lambda: tiny.choose(99), "n_prompts=99 must be from 1 to 5"),
+        (lambda: Study.open("emoji-dmd", seeds=[]), "at least one seed"),
+        (lambda: Study.open("emoji-dmd", seeds=[0], profile="ful"), "profile='ful' is not one of"),
+        (lambda: tiny.trace("a dog", "hybrid", edit="none"), "edit='none' is not one of"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
 
 
 def test_prompts_follow_the_kind_of_pair(tiny):
