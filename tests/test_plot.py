@@ -180,7 +180,7 @@ def test_grid_refuses_what_does_not_fit():
         ((2, 2, 4, 8, 8), 0, {}, "images of shape"),
         ((1, 1, 3, 4, 4), 255, {}, "uint8"),
         ((2, 2, 3, 4, 4), 0, {"row_labels": ["a"]}, "number of labels"),
-        ((2, 2, 3, 4, 4), 0, {"groups": [("a", 1)]}, "could not be broadcast"),
+        ((2, 2, 3, 4, 4), 0, {"groups": [("a", 3)]}, "could not be broadcast"),
     ):
         with pytest.raises(ValueError, match=message):
             plot.plot_image_grid(np.full(shape, value), **options)
