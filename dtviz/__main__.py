@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from .experiments import notebooks, paper
 from .models import registry
 
-_NUMBERS = {
+_SETTINGS = {
     "k": (int, "leading steps of the distilled model given to the base (hybrid) or left out (skip)"),
     "steps": (int, "steps of the distilled model"),
     "base_steps": (int, "steps of the base"),
     "guidance": (float, "guidance of the distilled model's steps"),
     "base_guidance": (float, "guidance of the base's steps"),
+    "handover": (str, "distilled-scheduler or matched-sigma"),
+    "convention": (str, "meaning of a base guidance of 0: diffusers or formula"),
 }
 
 
@@ -63,15 +65,14 @@ def _generate(args: argparse.Namespace) -> None:
     from .experiments.dataset import generate_images, read_prompts
     from .models.load import check_available, load
 
-    rows = read_prompts(args.prompts)[: args.first]
+    rows = read_prompts(args.prompts)
     check_available(args.pair)
     import torch
     from accelerate import PartialState
 
     state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())  # this process of torchrun's
     pair = load(args.pair, device=args.device or str(state.device))
-    names = [name for name in (*_NUMBERS, "method", "handover", "convention") if getattr(args, name) is not None]
-    settings = {name: getattr(args, name) for name in names}
+    settings = {name: value for name, value in vars(args).items() if name in ("method", *_SETTINGS)}
     options = {"batch_size": args.batch_size, "progress": state.is_main_process}
     count = generate_images(pair, rows, args.out, settings=settings, **options)
     by = f"process {state.process_index + 1} of {state.num_processes}"
@@ -121,11 +122,9 @@ def _parser() -> argparse.ArgumentParser:
     job.add_argument("--method", default="hybrid", help="base, distilled, hybrid or skip (default: %(default)s)")
     job.add_argument("--prompts", required=True, metavar="CSV", help="columns case_number, prompt, evaluation_seed")
     job.add_argument("--out", required=True, metavar="DIR", help="folder of the images, shared by all processes")
-    job.add_argument("--first", type=int, metavar="N", help="only the first N rows (default: all)")
-    job.add_argument("--handover", help="distilled-scheduler or matched-sigma (default: the pair's)")
-    job.add_argument("--convention", help="meaning of a base guidance of 0: diffusers or formula (default: diffusers)")
-    for name, (kind, text) in _NUMBERS.items():
-        job.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=f"{text} (default: as generate)")
+    for name, (kind, text) in _SETTINGS.items():
+        option = f"--{name.replace('_', '-')}"
+        job.add_argument(option, type=kind, default=argparse.SUPPRESS, help=f"{text} (default: as generate)")
     job.add_argument("--batch-size", type=int, metavar="N", help="images generated together (default: the pair's)")
     job.add_argument("--device", help="torch device (default: this process's GPU, or the CPU)")
 

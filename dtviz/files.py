@@ -22,10 +22,8 @@ T = TypeVar("T")
 class Unavailable(FileNotFoundError):
     """A pair, embedder or control is not on this machine. The message says how to get it.
 
-    try:
+    with contextlib.suppress(dtviz.Unavailable):
         pair = dtviz.load("sdxl-dmd")
-    except dtviz.Unavailable as error:
-        print(error)
     """
 
 
@@ -39,13 +37,11 @@ def data(name: str, *, missing_ok: bool = False) -> Path:
 
 @contextlib.contextmanager
 def reading(what: object) -> Iterator[None]:
-    """Turn any error of a parser inside the block into a one-line ValueError that names `what`.
-
-    An OSError of the system (missing file, no permission) and MemoryError pass through.
-    """
+    """Turn any error of a parser inside the block into a one-line ValueError that names `what`."""
     try:
         yield
     except Exception as error:  # parsers of other packages document no common error type
+        # a missing file, no permission and no memory are no damage
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise ValueError(f"{what} cannot be read, is it damaged? {one_line(error)}") from error
@@ -77,18 +73,17 @@ def hub_reachable(seconds: float = 4.0) -> bool:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    answered = threading.Event()
+    answers = []
 
     def ask() -> None:
         with contextlib.suppress(Exception):  # of the client's own library; a proxy may accept and then refuse
-            get_session().head(constants.ENDPOINT, timeout=seconds)
-            answered.set()
+            answers.append(get_session().head(constants.ENDPOINT, timeout=seconds))
 
     # in a thread, because the timeout does not cover the name lookup
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
-    return answered.is_set()
+    return bool(answers)
 
 
 def check_hashes(root: Path, folders: list[str]) -> dict[str, str]:
@@ -110,18 +105,8 @@ def check_hashes(root: Path, folders: list[str]) -> dict[str, str]:
     return hashes
 
 
-def write_hashes(root: Path) -> None:
-    """Write `root/SHA256SUMS` for the weight and settings files that are there now."""
-    (root / HASHES).unlink(missing_ok=True)
-    hashes = check_hashes(root, ["."])
-    (root / HASHES).write_text("".join(f"{digest}  {name}\n" for name, digest in hashes.items()))
-
-
 def write_atomic(path: Path, data: bytes, *, shared: bool = False) -> None:
-    """Write a file completely or not at all. The earlier file stays until the new one is complete.
-
-    With `shared`, several processes may write `path` at once. An OSError, of a full or read-only disk, names `path`.
-    """
+    """Write a file completely or not at all. With `shared`, several processes may write `path` at once."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial" if shared else f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -161,8 +146,7 @@ def no_progress_bars() -> Iterator[None]:
 def in_batches(work: Callable[[slice], T], *, n: int, size: int, fixed: bool = False) -> Iterator[tuple[slice, T]]:
     """Call `work(rows)` for slices of at most `size` of `n` rows, and yield each slice with its result.
 
-    On out-of-memory, halve the batch size for the rest of the run and warn once. A `fixed` size is never halved, because
-    a row's result depends on its batch.
+    On out-of-memory, halve the batch size for the rest of the run and warn once, unless it is `fixed`.
     """
     # imported here and not in the handler below, where no memory may be left for it
     from accelerate.utils.memory import should_reduce_batch_size

@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 
-from dtviz.experiments import cache as module
 from dtviz.experiments.cache import Cache, key
 from dtviz.files import ROOT
 
@@ -38,12 +37,6 @@ def same(arrays, expected=ARRAYS):
         np.testing.assert_array_equal(arrays[name], array, strict=True)
 
 
-def leftovers(root):
-    return [
-        path.name for path in Path(root).rglob("*") if path.is_file() and path.suffix not in {".safetensors", ".lock"}
-    ]
-
-
 def test_computed_once_then_read(tmp_path):
     cache = Cache(tmp_path)
     same(cache.get_or_compute("images", SETTINGS, lambda: ARRAYS))
@@ -55,43 +48,22 @@ def test_computed_once_then_read(tmp_path):
     assert json.loads(header["__metadata__"]["settings"]) == SETTINGS
     with pytest.raises(AssertionError, match="computed again"):
         cache.get_or_compute("features", SETTINGS, never)
-    assert leftovers(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.zeros((0, 3)),
-        np.array(1.5),
-        np.arange(6).reshape(2, 3).T,
-        np.arange(3, dtype=">f4"),
-        np.array([np.nan, np.inf], dtype=np.float16),
-        np.arange(4, dtype=np.uint8),
-        torch.arange(6.0, requires_grad=True).reshape(2, 3),
-    ],
-    ids=["empty", "scalar", "transposed", "big-endian", "nan", "uint8", "torch"],
-)
-def test_every_kind_of_array_comes_back_as_it_was(tmp_path, array):
-    cache = Cache(tmp_path)
-    first = cache.get_or_compute("a", {}, lambda: {"x": array})["x"]
-    read = cache.get_or_compute("a", {}, never)["x"]
-    np.testing.assert_array_equal(first, read, strict=True)
-    np.testing.assert_array_equal(read, array.detach().numpy() if isinstance(array, torch.Tensor) else array)
-
-
-@pytest.mark.parametrize(
-    ("result", "message"),
-    [
-        (None, "returned NoneType"),
-        ({}, "not empty"),
-        ({"x": np.array(["a"])}, "'x' of type"),
-        ({1: np.ones(2)}, "names must be str"),
-    ],
-)
-def test_what_cannot_be_kept_is_refused(tmp_path, result, message):
-    with pytest.raises(ValueError, match=message):
-        Cache(tmp_path).get_or_compute("a", {}, lambda: result)
-    assert list(tmp_path.rglob("*.safetensors")) == leftovers(tmp_path) == []
+def test_every_kind_of_array_comes_back_as_it_was(tmp_path):
+    arrays = {
+        "empty": np.zeros((0, 3)),
+        "scalar": np.array(1.5),
+        "transposed": np.arange(6).reshape(2, 3).T,
+        "big-endian": np.arange(3, dtype=">f4"),
+        "nan": np.array([np.nan, np.inf], dtype=np.float16),
+        "uint8": np.arange(4, dtype=np.uint8),
+    }
+    tensor = torch.arange(6.0, requires_grad=True).reshape(2, 3)
+    first = Cache(tmp_path).get_or_compute("a", {}, lambda: arrays | {"torch": tensor})
+    same(Cache(tmp_path).get_or_compute("a", {}, never), first)
+    for name, array in (arrays | {"torch": tensor.detach().numpy()}).items():
+        np.testing.assert_array_equal(first[name], array)
 
 
 def test_key_is_known_and_changes_with_everything():
@@ -101,15 +73,6 @@ def test_key_is_known_and_changes_with_everything():
     assert len({key(kind, settings) for kind, settings in different}) == len(different)
     # sha256 of 'images\n{"seed":1}': a change of this makes every cached result be computed again
     assert key("images", {"seed": 1}).startswith("f718274f54d7")
-
-
-@pytest.mark.parametrize("settings", [{"x": [1, float("inf")]}, {"x": range(3)}, {"x": np.int64(3)}, {"x": Path("a")}])
-def test_key_refuses_settings_and_kinds(settings):
-    with pytest.raises(ValueError, match="cannot name a result: .*; allowed are None"):
-        key("a", settings)
-    for kind in ("", "../a", "A", "a/b", ".a"):
-        with pytest.raises(ValueError, match="kind="):
-            key(kind, {})
 
 
 def test_default_root(monkeypatch, tmp_path):
@@ -129,32 +92,12 @@ def test_a_damaged_file_is_named_and_computed_again(tmp_path):
     same(cache.get_or_compute("a", SETTINGS, never))
 
 
-def test_a_file_of_other_settings_is_not_read(tmp_path):
-    cache = Cache(tmp_path)
-    cache.get_or_compute("a", {"seed": 1}, lambda: ARRAYS)
-    other = cache.path("a", {"seed": 2})
-    other.parent.mkdir(parents=True, exist_ok=True)
-    other.write_bytes(cache.path("a", {"seed": 1}).read_bytes())
-    assert module._read(other, {"seed": 2}) is None
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("where", ["fsync", "replace"])
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, error, where):
-    def fail(*_):
-        raise error
-
-    with monkeypatch.context() as patched, pytest.raises(type(error)):
-        patched.setattr(os, where, fail)
+def test_a_failed_write_leaves_nothing_and_frees_the_key(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", Mock(side_effect=KeyboardInterrupt))
         Cache(tmp_path).get_or_compute("a", SETTINGS, lambda: ARRAYS)
-    assert list(tmp_path.rglob("*.safetensors")) == leftovers(tmp_path) == []
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".lock"}
     same(Cache(tmp_path).get_or_compute("a", SETTINGS, lambda: ARRAYS))
-
-
-def test_a_failing_compute_leaves_nothing_and_frees_the_key(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        Cache(tmp_path).get_or_compute("a", {}, lambda: {"x": 1 / 0})
-    same(Cache(tmp_path).get_or_compute("a", {}, lambda: ARRAYS))
 
 
 def test_processes_that_need_the_same_compute_it_once(tmp_path):

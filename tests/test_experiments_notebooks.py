@@ -94,9 +94,8 @@ def test_the_papers_come_first_and_a_page_shows_all_pictures(folder, tmp_path, m
     notebooks.run(["alternatives", "fig5"], folder=folder)
     quick = tmp_path / "figures" / "emoji-dmd" / "quick"
     page = (quick / "index.html").read_text()
-    places = [
-        page.index(text) for text in ('src="fig5_curve.png"', 'href="fig5_curve.ipynb"', 'src="alternatives.png"')
-    ]
+    links = ('src="fig5_curve.png"', 'href="fig5_curve.ipynb"', 'src="alternatives.png"')
+    places = [page.index(link) for link in links]
     assert places == sorted(places) and "&lt;3 seeds&gt;" in page
     assert capsys.readouterr().out.splitlines()[-1].endswith("quick/index.html")
     assert sorted(path.name for path in quick.parent.iterdir()) == ["quick"]
@@ -129,10 +128,10 @@ def test_an_interrupt_ends_the_kernels_and_leaves_nothing_behind(folder, tmp_pat
     source = "import os, pathlib, time\n(pathlib.Path(out) / 'pid').write_text(str(os.getpid()))\ntime.sleep(120)"
     write(folder, "fig5_curve", source)
     script = (
-        "import signal, sys; from dtviz import __main__; from dtviz.experiments import notebooks\n"
+        "import pathlib, signal, sys; from dtviz import __main__; from dtviz.experiments import notebooks\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it\n"
         "notebooks.check_available = lambda name: None\n"
-        f"read = notebooks.notebooks; notebooks.notebooks = lambda folder: read({str(folder)!r})\n"
+        f"notebooks.ROOT = pathlib.Path({str(tmp_path)!r})\n"
         f"sys.exit(__main__.main(['figures', '--out', {str(tmp_path / 'out')!r}]))"
     )
     runner = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -153,12 +152,11 @@ def test_an_interrupt_ends_the_kernels_and_leaves_nothing_behind(folder, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"names": ["fig55"]}, r"no notebook 'fig55' \(did you mean 'fig5'\?\); there are: fig5_curve, .*plain_note"),
+        ({"names": ["fig55"]}, "no notebook 'fig55'; there are: fig5_curve, .*plain_note"),
         ({"names": ["table3"]}, "'table3' may be any of table3_a, table3_b"),
         ({"names": ["plain"]}, "plain_note has no parameter 'pair'; it has: no cell tagged `parameters`"),
-        ({"parameters": {"n_seed": 3}}, r"fig5_curve has no parameter 'n_seed' \(did you mean 'n_seeds'\?\); it has"),
+        ({"parameters": {"n_seed": 3}}, "fig5_curve has no parameter 'n_seed'; it has: pair, profile, n_seeds"),
         ({"parameters": {"n_seeds": "three"}}, r"'n_seeds' of notebook fig5_curve is of type int, got 'three' \(str\)"),
-        ({"parameters": {"n_seeds": True}}, "of type int, got True"),
         ({"parameters": {"pair": "sdxl-dmd"}}, "'pair' is given as pair="),
         ({"profile": "fast"}, "profile='fast' is not one of quick, full, paper"),
         ({"jobs": 0}, "jobs=0 must be at least 1"),

@@ -92,11 +92,8 @@ def test_shipped_controls_by_what_they_were_trained_on(tmp_path, monkeypatch):
         control.save(tmp_path / folder / "age.safetensors")
     [own] = cases.load("emoji-dmd")
     assert (own.control.name, own.prompts, own.scale) == ("age", ("girl", "man"), 2.0)
-    assert [measure.name for measure in own.measures] == [
-        "emoji-clip score",
-        "emoji-clip contrast",
-        "concept classifier",
-    ]
+    names = [measure.name for measure in own.measures]
+    assert names == ["emoji-clip score", "emoji-clip contrast", "concept classifier"]
     [reverse] = cases.load("emoji-dmd", trained_on="emoji-lcm")
     assert reverse.control.facts["trained_on"]["role"] == "distilled"
     assert cases.load("emoji-dmd", trained_on="emoji-turbo") == []
@@ -123,6 +120,6 @@ def test_effects_are_those_of_the_arrays():
     table = cases.effects(pd.concat(parts))
     assert table.columns[:3].tolist() == ["control", "measure", "model"]
     pd.testing.assert_frame_equal(table.drop(columns=["control", "measure"]), controls.effect(arrays, over="prompts"))
-    few = cases.effects(pd.concat(parts), least=9)
+    few = cases.effects(pd.concat(parts).query("prompt != 'p2'"))
     assert few["over"].tolist() == ["seeds", "seeds"]
     assert [line.split(":")[0] for line in cases.conclude_effects(table)] == ["age, score, base", "age, score, LCM"]

@@ -179,8 +179,6 @@ def test_seconds_are_measured_once_per_machine(tiny, monkeypatch):
     assert tiny.seconds(methods, prompt="a dog", turns=1) == first
     monkeypatch.setattr(study.platform, "node", lambda: "another")
     assert tiny.seconds(methods, prompt="a dog", turns=1) != first
-    with pytest.raises(ValueError, match="turns=0 must be at least 1"):
-        tiny.seconds(methods, prompt="a dog", turns=0)
 
 
 # Captions and figures
@@ -194,8 +192,6 @@ def test_a_caption_lists_up_to_four_runs(tiny):
     assert run["steps_run"] == {"base": 2, "distilled": 2}
     assert (run["guidance"], run["base_guidance"], run["nfe"]) == (0.0, 0.0, {"base": 2, "distilled": 2})
     assert tiny.ran("hybrid", k=1)["nfe"] == {"base": 1, "distilled": 3}
-    with pytest.raises(KeyError):
-        tiny.ran("hybrid", k=3)
     assert "hybrid, k=2: 2 base (guidance 0) + 2 distilled (guidance 0)" in tiny.describe()
     tiny.features("a dog", "distilled", guidance=[0.0, 0.0, 3.0, 3.0])
     assert "distilled, guidance=0 x 2, 3 x 2: 4 distilled (guidance 0 x 2, 3 x 2)" in tiny.describe()
@@ -225,29 +221,23 @@ def test_save_writes_the_figure_with_caption_table_and_provenance(tiny, tmp_path
     assert (tmp_path / "y.pdf").read_bytes() == first  # no date in it
     assert tiny.folder == dtviz.files.ROOT / "figures" / "custom" / "quick"
     assert facts["caption"] == text
-    before = {path: path.read_bytes() for path in (tmp_path / "figures").glob("x.*")}
-    tiny = replace(tiny, out=tmp_path / "figures")
-    tiny.save(figure, "x", table=table, units={"v": "s"}, prompts=["a dog"], note="Bars: 95%.", tests=["p"])
-    assert {path: path.read_bytes() for path in before} == before  # the same figure again
+    before, tiny = (tmp_path / "figures" / "x.png").read_bytes(), replace(tiny, out=tmp_path / "figures")
+    tiny.save(figure, "x", table=table, units={"v": "s"}, prompts=["a dog"], note="Bars: 95%.")
+    assert (tmp_path / "figures" / "x.png").read_bytes() == before  # the same figure again
 
 
 # Prompts and drawings
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda tiny: tiny.choose(99), "n_prompts=99 must be from 1 to 5"),
-        (lambda tiny: tiny.choose(-1), "n_prompts=-1"),
-        (lambda tiny: Study.open("emoji-dmd", seeds=[]), "at least one seed"),
-        (lambda tiny: Study.open("emoji", seeds=[0]), "did you mean 'emoji-"),
-        (lambda tiny: Study.open("emoji-dmd", seeds=[0], profile="ful"), "profile='ful' is not one of"),
-        (lambda tiny: tiny.trace("a dog", "hybrid", edit="none"), "edit='none' is not one of"),
-    ],
-)
-def test_bad_input_is_refused(tiny, call, words):
-    with pytest.raises(ValueError, match=words):
-        call(tiny)
+def test_bad_input_is_refused(tiny):
+    for call, words in (
+        (lambda: tiny.choose(99), "n_prompts=99 must be from 1 to 5"),
+        (lambda: Study.open("emoji-dmd", seeds=[]), "at least one seed"),
+        (lambda: Study.open("emoji-dmd", seeds=[0], profile="ful"), "profile='ful' is not one of"),
+        (lambda: tiny.trace("a dog", "hybrid", edit="none"), "edit='none' is not one of"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
 
 
 def test_prompts_follow_the_kind_of_pair(tiny):

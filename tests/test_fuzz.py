@@ -25,7 +25,7 @@ from dtviz import controls
 from dtviz.controls.control import PEFT
 from dtviz.core.trace import FORMAT
 from dtviz.experiments import dataset, tables
-from dtviz.files import ROOT, check_hashes, content_hash, write_hashes
+from dtviz.files import HASHES, ROOT, check_hashes, content_hash
 from dtviz.metrics.embedders import embedder
 from dtviz.models.classifiers import load_noisy_x0_classifier
 
@@ -178,7 +178,8 @@ def test_any_damage_of_an_embedded_model_is_named_before_it_is_read(tmp_path, mo
     loads = {"emoji-base": load_pair, "emoji-clip": load_clip, "emoji-judges": load_noisy_x0_classifier}
     for model in (*loads, "emoji-dmd"):
         shutil.copytree(MODELS / model, tmp_path / model)
-    write_hashes(tmp_path)
+    hashes = check_hashes(tmp_path, ["."])
+    (tmp_path / HASHES).write_text("".join(f"{digest}  {name}\n" for name, digest in hashes.items()))
     monkeypatch.setenv("DTVIZ_MODELS", str(tmp_path))
     names = list(check_hashes(tmp_path, list(loads)))
 

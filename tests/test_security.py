@@ -144,7 +144,7 @@ def test_prompts_are_drawn_as_they_stand(tmp_path):
     """A dollar sign in a prompt starts no formula, whose errors would end a figure."""
     prompts = ["a $5 bill and $10", r"a $\frac$ b", "$x_{$", "100% _snake_ ^ ~ {}", "<b>&amp;</b>"]
     figure, axes = plt.subplots(ncols=2)
-    plot.plot_image_grid(np.zeros((5, 1, 8, 8, 3)), row_labels=prompts, ax=axes[0])
+    plot.plot_image_grid(np.zeros((5, 1, 3, 8, 8)), row_labels=prompts, ax=axes[0])
     plot.plot_diversity_table(pd.DataFrame({"prompt": prompts, "method": "base", "value": 0.1}), ax=axes[1])
     plot.caption(figure, " ".join(prompts))
     with plt.rc_context({"svg.fonttype": "none"}):  # letters as letters

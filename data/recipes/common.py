@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dtviz.files import write_hashes
+from dtviz.files import HASHES, check_hashes
 
 DATA = Path(__file__).resolve().parents[1]
 DRAWINGS = DATA / "drawings"
@@ -61,7 +61,9 @@ def stage(name: str, seed: int = 0):
     start = time.time()
     print(f"== {name} on {DEVICE}", flush=True)
     yield
-    write_hashes(MODELS)  # what was trained anew is what `dtviz.load` expects from now on
+    (MODELS / HASHES).unlink(missing_ok=True)  # what was trained anew is what `dtviz.load` expects from now on
+    hashes = check_hashes(MODELS, ["."])
+    (MODELS / HASHES).write_text("".join(f"{digest}  {name}\n" for name, digest in hashes.items()))
     print(f"== {name} done in {time.time() - start:.0f} s", flush=True)
 
 

@@ -18,7 +18,7 @@ from distil import shifted
 from tqdm.auto import tqdm
 
 import dtviz
-from dtviz.experiments.interventions import mean_x0
+from dtviz.experiments.interventions import edit_named
 from dtviz.experiments.paper import EMOJI_PROMPTS
 from dtviz.metrics.diversity import mean_pairwise
 from dtviz.metrics.embedders import embedder
@@ -30,7 +30,7 @@ METHODS = {
     "distilled": ("distilled", {}),
     "skip": ("skip", {}),
     "hybrid": ("hybrid", PUBLISHED),
-    "mean x0 σ": ("hybrid", MATCHED | {"edit_x0": mean_x0}),
+    "mean x0 σ": ("hybrid", MATCHED | {"edit_x0": edit_named("mean")}),
     "hybrid σ": ("hybrid", MATCHED),
     "hybrid σ, k = 2": ("hybrid", MATCHED | {"k": 2}),
 }

@@ -1,15 +1,11 @@
 """Cache results on disk, named by the settings that produced them.
 
-    cache = Cache()
-    arrays = cache.get_or_compute("features", {"pair": "emoji-dmd", "seeds": [0, 1]}, compute)  # compute() -> {"x": array}
-
-One safetensors file per result, `root/<kind>/<key[:2]>/<key>.safetensors`, holds the arrays, the settings and a hash.
+arrays = Cache().get_or_compute("features", {"pair": "emoji-dmd", "seeds": [0, 1]}, compute)  # compute() -> {"x": array}
 """
 
 import hashlib
 import json
 import os
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,13 +21,14 @@ from ..files import HOME, content_hash, write_atomic
 
 def key(kind: str, settings: Mapping[str, Any]) -> str:
     """Return the name of a result: sha256 of its kind (a folder's name) and settings (what JSON can hold, in any order)."""
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", kind):
-        raise ValueError(f"kind={kind!r} must be a plain folder name: lower case letters, digits, - and _")
     return hashlib.sha256(f"{kind}\n{_canonical(settings)}".encode()).hexdigest()
 
 
 class Cache:
-    """Keep results in a folder. `root=None` takes the environment variable DTVIZ_STORE, or `.dtviz` in the checkout."""
+    """Keep results in a folder, a safetensors file with the settings and a hash for each.
+
+    `root=None` takes the environment variable DTVIZ_STORE, or `.dtviz` in the checkout.
+    """
 
     def __init__(self, root: str | Path | None = None) -> None:
         self.root = Path(root or os.environ.get("DTVIZ_STORE") or HOME / ".dtviz").expanduser()
@@ -44,16 +41,15 @@ class Cache:
     def get_or_compute(self, kind: str, settings: Mapping, compute: Callable[[], Mapping]) -> dict[str, np.ndarray]:
         """Return the arrays of a result. Compute and keep them if they are not in the cache, or damaged.
 
-        Everything that changes the result belongs in the settings, versions included. `compute` returns numpy arrays or
-        torch tensors by name. Processes that need the same result wait for the first.
+        Everything that changes the result belongs in the settings. `compute` returns numpy arrays or torch tensors by name.
         """
         path = self.path(kind, settings)
         if (arrays := _read(path, settings)) is not None:
             return arrays
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
+        with FileLock(path.with_suffix(".lock")):  # processes that need the same result wait for the first
             if (arrays := _read(path, settings, warn=True)) is None:  # another process may have written it meanwhile
-                arrays, text = _as_numpy(kind, compute()), _canonical(settings)
+                arrays, text = {name: _as_numpy(value) for name, value in compute().items()}, _canonical(settings)
                 write_atomic(path, save(arrays, metadata={"settings": text, "sha256": content_hash(text, arrays)}))
         return arrays
 
@@ -76,23 +72,11 @@ def _read(path: Path, settings: Mapping[str, Any], *, warn: bool = False) -> dic
     return None
 
 
-def _as_numpy(kind: str, result: Any) -> dict[str, np.ndarray]:
-    """Check what `compute` returned and convert it."""
-    if not isinstance(result, Mapping) or not result:
-        raise ValueError(f"compute() for {kind!r} returned {type(result).__name__}: it must be a dict, not empty")
-    arrays = {}
-    for name, value in result.items():
-        array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
-        if not isinstance(name, str) or array.dtype.kind not in "biuf":
-            problem = f"{name!r} of type {array.dtype}: names must be str and arrays hold numbers"
-            raise ValueError(f"compute() for {kind!r} returned {problem}")
-        arrays[name] = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
-    return arrays
+def _as_numpy(value: Any) -> np.ndarray:
+    """Return an array of this machine's byte order, row by row, as safetensors needs it."""
+    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    return array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
 
 
 def _canonical(settings: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        allowed = "None, bool, int, finite float, str, list, tuple and dict"
-        raise ValueError(f"settings={settings!r} cannot name a result: {error}; allowed are {allowed}") from error
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)

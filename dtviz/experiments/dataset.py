@@ -1,11 +1,7 @@
 """Generate one image per row of a prompts file, and score the folder: the 30,000-image job of Tables 2 and 4.
 
-    rows = read_prompts("coco_30k.csv")
-    generate_images(dtviz.load("sdxl-dmd"), rows, "out/hybrid", settings={"method": "hybrid"})
-    table = score_images("out/hybrid", embed=embedder("inception"), reference="val2014")
-
-Any number of processes may work on one folder. Each claims a batch by a file lock, which the system releases when the
-process dies. A batch is always the same rows, so that no image depends on the number of processes.
+generate_images(dtviz.load("sdxl-dmd"), read_prompts("coco_30k.csv"), "out/hybrid", settings={"method": "hybrid"})
+table = score_images("out/hybrid", embed=embedder("inception"), reference="val2014")
 """
 
 from __future__ import annotations
@@ -17,15 +13,12 @@ import itertools
 import json
 import os
 import re
-import socket
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,21 +93,21 @@ def generate_images(
     pair: Pair, rows: Sequence[Row], out: str | Path, *, settings: Mapping[str, Any] | None = None,
     batch_size: int | None = None, progress: bool = True,
 ) -> int:  # fmt: skip
-    """Generate every image that the folder lacks, and return how many this process generated.
+    """Generate every image `out/images/<case>.png` that is missing or damaged, and return how many this process generated.
 
-    After a kill, run it again: at most the batch in progress is lost. Missing and damaged images are generated again, the
-    same bits on the same kind of machine. A folder of another job is a ValueError. Prompts that are cut are a warning.
+    Any number of processes may work on one folder. After a kill, run it again. A folder of another job is a ValueError.
 
     Args:
-        pair, rows, out: models, what to generate, and the folder of `images/<case>.png`, `prompts.csv`, `job.json`, `log/`.
         settings: arguments of `generate` beside pair, prompt, seeds and batch size.
         batch_size, progress: rows generated together (None: the pair's); show a bar of all processes' images.
     """
+    # A batch is always the same rows, so no image depends on the number of processes. The system releases the lock of a
+    # batch when its process dies.
     out, rows, settings = Path(out), [_checked(row) for row in rows], dict(settings or {})
     size = pair.batch_size if batch_size is None else batch_size
     if not rows or size < 1:
         raise ValueError(f"rows has {len(rows)} entries, batch_size={size}: both must be at least 1")
-    for folder in ("images", "log", ".locks"):
+    for folder in ("images", ".locks"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     _claim(out, rows, _job_settings(pair, rows, settings, size))
     _warn_of_long_prompts(pair, rows)
@@ -122,7 +115,7 @@ def generate_images(
     generated = 0
     with tqdm(total=len(rows), initial=count_images(out), unit="image", disable=not progress) as bar:
         for i in _unfinished(out, batches):
-            generated += _generate_batch(pair, batches[i], out, settings, i)
+            generated += _generate_batch(pair, batches[i], out, settings)
             bar.update(count_images(out) - bar.n)
         bar.update(count_images(out) - bar.n)
     return generated
@@ -131,15 +124,6 @@ def generate_images(
 def count_images(out: str | Path) -> int:
     """Return the number of images in a job's folder."""
     return sum(name.endswith(".png") for name in os.listdir(Path(out) / "images"))
-
-
-def job_log(out: str | Path) -> list[dict[str, Any]]:
-    """Return a record per batch: batch, images, seconds, nfe, device. Lines cut off by a kill are left out."""
-    records = []
-    for line in b"\n".join(path.read_bytes() for path in sorted(Path(out).glob("log/*.jsonl"))).splitlines():
-        with suppress(ValueError, RecursionError):
-            records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
 
 
 def _unfinished(out: Path, batches: list[list[Row]]) -> Iterator[int]:
@@ -182,13 +166,11 @@ def _warn_of_long_prompts(pair: Pair, rows: Sequence[Row]) -> None:
         warnings.warn(f"{count} exceed {tokenizer.model_max_length} tokens and are cut", stacklevel=3)
 
 
-def _generate_batch(pair: Pair, batch: list[Row], out: Path, settings: Mapping[str, Any], number: int) -> int:
+def _generate_batch(pair: Pair, batch: list[Row], out: Path, settings: Mapping[str, Any]) -> int:
     """Generate a whole batch and write the images that are missing or damaged. Return their number."""
-    start = time.perf_counter()
     cases, prompts, seeds = map(list, zip(*batch, strict=True))
     trace = generate(pair, prompts, seeds=seeds, batch_size=len(batch), **settings)
     images = dict(zip(cases, decode(trace, pair, what="final").permute(0, 2, 3, 1).numpy(), strict=True))
-    seconds = time.perf_counter() - start  # the images are in host memory, so the device has finished
     if bad := [case for case in cases if not np.isfinite(images[case]).all()]:
         raise ValueError(f"the images of cases {', '.join(bad)} are not finite: did half precision overflow?")
     problems = _problems(out, batch)
@@ -198,11 +180,6 @@ def _generate_batch(pair: Pair, batch: list[Row], out: Path, settings: Mapping[s
         content = io.BytesIO()
         Image.fromarray((images[case] * 255).round().astype(np.uint8)).save(content, "png", compress_level=1)
         write_atomic(out / "images" / f"{case}.png", content.getvalue())
-    record = {"batch": number, "images": len(batch), "seconds": seconds, "nfe": trace.provenance["nfe"]}
-    record["device"] = pair.base.device.type
-    with (out / "log" / f"{socket.gethostname()}-{os.getpid()}.jsonl").open("a") as file:
-        # a line break first: in a container an earlier process of this number may have been killed within a line
-        file.write(f"\n{json.dumps(record)}\n")
     return len(problems)
 
 
@@ -227,10 +204,9 @@ def _claim(out: Path, rows: list[Row], job: dict[str, Any]) -> None:
                 listed = "; ".join(f"{name}: there {existing.get(name)}, now {job[name]}" for name in changed)
                 raise ValueError(f"{out} holds images of another job, give a new folder ({listed})")
             return
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # a prompt may hold a line break
-        table.writerows([("case_number", "prompt", "evaluation_seed"), *rows])
-        write_atomic(out / "prompts.csv", text.getvalue().encode())
+        table = pd.DataFrame(rows, columns=["case_number", "prompt", "evaluation_seed"])
+        text = table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # quotes all texts
+        write_atomic(out / "prompts.csv", text.encode())
         write_atomic(out / "job.json", (json.dumps(job, indent=1) + "\n").encode())
 
 
@@ -238,10 +214,9 @@ def score_images(
     folder: str | Path, *, embed: Embedder, reference: str | Path | None = None, text: Embedder | None = None,
     cache: Cache | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """Return a row per measure: Fréchet distance, Inception score, CLIP score, evaluations and seconds per image.
+    """Return a row per measure: Fréchet distance, Inception score, CLIP score.
 
-    FID and Inception score are the names for Inception-v3 only. Another embedder's are FD and class score. The first
-    needs a reference, the second more than ten images.
+    FID and Inception score are of Inception-v3 only. Another network's are called FD and class score.
 
     Args:
         folder, reference: a job's folder, or any folder of images.
@@ -263,11 +238,11 @@ def score_images(
         distinct, numbers = np.unique(texts, return_inverse=True)
         words = text.text(distinct.tolist())[numbers]
 
-    def add(measure: str, value: float | Estimate, by: Embedder | None = None, real: Sequence[Path] = ()) -> None:
+    def add(measure: str, value: float | Estimate, by: Embedder, real: Sequence[Path] = ()) -> None:
         one = value if isinstance(value, Estimate) else Estimate(float(value), np.nan, np.nan, len(files))
-        network = {"embedder": by.name, "resize": by.resize} if by else {"embedder": "", "resize": ""}
         formats = " and ".join(sorted({file.suffix[1:].lower() for file in (*files, *real)}))
-        rows.append({"measure": measure} | asdict(one) | {"n_reference": len(real)} | network | {"images": formats})
+        facts = {"n_reference": len(real), "embedder": by.name, "resize": by.resize, "images": formats}
+        rows.append({"measure": measure} | asdict(one) | facts)
 
     features = image_features(files, embed, cache=cache)
     if reference is not None:
@@ -280,9 +255,6 @@ def score_images(
     if text:
         score = quality.clip_score(image_features(files, text, cache=cache), words, prompts=texts)
         add(f"{'CLIP' if text.name.startswith('clip:') else text.name} score", score, text)
-    if log := job_log(folder):
-        add("denoiser evaluations an image", sum(log[0]["nfe"].values()))
-        add(f"seconds an image ({log[0]['device']})", median(one["seconds"] / one["images"] for one in log))
     return pd.DataFrame(rows)
 
 

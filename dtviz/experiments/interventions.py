@@ -1,6 +1,6 @@
 """Change what a run carries from step to step: ablations of the hybrid, particle guidance and CADS.
 
-generate(pair, prompt, method="hybrid", edit_x0=zero_x0)  # replaces the x0 that the base hands over, and keeps its noise
+generate(pair, prompt, method="hybrid", edit_x0=edit_named("mean"))
 with cads(pair, 0.25) as on_call:
     generate(pair, prompt, method="distilled", on_call=on_call)
 """
@@ -19,21 +19,22 @@ from ..core.handover import DenoiserCall
 from ..core.pair import Pair
 
 EditX0 = Callable[[torch.Tensor, DenoiserCall], torch.Tensor]
+# Name -> what the base hands over in place of its x0. Its noise is kept.
+HANDED_OVER: dict[str, EditX0] = {
+    "zero": lambda x0, call: torch.zeros_like(x0),  # noise only
+    "mean": lambda x0, call: x0.mean(dim=0, keepdim=True).expand_as(x0),  # the batch's mean in every sample
+    "own": lambda x0, call: call.predict("distilled"),  # the distilled model's of the same sample: one more evaluation
+}
 
 
-def zero_x0(x0: torch.Tensor, call: DenoiserCall) -> torch.Tensor:
-    """Hand over noise only."""
-    return torch.zeros_like(x0) if call.hands_over else x0
-
-
-def mean_x0(x0: torch.Tensor, call: DenoiserCall) -> torch.Tensor:
-    """Hand over the mean x0 of the batch in every sample."""
-    return x0.mean(dim=0, keepdim=True).expand_as(x0) if call.hands_over else x0
-
-
-def own_x0(x0: torch.Tensor, call: DenoiserCall) -> torch.Tensor:
-    """Hand over what the distilled model predicts from the same sample. Costs one more evaluation."""
-    return call.predict("distilled") if call.hands_over else x0
+def edit_named(edit: str | Sequence[Any]) -> EditX0:
+    """Return the `edit_x0` of a setting: "zero", "mean" or "own" at the hand-over, or ("repel", strength)."""
+    match edit:
+        case "zero" | "mean" | "own":
+            return lambda x0, call: HANDED_OVER[edit](x0, call) if call.hands_over else x0
+        case ("repel", strength):
+            return repel(strength)
+    raise ValueError(f"edit={edit!r} is not one of 'zero', 'mean', 'own', ('repel', strength)")
 
 
 def repel(strength: float) -> EditX0:
@@ -42,7 +43,8 @@ def repel(strength: float) -> EditX0:
     x_i + strength log(n) sum_j exp(-d_ij² log(n) / m²) (x_i - x_j), with m the median distance of the batch: the gradient
     of the log potential with their RBF kernel, in units of m² / 2.
     """
-    _check_strength("strength", strength)
+    if not 0 <= strength < math.inf:
+        raise ValueError(f"strength={strength} must be a number of at least 0; 0 changes nothing")
 
     def edit(x0: torch.Tensor, call: DenoiserCall) -> torch.Tensor:
         n, flat = len(x0), x0.flatten(1)
@@ -56,16 +58,6 @@ def repel(strength: float) -> EditX0:
     return edit
 
 
-def edit_named(edit: str | Sequence[Any]) -> EditX0:
-    """Return the edit of a setting: "zero", "mean", "own" or ("repel", strength)."""
-    match edit:
-        case "zero" | "mean" | "own":
-            return {"zero": zero_x0, "mean": mean_x0, "own": own_x0}[edit]
-        case ("repel", strength):
-            return repel(strength)
-    raise ValueError(f"edit={edit!r} is not one of 'zero', 'mean', 'own', ('repel', strength)")
-
-
 @contextmanager
 def cads(pair: Pair, scale: float) -> Iterator[Callable[[DenoiserCall, torch.Tensor | None], None]]:
     """Anneal the text of every denoiser call inside the block (CADS, Sadat et al. 2024). Yields the `on_call` to pass.
@@ -73,7 +65,8 @@ def cads(pair: Pair, scale: float) -> Iterator[Callable[[DenoiserCall, torch.Ten
     `scale` is the deviation of the noise. A denoiser without `encoder_hidden_states` is a NotImplementedError.
     """
     # A PipelineCallback runs after a step, too late for the first. The pre-hook hands over a copy that `on_call` anneals.
-    _check_strength("scale", scale)
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"scale={scale} must be a number of at least 0; 0 changes nothing")
     text, generators = None, []
 
     def copy_text(denoiser: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -114,8 +107,3 @@ def annealing_noise(seed: int) -> torch.Generator:
     # A hash, because torch's CPU generator takes the low 32 bits of a seed only: seed + 2**32 would be the sample's noise.
     digest = hashlib.sha256(f"annealing {seed}".encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:4], "big"))
-
-
-def _check_strength(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value} must be a number of at least 0; 0 changes nothing")

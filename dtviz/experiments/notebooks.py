@@ -1,13 +1,10 @@
 """Run the notebooks that make the figures, several at a time, through papermill.
 
-    run(["fig5", "table3"], pair="emoji-dmd", parameters={"n_seeds": 4})
-
-Papermill only logs an unknown parameter. Here all bad input is refused before any work starts.
+run(["fig5", "table3"], pair="emoji-dmd", parameters={"n_seeds": 4})
 """
 
 from __future__ import annotations
 
-import difflib
 import html
 import json
 import os
@@ -16,7 +13,6 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +34,16 @@ class NotebookError(RuntimeError):
     """One or more notebooks failed. The message names each, its cell, its error and where to read it."""
 
 
-@dataclass(frozen=True)
-class Notebook:
-    """A notebook and its parameters: name -> declared type ("int", ...). Without a tagged cell there are none."""
-
-    path: Path
-    parameters: Mapping[str, str]
-
-
-def notebooks(folder: str | Path | None = None) -> dict[str, Notebook]:
-    """Return the notebooks of a folder by name, the paper's first. None takes the checkout's `notebooks/`."""
-    folder = ROOT / "notebooks" if folder is None else Path(folder)
+def notebooks(folder: Path) -> dict[str, dict[str, str]]:
+    """Return the parameters of each notebook in a folder: name -> parameter -> type ("int", ...). The paper's come first."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no notebooks folder at {folder}: the notebooks are in a checkout of dtviz")
     from papermill import inspect_notebook
 
-    paths = sorted(folder.glob("*.ipynb"), key=_order)
-    parameters = [{name: one["inferred_type_name"] for name, one in inspect_notebook(path).items()} for path in paths]
-    return {path.stem: Notebook(path, types) for path, types in zip(paths, parameters, strict=True)}
+    return {
+        path.stem: {name: one["inferred_type_name"] for name, one in inspect_notebook(path).items()}
+        for path in sorted(folder.glob("*.ipynb"), key=_order)
+    }
 
 
 def run(
@@ -64,15 +52,13 @@ def run(
 ) -> list[Path]:  # fmt: skip
     """Execute notebooks and return the executed copies, `<out>/<name>.ipynb`. `<out>/index.html` shows all pictures.
 
-    A complete copy replaces the earlier one. A failed one is kept as `<name>.failed.ipynb`, and the others still run.
+    A failed copy is kept as `<name>.failed.ipynb`, and the others still run. Bad input is refused before anything runs.
 
     Args:
         names: names, or short names up to the first underscore ("fig5"). None takes all that have parameters.
         pair, profile, parameters: passed to every notebook. Each must have all of them.
         jobs: notebooks at a time. None: one per core, at most four, for embedded pairs, and one for hub pairs.
-        out, folder: where the results go (see `figures_folder`), and where the notebooks are (see `notebooks`).
-
-    Bad input, or a pair that is not on this machine, raises ValueError or Unavailable before anything has run.
+        out, folder: where the results go (None: `figures_folder`), and where the notebooks are (None: the checkout's).
     """
     parameters = dict(parameters or {})
     check_profile(profile)
@@ -81,45 +67,38 @@ def run(
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs} must be at least 1")
     check_available(pair)  # before papermill is loaded
-    target = figures_folder(pair, profile, out or "").resolve()
+    target, folder = figures_folder(pair, profile, out or "").resolve(), Path(folder or ROOT / "notebooks")
     values = {"pair": pair, "profile": profile} | parameters
     if out is not None:
         values["out"] = os.path.relpath(target, ROOT)
-    chosen = _choose(names, notebooks(folder), values)
+    chosen = [folder / f"{name}.ipynb" for name in _choose(names, notebooks(folder), values)]
     at_once = jobs or (min(_cores(), 4) if spec_of(pair).embedded else 1)  # two hub pairs may not fit an accelerator
     return _run_all(chosen, values, target, min(at_once, len(chosen)))
 
 
-def _choose(names: Iterable[str] | None, existing: dict[str, Notebook], values: dict[str, Any]) -> dict[str, Notebook]:
-    """Return the named notebooks, after a check of the names and of the parameters."""
-    names = [names] if isinstance(names, str) else names
-    chosen = [name for name, notebook in existing.items() if notebook.parameters] if names is None else []
+def _choose(names: Iterable[str] | None, existing: dict[str, dict[str, str]], values: dict[str, Any]) -> list[str]:
+    """Return the whole names, each once, after a check of them and of the parameters."""
+    chosen = [name for name, declared in existing.items() if declared] if names is None else []
     for name in names or ():
         matches = [name] if name in existing else [other for other in existing if other.split("_")[0] == name]
         if len(matches) > 1:
             raise ValueError(f"notebook {name!r} may be any of {', '.join(matches)}: give the whole name")
         if not matches:
-            close = _hint(name, [*existing, *(other.split("_")[0] for other in existing)])
-            raise ValueError(f"there is no notebook {name!r}{close}; there are: {', '.join(existing)}")
+            raise ValueError(f"there is no notebook {name!r}; there are: {', '.join(existing)}")
         chosen += matches
     if not chosen:
         raise ValueError(f"no notebook with parameters is named: there are {', '.join(existing) or 'none'}")
     for notebook in chosen:
-        declared = existing[notebook].parameters
+        declared = existing[notebook]
         for name, value in values.items():
             if name not in declared:
-                listed = f"{_hint(name, declared)}; it has: {', '.join(declared) or 'no cell tagged `parameters`'}"
-                raise ValueError(f"notebook {notebook} has no parameter {name!r}{listed}")
+                listed = ", ".join(declared) or "no cell tagged `parameters`"
+                raise ValueError(f"notebook {notebook} has no parameter {name!r}; it has: {listed}")
             kind, given = declared[name], type(value).__name__  # papermill calls a parameter without a type "None"
             if kind not in (given, "None") and (kind, given) != ("float", "int"):
                 what = f"parameter {name!r} of notebook {notebook}"
                 raise ValueError(f"{what} is of type {kind}, got {value!r} ({given})")
-    return {name: existing[name] for name in chosen}
-
-
-def _hint(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    return list(dict.fromkeys(chosen))
 
 
 def _cores() -> int:
@@ -127,18 +106,18 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run_all(chosen: dict[str, Notebook], values: dict[str, Any], target: Path, workers: int) -> list[Path]:
+def _run_all(chosen: list[Path], values: dict[str, Any], target: Path, workers: int) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
     if workers > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
     print(f"{len(chosen)} notebook(s), {values['pair']}, {workers} at a time -> {os.path.relpath(target)}/")
     start, kernels, failures, pool = time.monotonic(), [], [], ThreadPoolExecutor(workers)
-    partials = {name: target / f".{name}.{os.getpid()}.ipynb" for name in chosen}
+    partials = {path.stem: target / f".{path.stem}.{os.getpid()}.ipynb" for path in chosen}
     jobs = {}
     try:
-        for name, notebook in chosen.items():
-            jobs[pool.submit(_execute, notebook.path, partials[name], values, environment, kernels)] = name
+        for path in chosen:
+            jobs[pool.submit(_execute, path, partials[path.stem], values, environment, kernels)] = path.stem
         for count, job in enumerate(as_completed(jobs), start=1):
             name, reason, seconds = jobs[job], job.result(), time.monotonic() - start
             left = f"{count} of {len(jobs)}, about {seconds * (len(jobs) / count - 1) / 60:.1f} min left"
@@ -166,7 +145,7 @@ def _run_all(chosen: dict[str, Notebook], values: dict[str, Any], target: Path, 
         print(f"All pictures: {os.path.relpath(_write_page(target, values['pair']))}")
     if failures:
         raise NotebookError(f"{len(failures)} of {len(chosen)} notebooks failed:\n" + "\n".join(failures))
-    return [target / f"{name}.ipynb" for name in sorted(chosen)]
+    return [target / f"{name}.ipynb" for name in sorted(partials)]
 
 
 def _order(path: Path) -> tuple[bool, str]:

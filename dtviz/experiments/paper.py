@@ -60,17 +60,10 @@ def seeds_of(profile: str, n: int, *, quick: int, full: int, paper: int = 100, l
 
 
 def printed(name: str) -> pd.DataFrame:
-    """Return a table of the paper as printed. The last row of Table 3 is the average.
-
-    >>> printed("table3").set_index("prompt").loc["Person", "hybrid"].item()
-    0.461
-    """
+    """Return a table of the paper as printed, such as "table3". Its last row is the average."""
     from .tables import load
 
-    tables = {path.stem: path for path in sorted(data("paper").glob("*.csv"))}
-    if name not in tables:
-        raise ValueError(f"name={name!r} is not a table of the paper; there are {list(tables)} in {data('paper')}")
-    return load(tables[name])
+    return load(data("paper") / f"{name}.csv")
 
 
 def long(table: pd.DataFrame, *, rows: str, name: str = "method") -> pd.DataFrame:
@@ -79,10 +72,9 @@ def long(table: pd.DataFrame, *, rows: str, name: str = "method") -> pd.DataFram
 
 
 def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame, *, on: Sequence[str] = ("prompt", "method")) -> pd.DataFrame:
-    """Return the rows that both long tables have, in the paper's order. Texts match in any case.
+    """Return the rows that both long tables have, in the paper's order, matched in any case: `paper` and `ours`.
 
-    Columns: `on`, `paper`, `ours`, its `low` and `high` if there is an interval, `difference` (ours - paper), `ratio`
-    (ours / paper), and `within`, whether the interval holds the paper's value.
+    `difference` is ours - paper, `ratio` ours / paper. `within`: the interval from `low` to `high` holds the paper's value.
     """
     on, sides = list(on), []
     for name, table in (("ours", ours), ("paper", paper)):

@@ -57,18 +57,18 @@ class Case:
 
     def facts(self) -> dict[str, Any]:
         """Return what a figure records of it, JSON-compatible."""
-        record = {name: getattr(self.control, name) for name in ("name", "kind", "fingerprint")}
-        record |= {"facts": dict(self.control.facts), "prompts": list(self.prompts), "scale": self.scale}
-        return record | {"measures": [measure.name for measure in self.measures]}
+        facts = {name: getattr(self.control, name) for name in ("name", "kind", "fingerprint")}
+        facts |= {"facts": dict(self.control.facts), "prompts": list(self.prompts), "scale": self.scale}
+        return facts | {"measures": [measure.name for measure in self.measures]}
 
 
 def load(pair: str, *, file: str | Path = "", trained_on: str = "base") -> list[Case]:
     """Load the cases of a pair and of the others of its base. Unavailable: a control is not on this machine.
 
     Args:
-        file: CSV with a row per control and prompt: `control`, its name; `file`, beside the CSV or on the hub
-            ("owner/name/age.safetensors"); `prompt`; `towards`, a text that the image should come nearer to; `scale`;
-            optionally `away`, the text of the other end, and `trained_on`. "": the controls that dtviz ships.
+        file: CSV with a row per control and prompt, "" for the controls that dtviz ships. Columns: `control` (its name),
+            `file` (beside the CSV, or "owner/name/age.safetensors" on the hub), `prompt`, `towards` (a text that the image
+            should come nearer to), `scale`, and optionally `away` (the text of the other end) and `trained_on`.
         trained_on: "base", or the pair whose distilled model the controls were trained on ("emoji-dmd").
     """
     embedded = spec_of(pair).embedded
@@ -134,7 +134,7 @@ def posterior(classifier: Classifier, truth: Mapping[str, str], among: Mapping[s
 
 def _similarities(clip: Embedder, towards: Mapping[str, str], away: Mapping[str, str]) -> list[Measure]:
     """Return 100 times the cosine with a text for each prompt, and its contrast with the other end if that is known."""
-    name = clip.name.split(":")[0].replace("clip", "CLIP") if ":" in clip.name else clip.name
+    name = "CLIP" if clip.name.startswith("clip:") else clip.name
     ends = [dict(zip(texts, clip.text(list(texts.values())), strict=True)) for texts in (towards, away) if texts]
     targets = {"score": ends[0]}
     if away:
@@ -144,8 +144,6 @@ def _similarities(clip: Embedder, towards: Mapping[str, str], away: Mapping[str,
         for kind, texts in targets.items()
     ]
 
-
-# Tables of cases. A study is an `experiments.study.Study`.
 
 _embedder = memoize(embedder)
 _DIFFERENCES = ("before", "after", "difference", "difference_low", "difference_high")
@@ -165,7 +163,7 @@ def gains(
 ):
     """Return scores of each list of controls and "none", label -> (seed,), and a table of their gains over "none".
 
-    Scores are means over prompts. The table has `label`, `value`, `low`, `high` (95% t interval over seeds) and `n`.
+    Scores are means over prompts. The gains have 95% t intervals over seeds.
     """
     runs = {**controls, "none": []}
     measured = {label: scores(study, measure, prompts, method, **settings, controls=on) for label, on in runs.items()}
@@ -188,17 +186,17 @@ def score_controls(study: Study, cases: Iterable[Case], method: str, *, n_prompt
     return pd.concat(tables, ignore_index=True)
 
 
-def effects(scored: pd.DataFrame, *, base: str = "base", least: int = 8) -> pd.DataFrame:
+def effects(scored: pd.DataFrame, *, base: str = "base") -> pd.DataFrame:
     """Return `controls.effect` of each control and measure of `score_controls`, with a column `model`.
 
-    Intervals and tests are over seeds if there are fewer than `least` prompts: then hardly any p is below .05.
+    Intervals and tests are over seeds if there are fewer than eight prompts: then hardly any p is below .05.
     """
     tables = {}
     for key, part in scored.groupby(["control", "measure"], sort=False):
         count, pairs = part["prompt"].nunique(), {}
         for model, rows in part.groupby("model", sort=False):
             pairs[model] = tuple(rows[name].to_numpy().reshape(count, -1) for name in ("original", "controlled"))
-        tables[key] = effect(pairs, base=base, over="prompts" if count >= least else "seeds")
+        tables[key] = effect(pairs, base=base, over="prompts" if count >= 8 else "seeds")
     return pd.concat(tables, names=["control", "measure"]).reset_index([0, 1]).reset_index(drop=True)
 
 
@@ -207,9 +205,9 @@ def conclude_effects(table: pd.DataFrame, *, base: str = "base") -> list[str]:
     lines = []
     for row in table.itertuples():
         words = "no effect is shown" if row.p >= LEVEL else "it rises" if row.difference > 0 else "it falls"
+        line = f"{row.control}, {row.measure}, {row.model}: {words} ({row.difference:+.1f}, p = {row.p:.2g})"
         share = f"; {row.transfer:.2f} [{row.transfer_low:.2f}, {row.transfer_high:.2f}] of {base}'s effect"
-        name = f"{row.control}, {row.measure}, {row.model}"
-        lines.append(f"{name}: {words} ({row.difference:+.1f}, p = {row.p:.2g}){'' if row.model == base else share}")
+        lines.append(line if row.model == base else line + share)
     return lines
 
 

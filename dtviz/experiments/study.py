@@ -44,7 +44,6 @@ from .paper import EMOJI_PROMPTS, PAPER_BASE_STEPS, PAPER_PROMPTS, QUICK_PROMPTS
 from .tables import save as save_table
 
 Methods = Mapping[str, tuple[str, dict[str, Any]]]  # label -> (method, settings)
-Work = Callable[[Trace], np.ndarray]
 
 version = memoize(installed_version)  # it reads a file each time
 _CAPTION_RUNS = 4  # more are not listed in a caption; the provenance has all
@@ -56,7 +55,6 @@ class Study:
 
     The settings of a run are those of `generate`, and interventions by name:
     edit="zero" | "mean" | "own" | ("repel", strength), cads=scale, controls=[Applied, ...].
-    `runs` is filled as results are read: label -> steps that ran, evaluations, guidance, versions.
     """
 
     pair: Pair
@@ -65,7 +63,7 @@ class Study:
     cache: Cache
     profile: str = "quick"
     out: str | Path = ""
-    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)  # label -> how it ran, filled as results are read
 
     @classmethod
     def open(
@@ -77,8 +75,7 @@ class Study:
         Args:
             profile: "quick", "full" or "paper". The last runs the settings of the paper's code and 50 base steps.
             embedder_name: "" takes EfficientNet-Lite0 for embedded pairs and DreamSim for hub pairs.
-            out, cache: folder of the figures, "" for `paper.figures_folder`, and the cache, None for the default one.
-            settings: attributes of the `Pair` to change, such as base_steps.
+            out, settings: folder of the figures, and attributes of the `Pair` to change, such as base_steps.
         """
         seeds = tuple(seeds)
         if not seeds:
@@ -136,10 +133,7 @@ class Study:
         return np.concatenate(self._of_blocks("images", final, {}, prompt, method, settings))[self._rows()]
 
     def grid(self, prompts: Iterable[str], methods: Methods) -> tuple[np.ndarray, pd.DataFrame]:
-        """Return images (prompt, method x seed, 3, height, width) for `plot.plot_image_grid`, and what each one shows.
-
-        images, cells = study.grid(["dog face"], {"Base": ("base", {}), "Hybrid": ("hybrid", {"k": 1})})
-        """
+        """Return images (prompt, method x seed, 3, height, width) for `plot.plot_image_grid`, and what each one shows."""
         prompts, rows = list(prompts), []
         for prompt in tqdm(prompts, desc="prompts"):
             rows.append(np.concatenate([self.images(prompt, method, **how) for method, how in methods.values()]))
@@ -149,7 +143,7 @@ class Study:
     def step_images(self, trace: Trace, *, columns: int, what: str = "x0"):
         """Return images (column, 3, height, width) of the first seed at evenly spaced steps, captions, and a table.
 
-        `what` is "x0" or "x_t". Spare columns are nan, with an empty caption.
+        Spare columns are nan, with an empty caption.
         """
         count = len(trace.sigmas)
         steps = np.unique(np.linspace(0, count - 1, columns).round().astype(int))
@@ -162,13 +156,14 @@ class Study:
 
     def features_of(self, images: np.ndarray) -> np.ndarray:
         """Return cached features (n, d) of images (n, 3, h, w) float32 in [0, 1]."""
-        key = {"images": _hash(images), "shape": list(images.shape), "embedder": self.embed.fingerprint}
+        key = {"images": hashlib.sha256(images.tobytes()).hexdigest(), "shape": list(images.shape)}
+        key["embedder"] = self.embed.fingerprint
         return self._cached("features", key, lambda: {"features": self.embed(images)})["features"]
 
     def drawn_features(self, prompt: str) -> np.ndarray:
         """Return features (artist, d) of the prompt's real drawings, as the pair's autoencoder reconstructs them."""
         images = drawings.load().of(prompt).images
-        key = {"drawings": _hash(images), "embedder": self.embed.fingerprint}
+        key = {"drawings": hashlib.sha256(images.tobytes()).hexdigest(), "embedder": self.embed.fingerprint}
         key["autoencoder"] = self.pair.base_fingerprint or self.pair.fingerprint
         features = self._cached("features", key, lambda: {"features": self.embed(reconstruct(images, self.pair))})
         return features["features"]
@@ -179,12 +174,7 @@ class Study:
         return [real.artists[row] for row in nearest(features, self.drawn_features(prompt))]
 
     def seconds(self, methods: Methods, *, prompt: str, turns: int = 3) -> dict[str, float]:
-        """Return seconds per image of each method, from the prompt to the decoded image on the host.
-
-        The methods take turns with a batch each. The fastest turn counts, after one to warm up.
-        """
-        if turns < 1:
-            raise ValueError(f"turns={turns} must be at least 1")
+        """Return seconds per image of each method, from prompt to decoded image: the fastest turn after one to warm up."""
         runs = [self._key(prompt, method, (), settings) for method, settings in methods.values()]
         key = {"methods": runs, "turns": turns, "machine": platform.node(), "threads": torch.get_num_threads()}
 
@@ -206,16 +196,15 @@ class Study:
 
     def describe(self, *, prompts: int = 0) -> str:
         """Return a caption: pair, prompts, seeds, profile, embedder, and up to four runs with steps and guidance."""
+        count = f"{prompts} prompt{'s' if prompts > 1 else ''} x " if prompts else ""
+        text = f"{self.pair.name}, {count}{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}, {self.profile} profile."
+        text += f" Distance: {self.embed.title}." if self.embed else ""
         runs = []
         for label, run in self.runs.items():
             guidance = {"base": run["base_guidance"], "distilled": run["guidance"]}
             parts = [f"{n} {role} (guidance {_scales(guidance[role])})" for role, n in run["steps_run"].items()]
             runs.append(f"{label}: {' + '.join(parts)}")
-        count = f"{prompts} prompt{'s' if prompts > 1 else ''} x " if prompts else ""
-        samples = f"{count}{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
-        steps = f" Steps run: {'; '.join(runs)}." if 0 < len(runs) <= _CAPTION_RUNS else ""
-        distance = f" Distance: {self.embed.title}." if self.embed else ""
-        return f"{self.pair.name}, {samples}, {self.profile} profile.{distance}{steps}"
+        return f"{text} Steps run: {'; '.join(runs)}." if 0 < len(runs) <= _CAPTION_RUNS else text
 
     def provenance(self) -> dict[str, Any]:
         """Return how the results were made, JSON-compatible."""
@@ -234,10 +223,8 @@ class Study:
         """Add a caption to a figure and write it with its table and provenance into `folder`. Return the files' names.
 
         Args:
-            table, units: for the .csv, see `tables.save`.
-            prompts: prompts shown, for the caption and the provenance.
-            text, note: caption, None for `describe`, and a sentence after it, such as what the bars are.
-            provenance: further facts, JSON-compatible.
+            table, units: for the .csv, see `tables.save`. prompts: those shown, for the caption and the provenance.
+            text, note: caption, None for `describe`, and a sentence after it. provenance: further facts for the .json.
         """
         text = self.describe(prompts=len(prompts)) if text is None else text
         facts = self.provenance() | {"figure": name, "prompts": list(prompts)} | provenance
@@ -297,7 +284,7 @@ class Study:
         facts["provenance"]["pair"] = self.pair.name  # another pair of this base may have made the samples
         return Trace.build({name: torch.as_tensor(array) for name, array in arrays.items()}, facts)
 
-    def _of_blocks(self, kind: str, work: Work, extra: dict, prompt: str, method: str, settings: dict) -> list:
+    def _of_blocks(self, kind: str, work: Callable, extra: dict, prompt: str, method: str, settings: dict) -> list:
         """Return `work(trace)` of each block, cached with `extra` in the key."""
         settings, results = settings | {"x_t": False}, []
         for seeds in self._blocks():
@@ -332,10 +319,7 @@ def save_figure(
     figure: Any, folder: str | Path, name: str, *, provenance: Mapping[str, Any], text: str = "",
     table: pd.DataFrame | None = None, units: Mapping[str, str] | None = None,
 ) -> list[Path]:  # fmt: skip
-    """Write `name`.png, .pdf, .json (provenance and caption) and, with a table and its units, .csv. Return the paths.
-
-    `text` is a caption to add to the figure. The same figure gives the same bytes.
-    """
+    """Write `name`.png, .pdf, .json (provenance and caption `text`) and, with a table, .csv. Return the paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     contents = {}
@@ -374,10 +358,6 @@ def _scales(guidance: float | Sequence[float]) -> str:
     if not isinstance(guidance, list | tuple):
         return f"{guidance:g}"
     return ", ".join(f"{scale:g} x {len(list(steps))}" for scale, steps in itertools.groupby(guidance))
-
-
-def _hash(images: np.ndarray) -> str:
-    return hashlib.sha256(images.tobytes()).hexdigest()
 
 
 def _pack(facts: dict[str, Any]) -> np.ndarray:

@@ -1,10 +1,7 @@
 """Tables of results: write and read them with units, and the measurements that several notebooks make.
 
-    table = add_average(measure(study, prompts, METHODS))
-    save(table, "table3.csv", units={"value": "1 - cosine", "low": "1 - cosine", "high": "1 - cosine"})
-
-A long table has one row per measurement: `prompt`, `method`, `value`, and `low` and `high` if there is an interval.
-On disk the unit stands in the column head, `value [1 - cosine]`, and the file is a plain CSV.
+table = add_average(measure(study, prompts, METHODS))  # `prompt`, `method`, `value`, `low`, `high`
+save(table, "table3.csv", units=dict.fromkeys(("value", "low", "high"), "1 - cosine"))
 """
 
 from __future__ import annotations
@@ -22,14 +19,7 @@ from tqdm.auto import tqdm
 
 from ..core.decode import decode_latents
 from ..files import data, reading, write_atomic
-from ..metrics.concepts import (
-    changes_of_mind,
-    marginal_entropy,
-    mutual_information,
-    occlude,
-    occlusion_box,
-    occlusion_windows,
-)
+from ..metrics import concepts
 from ..metrics.diversity import entropy, mean_pairwise, modes_covered, unit_rows, vendi
 from ..metrics.statistics import mean_interval
 from ..models import drawings
@@ -41,13 +31,9 @@ AVERAGE = "Average"
 
 
 def save(table: pd.DataFrame, path: str | Path, *, units: Mapping[str, str]) -> Path:
-    """Write a table as CSV with units in the heads and return the path. Floats keep every digit.
+    """Write a table as CSV and return the path. A unit stands in the column head: `value [1 - cosine]`.
 
     `units` is column -> unit. A float column without one is a ValueError: give "1" for a pure number.
-
-    >>> import tempfile
-    >>> save(pd.DataFrame({"value": [0.25]}), tempfile.mkdtemp() + "/t.csv", units={"value": "s"}).read_text()
-    'value [s]\\n0.25\\n'
     """
     if unknown := sorted(set(units) - set(table.columns)):
         raise ValueError(f"units name {unknown}, which are no columns of the table: it has {list(table.columns)}")
@@ -73,23 +59,12 @@ def load(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def wide(table: pd.DataFrame, *, value: str = "value") -> pd.DataFrame:
-    """Return one column of a long table as prompts x methods, both in order of appearance.
-
-    A prompt and method that occur twice, or a method without a prompt, are a ValueError.
-
-    >>> table = pd.DataFrame({"prompt": ["dog", "dog"], "method": ["base", "hybrid"], "value": [0.1, 0.2]})
-    >>> wide(table).loc["dog"].tolist()
-    [0.1, 0.2]
-    """
-    twice = table[table.duplicated(["prompt", "method"])]
-    missing = table.drop_duplicates(["prompt", "method"]).pivot(index="prompt", columns="method", values="value").isna()
-    if len(twice) or missing.any(axis=None):
-        raise ValueError(
-            f"table needs one value for each prompt and method; twice: {twice[['prompt', 'method']].values.tolist()}, "
-            f"missing: {missing.stack().loc[lambda gap: gap].index.tolist()}; is there more than one pair in it?"
-        )
-    cells = table.pivot(index="prompt", columns="method", values=value)
+def wide(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the values of a long table as prompts x methods, in order of appearance. Twice or missing: ValueError."""
+    cells = table.pivot(index="prompt", columns="method", values="value")  # refuses what is there twice
+    if cells.isna().any(axis=None):
+        missing = cells.isna().stack().loc[lambda gap: gap].index.tolist()
+        raise ValueError(f"table lacks the values of {missing}: each method needs each prompt, of one pair")
     return cells.reindex(index=table["prompt"].unique(), columns=table["method"].unique())
 
 
@@ -106,29 +81,19 @@ def add_average(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def means(table: pd.DataFrame, by: Sequence[str], column: str = "value") -> pd.DataFrame:
-    """Return the mean of a column for each group: `by`, `value`, `low`, `high` (95% t interval) and `n`.
-
-    >>> means(pd.DataFrame({"method": ["base", "base"], "value": [1.0, 3.0]}), ["method"])["value"].tolist()
-    [2.0]
-    """
+    """Return the mean of a column for each group: `by`, `value`, `low`, `high` (95% t interval) and `n`."""
     groups = table.groupby(list(by), sort=False)[column]
     return pd.DataFrame([dict(zip(by, key, strict=True)) | vars(mean_interval(values)) for key, values in groups])
 
 
-def differences(
-    table: pd.DataFrame, pairs: Iterable[tuple[str, str]], *, column: str = "value", label: str = ""
-) -> dict[str, tuple[pd.Series, pd.Series]]:
+def differences(table: pd.DataFrame, pairs: Iterable[tuple[str, str]], *, column: str = "value", label: str = ""):
     """Return each prompt's values of pairs of methods for `statistics.compare`: "<label><a> - <b>" -> (a, b)."""
     values = wide(table[table["prompt"] != AVERAGE].assign(value=table[column]))
     return {f"{label}{a} - {b}": (values[a], values[b]) for a, b in pairs}
 
 
 def plus_minus(estimates: pd.DataFrame, *, digits: int = 3, sign: str = "") -> list[str]:
-    """Return texts such as "0.337 ±0.020" of the columns `value`, `low` and `high`. sign="+" marks positive values.
-
-    >>> plus_minus(pd.DataFrame({"value": [0.25], "low": [0.2], "high": [0.3]}))
-    ['0.250 ±0.050']
-    """
+    """Return texts such as "0.337 ±0.020" of the columns `value`, `low` and `high`. sign="+" marks positive values."""
     columns = zip(estimates["value"], estimates["low"], estimates["high"], strict=True)
     return [f"{value:{sign}.{digits}f} ±{(high - low) / 2:.{digits}f}" for value, low, high in columns]
 
@@ -163,11 +128,9 @@ def missing_concepts(
         asked, alone: prompt of two concepts -> their `ConceptPair`, and concept -> its own prompt.
         classes, seeds, present, absent: of the posteriors, and as for `changes_of_mind`.
 
-    Returns: `model`, `prompt`, `condition`, `concept`, `seed`, `source` (the image's prompt), `level`, `step` (from 1),
-    `final` (concept of the final image).
+    Columns: `source` is the image's prompt, `step` counts from 1, `final` is the concept of the final image.
     """
     rows = []
-    changes = {run: changes_of_mind(p[:-1], p[-1], present=present, absent=absent) for run, p in posteriors.items()}
     for model, prompt in itertools.product(dict.fromkeys(model for model, _ in posteriors), asked):
         first, second, others = asked[prompt]
         conditions = {
@@ -177,7 +140,9 @@ def missing_concepts(
         }
         for condition, images in conditions.items():
             for source, concept in images:
-                final, column, change = posteriors[model, source][-1], classes.index(concept), changes[model, source]
+                *steps, final = posteriors[model, source]
+                change = concepts.changes_of_mind(steps, final, present=present, absent=absent)
+                column = classes.index(concept)
                 for i in np.flatnonzero(final[:, column] <= absent):
                     row = (model, prompt, condition, concept, seeds[i], source, change.level[i, column])
                     rows.append((*row, change.step[i, column] + 1, classes[final[i].argmax()]))
@@ -195,10 +160,10 @@ def case_images(study: Study, classifier: Any, case: Any, *, columns: int) -> di
     steps[np.abs(steps - step).argmin()] = step
     *x0, final = decode_latents(torch.cat([trace.x0[steps, i], trace.final[[i]]]), study.pair).numpy()
     image = x0[list(steps).index(step)]
-    windows = occlusion_windows(*image.shape[1:], size=image.shape[-1] // 4, stride=image.shape[-1] // 8)
-    features = study.features_of(np.concatenate([image[None], occlude(image, windows)]))
+    windows = concepts.occlusion_windows(*image.shape[1:], size=image.shape[-1] // 4, stride=image.shape[-1] // 8)
+    features = study.features_of(np.concatenate([image[None], concepts.occlude(image, windows)]))
     logs = np.log(classifier(features[None], sigmas=[trace.sigmas[step]])[0, :, classifier.classes.index(case.concept)])
-    box = occlusion_box(logs[0] - logs[1:], windows, shape=image.shape[1:])
+    box = concepts.occlusion_box(logs[0] - logs[1:], windows, shape=image.shape[1:])
     return {"x0": x0, "final": final, "steps": steps, "mark": step, "box": box, "columns": columns}
 
 
@@ -235,6 +200,7 @@ def semantic_samples(study: Study, reader: Study, prompts: Sequence[str], method
 def measure_semantics(study: Study, reader: Study, samples, *, artist=None, concept=None):
     """Measure `semantic_samples`. Return a table by prompt and method, and one by attribute as well.
 
+    `told` is exp of the mutual information of image and value, `spread` exp of the marginal entropy.
     Two classifiers read embedded pairs. Without them the reader's CLIP reads `data/prompts/attributes.csv`.
     """
     from scipy.special import softmax
@@ -251,7 +217,10 @@ def measure_semantics(study: Study, reader: Study, samples, *, artist=None, conc
             posteriors = {name: softmax(scale * read @ text.T, axis=1) for name, text in encoded.items()}
             posteriors |= {"artist": artist.posterior(read, among=artists)} if artist else {}
             keys = {"prompt": prompt, "method": label}
-            parts = [keys | {"attribute": name} | values_told_apart(p) for name, p in posteriors.items()]
+            parts = []
+            for name, p in posteriors.items():
+                part = keys | {"attribute": name, "values": p.shape[1], "told": np.exp(concepts.mutual_information(p))}
+                parts.append(part | {"spread": np.exp(concepts.marginal_entropy(p))})
             row = keys | {"distance": mean_pairwise(features).value, "vendi": vendi(features)}
             row["told"] = np.mean([part["told"] for part in parts])
             if artist:
@@ -275,9 +244,3 @@ def agreement(table: pd.DataFrame, columns: Sequence[str], *, other: str) -> pd.
     names = [name for name in columns if methods[name].notna().any()]
     rows = [vars(mean_interval(methods[name].dropna())) | {"over prompts": prompts[name].median()} for name in names]
     return pd.DataFrame(rows, index=names)
-
-
-def values_told_apart(posteriors: np.ndarray) -> dict[str, float]:
-    """Return the number of values, and exp of the mutual information (`told`) and of the marginal entropy (`spread`)."""
-    told, spread = np.exp(mutual_information(posteriors)), np.exp(marginal_entropy(posteriors))
-    return {"values": posteriors.shape[1], "told": told, "spread": spread}

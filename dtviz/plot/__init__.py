@@ -1,17 +1,13 @@
-"""Figures from tables and arrays: `plot_*(data, *, ax=None) -> Axes`.
+"""Figures from tables and arrays: `plot_*(data, *, ax=None) -> Axes`. Without `ax` a figure of suitable size is made.
 
-    with style():
-        ax = plot_similarity_to_final(table)
-        caption(ax.figure, "emoji-dmd, guidance 3, 100 seeds")
-        ax.figure.savefig("fig5.pdf")
+with style():
+    ax = plot_similarity_to_final(table)
 
-Without `ax`, a function makes a figure of a suitable size, at most `WIDTH` inches wide. Nothing here computes a
-statistic: intervals come in the table. They end at `limits`, the lowest and highest possible value, such as (0, inf).
+Nothing here computes a statistic. Intervals come in the table and end at `limits`, the lowest and highest possible value.
 """
 
 from .curves import plot_effects as plot_effects
 from .curves import plot_plane as plot_plane
-from .curves import plot_posteriors as plot_posteriors
 from .curves import plot_similarity_to_final as plot_similarity_to_final
 from .curves import plot_sweep as plot_sweep
 from .images import plot_case as plot_case

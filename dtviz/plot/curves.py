@@ -15,9 +15,8 @@ from .style import GREY, MARKERS, RED, UNLIMITED, Limits, colour_of, colours_of
 def plot_similarity_to_final(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """Draw each step's distance to the final image against the fraction of steps done (paper, Figure 5).
 
-    The dotted level is the first distance of the model with the fewest steps. The legend says when each is within it.
-
     table: `model`, `fraction` in (0, 1], `distance`, and `low`, `high` for a band. One row a model and step.
+    The dotted level is the first distance of the model with the fewest steps. The legend says when each is within it.
     """
     ax = ax or plt.subplots(figsize=(3.6, 2.8))[1]
     sweep = table.rename(columns={"model": "series", "fraction": "x", "distance": "value"})
@@ -71,8 +70,7 @@ def plot_plane(table: pd.DataFrame, *, x_label: str, y_label: str, ax: Axes | No
         colour = colour_of(row.method)
         ax.vlines(row.x, max(row.low, 0), row.high, color=colour, linewidth=0.8)
         ax.plot(row.x, row.value, "o", color=colour, markeredgecolor="white", clip_on=False, zorder=3)
-        look = {"textcoords": "offset points", "color": colour, "va": "center"}
-        ax.annotate(row.method, (row.x, row.value), (6, 0), **look)
+        ax.annotate(row.method, (row.x, row.value), (6, 0), textcoords="offset points", color=colour, va="center")
     ax.set(xlabel=x_label, ylabel=y_label, xlim=(0, None), ylim=(0, None))
     return ax
 
@@ -82,8 +80,8 @@ def plot_effects(table: pd.DataFrame, *, x_label: str, limits: Limits = UNLIMITE
     ax = ax or plt.subplots(figsize=(3.4, 0.6 + 0.17 * len(table)))[1]
     ends, y = table[["low", "high"]].clip(*limits), np.arange(len(table))
     ax.axvline(0, color=GREY, linewidth=0.6, linestyle=":")
-    ax.hlines(y, ends["low"], ends["high"], color=colours_of(["base"]), linewidth=1)
-    ax.plot(table["value"], y, "o", color=colours_of(["base"])[0], markeredgecolor="white")
+    ax.hlines(y, ends["low"], ends["high"], color=colour_of("base"), linewidth=1)
+    ax.plot(table["value"], y, "o", color=colour_of("base"), markeredgecolor="white")
     ax.set_yticks(y, table["row"])
     ax.set(ylim=(len(table) - 0.5, -0.5), xlabel=x_label)
     ax.tick_params(axis="y", length=0)
@@ -91,16 +89,8 @@ def plot_effects(table: pd.DataFrame, *, x_label: str, limits: Limits = UNLIMITE
     return ax
 
 
-def plot_posteriors(
-    posteriors: Mapping[str, Sequence[float]], *, threshold: float | None = None, mark: int | None = None,
-    ax: Axes | None = None,
-) -> Axes:  # fmt: skip
-    """Draw the posterior of each concept over the steps, the final image's as a marker, and the names at the right.
-
-    posteriors: concept -> (step + 1,) in [0, 1], the last value the final image's.
-    threshold: the level from which x0 shows a concept, dotted. mark: the step (from 0) of a red line.
-    """
-    ax = ax or plt.subplots(figsize=(2.4, 1.0))[1]
+def plot_posteriors(posteriors: Mapping[str, Sequence[float]], *, threshold: float, mark: int, ax: Axes) -> None:
+    """Draw the posterior of each concept over the steps, the final image's as a marker, and the names at the right."""
     end = len(next(iter(posteriors.values())))
     colours = dict(zip(posteriors, ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=False))
     for (name, colour), marker in zip(colours.items(), MARKERS, strict=False):
@@ -110,10 +100,7 @@ def plot_posteriors(
     for i, name in enumerate(names):
         place = {"xycoords": ax.transAxes, "textcoords": "offset points", "va": "bottom"}
         ax.annotate(name, (1.04, 0), (0, 9 * i), color=colours[name], **place)
-    if threshold is not None:
-        ax.axhline(threshold, color=GREY, linestyle=":", linewidth=0.7)
-    if mark is not None:
-        ax.axvline(mark + 1, color=RED, linewidth=0.7)
+    ax.axhline(threshold, color=GREY, linestyle=":", linewidth=0.7)
+    ax.axvline(mark + 1, color=RED, linewidth=0.7)
     ax.set(xlim=(0.5, end + 0.5), ylim=(0, 1.02), yticks=[0, 0.5, 1])
     ax.set_xticks([1, end // 2, end], ["step 1", str(end // 2), "final"])
-    return ax

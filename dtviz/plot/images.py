@@ -23,27 +23,18 @@ def plot_image_grid(
     """Draw images side by side, with labels and headed groups of columns. A wrong shape or range raises ValueError.
 
     Args:
-        images: (row, column, 3, height, width) or (row, column, height, width, 3) in [0, 1]. A cell of nan stays blank.
+        images: (row, column, 3, height, width) in [0, 1]. A cell of nan stays blank.
         groups: (heading, number of columns) from the left, together all columns. A gap separates them.
         captions: (row, column) texts under the images, "" for none.
     """
     images = np.asarray(images, dtype=np.float32)
-    if images.ndim == 5 and images.shape[2] == 3:
-        images = np.moveaxis(images, 2, -1)
-    if images.ndim != 5 or images.shape[-1] != 3 or not images.size:
-        raise ValueError(f"images of shape {images.shape} must be (row, column, 3, height, width) or channels last")
+    if images.ndim != 5 or images.shape[2] != 3 or not images.size:
+        raise ValueError(f"images of shape {images.shape} must be (row, column, 3, height, width)")
     low, high = np.nanmin(images, initial=0), np.nanmax(images, initial=1)
     if low < -1e-6 or high > 1 + 1e-6:
         raise ValueError(f"images reach from {low:.3g} to {high:.3g}, allowed is [0, 1]; uint8, or the VAE's [-1, 1]?")
+    images = np.moveaxis(images, 2, -1)
     rows, columns, height, width, _ = images.shape
-    for name, given, shape in (
-        ("row_labels", row_labels, (rows,)),
-        ("column_labels", column_labels, (columns,)),
-        ("groups", groups and [0] * sum(count for _, count in groups), (columns,)),
-        ("captions", captions, (rows, columns)),
-    ):
-        if given is not None and np.shape(given) != shape:
-            raise ValueError(f"{name} cover {np.shape(given)}, but the grid has {shape}")
     groups = groups or [("", columns)]
     tall = height / width  # the width of an image is 1
     group = np.repeat(np.arange(len(groups)), [count for _, count in groups])  # of each column
@@ -76,29 +67,22 @@ def plot_image_grid(
 
 
 def plot_case(
-    x0, final, *, steps: Sequence[int], mark: int, box: tuple[int, int, int, int],
-    posteriors: Mapping[str, Sequence[float]], threshold: float | None = None, label: str = "", columns: int = 0,
-    axes: Sequence[Axes] | None = None,
-) -> Sequence[Axes]:  # fmt: skip
+    x0, final, *, steps: Sequence[int], mark: int, box: tuple[int, int, int, int], columns: int,
+    posteriors: Mapping[str, Sequence[float]], threshold: float, label: str, axes: Sequence[Axes],
+) -> None:  # fmt: skip
     """Draw one sample in a row: x0 of some steps, the final image, the posteriors of all steps (paper, Figure 3).
 
     Args:
         x0: (image, 3, height, width) in [0, 1], of `steps` (from 0). final: (3, height, width).
         mark: the step, one of `steps`, whose image has the red `box` (top, left, bottom, right in pixels).
-        posteriors, threshold: as for `plot_posteriors`. label: text to the left of the row.
-        columns: places for x0. More than there are images stay empty. axes: one for the images, one for the posteriors.
+        posteriors: concept -> (step + 1,) in [0, 1], the last value the final image's. threshold: the dotted level.
+        columns: places for x0, of which some may stay empty. axes: one for the images, one for the posteriors.
     """
-    columns = max(columns, len(x0))
-    if axes is None:
-        size, widths = (WIDTH, 1.2), [columns + 1, 2.2]
-        axes = plt.subplots(1, 2, figsize=size, width_ratios=widths)[1]
     images = np.full((1, columns + 1, *np.shape(final)), np.nan)
     images[0, : len(x0)], images[0, -1] = x0, final
     captions = [f"step {step + 1}" for step in steps] + [""] * (columns - len(x0)) + ["final"]
     plot_image_grid(images, row_labels=[label], captions=[captions], ax=axes[0])
     top, left, bottom, right = np.divide(box, np.shape(final)[-1])  # the width of an image is 1
-    outline = {"fill": False, "edgecolor": RED, "linewidth": 1.1, "clip_on": False}  # whole at the image's edge
-    shift = PITCH * list(steps).index(mark)
-    axes[0].add_patch(Rectangle((shift + left, top), right - left, bottom - top, **outline))
+    corner, look = (PITCH * list(steps).index(mark) + left, top), {"edgecolor": RED, "linewidth": 1.1}
+    axes[0].add_patch(Rectangle(corner, right - left, bottom - top, fill=False, clip_on=False, **look))
     plot_posteriors(posteriors, threshold=threshold, mark=mark, ax=axes[1])
-    return axes

@@ -39,14 +39,12 @@ def style():
 
 def caption(fig: Figure, text: str) -> None:
     """Write `text` in grey below the figure, wrapped to its width. The figure grows by the new lines."""
-    lines = textwrap.wrap(
-        escape_math(text), max(20, int(fig.get_figwidth() * 17))
-    )  # about 17 letters of 7 points an inch
+    letters = max(20, int(fig.get_figwidth() * 17))  # about 17 of 7 points an inch
+    lines = textwrap.wrap(escape_math(text), letters)
     before = fig.get_supxlabel().splitlines()
     if lines != before:
         fig.set_figheight(fig.get_figheight() + 0.13 * (len(lines) - len(before)))
-        look = {"ha": "left", "fontsize": 7, "color": GREY, "linespacing": 1.3}
-        fig.supxlabel("\n".join(lines), x=0.005, **look)
+        fig.supxlabel("\n".join(lines), x=0.005, ha="left", fontsize=7, color=GREY, linespacing=1.3)
 
 
 def escape_math(text: str) -> str:

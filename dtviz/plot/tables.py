@@ -33,7 +33,7 @@ def plot_table(
 ) -> Axes:
     """Print a table of texts such as "0.10 ±0.02", methods in their colours and "Average" below a rule.
 
-    Heads may have several lines. `best` has the same rows and columns: true where a value is bold.
+    `best` has the same rows and columns: true where a value is bold.
     """
     columns = [[cells.index.name or "", *cells.index]] + [[*head.split("\n"), *cells[head]] for head in cells]
     ends = np.cumsum([LETTER * max(map(len, texts)) + 0.15 for texts in columns])
