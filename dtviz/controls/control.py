@@ -1,8 +1,6 @@
 """A control: a small change of a denoiser's weights, such as a slider, a style or another LoRA.
 
 age = dtviz.controls.load("age")  # shipped; or a file, a folder, or a repository of the hub
-
-Files are safetensors, or pickles that are read as weights only: no code in a file is run.
 """
 
 from __future__ import annotations
@@ -45,21 +43,16 @@ BASE_CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")  # peft's initial
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A change of a denoiser's weights. It fits every network of the same shape, at any scale.
-
-    Attributes:
-        kind: "slider", "style", "lora" or another word.
-        tensors: for each changed module `<module>.lora_A.weight` (rank, in, ...) and `<module>.lora_B.weight` (out, rank, ...).
-            Their product is the change at scale 1. A module of kohya's files has underscores for dots.
-        facts: JSON-compatible origin and training settings, or "left_out", what a file holds beside the denoiser's part.
-        part: name of the denoiser in its pipeline, "unet" or "transformer".
-    """
+    """A change of a denoiser's weights. It fits every network of the same shape, at any scale."""
 
     name: str
-    kind: str
+    kind: str  # "slider", "style", "lora" or another word
+    # For each changed module `<module>.lora_A.weight` (rank, in, ...) and `<module>.lora_B.weight` (out, rank, ...). Their product
+    # is the change at scale 1. A module of kohya's files has underscores for dots.
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    # JSON-compatible origin and training settings, or "left_out", what a file holds beside the denoiser's part
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    part: str = "unet"
+    part: str = "unet"  # name of the denoiser in its pipeline, or "transformer"
 
     def __post_init__(self) -> None:
         if not self.tensors:
@@ -70,9 +63,9 @@ class Control:
             module = module_of(key)
             down, up = self.tensors.get(module + DOWN), self.tensors.get(module + UP)
             if down is None or up is None or up.shape != (len(up), len(down), *[1] * (down.ndim - 2)):
-                keys = sorted(f"{key} {tuple(t.shape)}" for key, t in self.tensors.items() if module_of(key) == module)
-                needed = f"{DOWN[1:]} (rank, in) and {UP[1:]} (out, rank)"
-                raise ValueError(f"control {self.name!r}: module {module!r} needs {needed}, and has {keys}")
+                shapes = [None if factor is None else tuple(factor.shape) for factor in (down, up)]
+                needed = f"needs {DOWN[1:]} (rank, in) and {UP[1:]} (out, rank), and has {shapes[0]} and {shapes[1]}"
+                raise ValueError(f"control {self.name!r}: module {module!r} {needed}")
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -101,8 +94,9 @@ class Control:
         """Write one safetensors file, for `load`. diffusers' `load_lora_weights` reads it too."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"name": self.name, "kind": self.kind, "facts": dict(self.facts)}
-        record |= {"part": self.part, "fingerprint": self.fingerprint}
+        record = {key: getattr(self, key) for key in ("name", "kind", "part", "fingerprint")} | {
+            "facts": dict(self.facts)
+        }
         tensors = {f"{self.part}.{key}": self.tensors[key].detach().cpu().contiguous() for key in sorted(self.tensors)}
         write_atomic(path, save(tensors, metadata={HEADER: json.dumps(record, sort_keys=True)}))
         return path
@@ -110,16 +104,12 @@ class Control:
 
 @dataclass(frozen=True)
 class Applied:
-    """A control at a scale, in the steps of a segment, "both", "base" or "distilled", and at some noise levels of a run.
-
-    It is on between the noise levels of `window`, (high, low), both included. A step counts by the level that it starts from,
-    so one distilled step can skip a window that holds ten steps of the base.
-    """
+    """A control at a scale, in the steps of a segment, and at the noise levels from which these steps start."""
 
     control: Control
     scale: float = 1.0
-    segment: str = "both"
-    window: tuple[float, float] | None = None
+    segment: str = "both"  # "base" or "distilled"
+    window: tuple[float, float] | None = None  # on between these noise levels, (high, low), both included
 
     def __post_init__(self) -> None:
         if not isinstance(self.control, Control):
@@ -132,7 +122,7 @@ class Applied:
             raise ValueError(f"window={self.window} must be (high, low) finite noise levels, such as (4.2, 0), or None")
 
     def on(self, role: str, sigma: float) -> bool:
-        """Tell whether it is on in a step of this role, "base" or "distilled", that starts from this noise level."""
+        """Tell whether it is on in a step of this role that starts from this noise level."""
         if self.scale == 0 or self.segment not in ("both", role):
             return False
         slack = 1e-3  # tolerance for rounding between schedulers
@@ -170,7 +160,13 @@ def load(path: str | Path, *, weight_name: str | None = None, name: str = "") ->
         tensors = load_weights_only(file)
     try:
         if HEADER in header:
-            return _own(tensors, json.loads(header[HEADER]), name)
+            record = json.loads(header[HEADER])
+            part = record.get("part", "unet")
+            own = {key.removeprefix(f"{part}."): tensor for key, tensor in tensors.items()}
+            control = Control(name or record["name"], record["kind"], own, dict(record["facts"]), part)
+            if record.get("fingerprint", control.fingerprint) != control.fingerprint:
+                raise ValueError("it is damaged: its tensors are not those that it was saved with")
+            return control
         settings = header.get(DIFFUSERS_SETTINGS, "{}")
         if file.name == PEFT:
             settings = file.with_name(PEFT_SETTINGS).read_text()
@@ -193,15 +189,6 @@ def module_of(key: str) -> str:
     return module
 
 
-def _own(tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any], name: str) -> Control:
-    part = record.get("part", "unet")
-    own = {key.removeprefix(f"{part}."): tensor for key, tensor in tensors.items()}
-    control = Control(name or record["name"], record["kind"], own, dict(record["facts"]), part)
-    if record.get("fingerprint", control.fingerprint) != control.fingerprint:
-        raise ValueError("it is damaged: its tensors are not those that it was saved with")
-    return control
-
-
 def _lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> Control:
     """Return LoRA factors as a control. `settings` are peft's, {} if there are none."""
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
@@ -212,6 +199,8 @@ def _lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str,
     settings = {_bare(key): value for key, value in settings.items()}
     if str(settings.get("init_lora_weights")).lower().startswith(BASE_CHANGED):
         raise ValueError(f"it belongs to a changed base: init_lora_weights={settings['init_lora_weights']!r}")
+    if rare := [key for key in ("use_rslora", "alpha_pattern") if settings.get(key)]:
+        raise ValueError(f"its settings have {rare[0]}={settings[rare[0]]!r}, which is not supported")
     factors, alphas, others, wrong = {}, {}, Counter(), []
     renamed = convert_unet_state_dict_to_peft(_converted(dict(tensors)))
     for key, value in renamed.items():
@@ -232,7 +221,7 @@ def _lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str,
         raise ValueError(f"none of it is for the denoiser, but {'; '.join(left_out) or 'for nothing at all'}")
     ranks = {module_of(key): tensor.shape[1] for key, tensor in factors.items() if key.endswith(UP)}
     if settings and not alphas:
-        alphas = {module: _alpha(settings, module, rank) for module, rank in ranks.items()}
+        alphas = {module: settings.get("lora_alpha", rank) for module, rank in ranks.items()}
     for module, alpha in alphas.items():
         up = factors[module + UP]
         exact = up.float() * (alpha / ranks[module])
@@ -242,7 +231,7 @@ def _lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str,
 
 
 def _converted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors whose modules have the names of the models' original code under diffusers' names, by its conversions."""
+    """Return tensors under diffusers' names if their modules have those of the models' original code."""
     from diffusers.loaders import FluxLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
 
     modules = [key.removeprefix("lora_unet_") for key in tensors]
@@ -257,15 +246,6 @@ def _converted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             raise ValueError(f"diffusers reads {len(state)} of its {len(factors)} factors")
         return state | (alphas or {})
     return tensors
-
-
-def _alpha(settings: Mapping[str, Any], module: str, rank: int) -> float:
-    """Return a module's alpha as peft resolves it."""
-    from peft.utils.other import get_pattern_key
-
-    patterns = settings.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(patterns.keys(), module), settings.get("lora_alpha", rank))
-    return alpha * rank**0.5 if settings.get("use_rslora") else alpha
 
 
 def _bare(key: str) -> str:
@@ -285,9 +265,8 @@ def _find(path: str | Path, weight_name: str | None) -> Path:
     if path.is_dir() or path.suffix in (".safetensors", ".bin", ".pt") or not re.fullmatch(REPO, repo):
         kinds = f"shipped control, file, folder with {wanted} (or weight_name), or repository (owner/name)"
         raise FileNotFoundError(f"path={repo!r} is no {kinds}")
-    if weight_name == PEFT:
-        _download(repo, PEFT_SETTINGS)
-    return _download(repo, wanted)
+    names = [PEFT_SETTINGS, PEFT] if wanted == PEFT else [wanted]
+    return [_download(repo, name) for name in names][-1]
 
 
 def _download(repo: str, name: str) -> Path:
@@ -302,7 +281,5 @@ def _download(repo: str, name: str) -> Path:
             return Path(hf_hub_download(repo, name))
         except Exception as error:  # of the hub's client and of the library below it, with many lines
             reason = f"the model hub does not give it: {one_line(error)}"
-    raise Unavailable(
-        f"{name} of control {repo!r} is not in this machine's hub cache (nor is there such a file or folder), and {reason}. "
-        f"Where there is a network, run `hf download {repo} {name}` and set HF_HOME to its cache"
-    )
+    cure = f"where there is a network, run `hf download {repo} {name}` and set HF_HOME to its cache"
+    raise Unavailable(f"{name} of control {repo!r} is neither a file here nor in the hub's cache, and {reason}; {cure}")

@@ -1,9 +1,7 @@
 """Concepts and attributes that a classifier reads in images, and where in the image it reads them (Figure 3).
 
-    changes = changes_of_mind(posteriors, final)          # of each step's x0, of the final image
-    changes.changed.any(axis=1).mean()                    # share of samples that changed
-
-Entropies are in nats, boxes in pixels with bottom and right excluded. ValueError: a shape does not fit, a value is out of range.
+changes = changes_of_mind(posteriors, final)  # of each step's x0, of the final image
+changes.changed.any(axis=1).mean()  # share of samples that changed
 """
 
 from typing import NamedTuple
@@ -31,8 +29,8 @@ class ConceptPair(NamedTuple):
 def changes_of_mind(posteriors, final, *, present: float = 0.9, absent: float = 0.1, steps: int = 2) -> Changes:
     """Find the concepts that x0 shows for `steps` consecutive steps and that the final image lacks.
 
-    posteriors: (step, sample, concept) in [0, 1], that each step's x0 shows each concept; final: (sample, concept). x0 shows a
-    concept from `present` on, and the final image lacks one up to `absent`.
+    posteriors: (step, sample, concept) in [0, 1]. final: (sample, concept). x0 shows a concept from `present` on, and the
+    final image lacks one up to `absent`.
     """
     posteriors, final = _in_unit_range(posteriors, name="posteriors"), _in_unit_range(final, name="final")
     if posteriors.ndim != 3 or posteriors.shape[1:] != final.shape:
@@ -69,15 +67,14 @@ def concept_pairs(concepts) -> list[ConceptPair]:
 
 
 def marginal_entropy(posteriors) -> float:
-    """Return the entropy of the mean of posteriors (n, v). It counts the classifier's doubt as variety."""
+    """Return the entropy of the mean of posteriors (n, v), in nats. It counts the classifier's doubt as variety."""
     return float(special.entr(_probabilities(posteriors).mean(axis=0)).sum())
 
 
 def mutual_information(posteriors) -> float:
-    """Return the mutual information of image and attribute, of posteriors (n, v): exp of it is the effective number of values.
+    """Return the mutual information of image and attribute, of posteriors (n, v), in nats.
 
-    It is the entropy of the mean posterior, less the mean entropy of each. A term sum_v var_v / mean_v / (2 n) corrects for
-    few images.
+    It is the entropy of the mean posterior, less the mean entropy of each, plus sum_v var_v / mean_v / (2 n) for few images.
     """
     p = _probabilities(posteriors)
     mean = p.mean(axis=0)
@@ -87,7 +84,7 @@ def mutual_information(posteriors) -> float:
 
 
 def occlusion_windows(height: int, width: int, *, size: int, stride: int) -> np.ndarray:
-    """Return square patches that cover an image, (n, 4) int: top, left, bottom, right. Those at the border are cut."""
+    """Return square patches that cover an image, (n, 4) int pixels: top, left, bottom, right (excluded). The border cuts them."""
     if not 1 <= stride <= size:
         raise ValueError(f"stride={stride} must be from 1 to size={size}, so that every pixel is hidden at least once")
     tops, lefts = (range(0, max(side - size, 0) + stride, stride) for side in (height, width))
@@ -109,8 +106,8 @@ def occlude(image, places) -> np.ndarray:
 def occlusion_box(drops, places, *, shape: tuple[int, int], share: float = 0.5) -> tuple[int, int, int, int]:
     """Return the region whose hiding lowers the score most: top, left, bottom, right (Zeiler & Fergus 2014).
 
-    drops: (n,) how far the score falls when each of the places (n, 4) of `occlusion_windows` is hidden. shape: height and
-    width of the image. share: the region is connected and has at least this share of the largest mean drop everywhere.
+    drops: (n,) how far the score falls when each of the places (n, 4) is hidden. shape: height and width of the image.
+    share: the region is connected and has at least this share of the largest mean drop everywhere.
     """
     drops, places = np.asarray(drops, dtype=np.float64), np.asarray(places)
     if places.shape != (*drops.shape, 4) or not 0 < share <= 1:

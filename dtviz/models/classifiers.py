@@ -2,8 +2,7 @@
 
 classifier = load_classifier("artist")
 features = dtviz.embedder(classifier.embedder)(images)
-classifier(features, among=real.artists)       # ["noto", "twemoji", ...], one per image
-classifier.accuracy(features, "noto")          # share of the images classified as "noto"
+classifier(features, among=real.artists)  # ["noto", "twemoji", ...], one per image
 """
 
 from __future__ import annotations
@@ -23,10 +22,7 @@ from ..metrics.concepts import concept_posterior
 
 @dataclass(frozen=True)
 class Classifier:
-    """A linear classifier of features (n, d) of its embedder, trained on real drawings only.
-
-    `among` are the possible classes, such as a prompt's artists.
-    """
+    """A linear classifier of features (n, d), trained on real drawings only. `among` are the possible classes."""
 
     kind: str  # "artist", "concept", or "style", which also has the artists that were kept out of training
     embedder: str
@@ -44,7 +40,7 @@ class Classifier:
         return softmax(self._scores(features, among)[1], axis=1)
 
     def accuracy(self, features, truth: str) -> float:
-        """Return the share of the images, at least one, that are classified as `truth`, in [0, 1]."""
+        """Return the share of the images that are classified as `truth`, in [0, 1]."""
         if truth not in self.classes:
             raise ValueError(f"truth={truth!r} is not one of the {self.kind}s {', '.join(self.classes)}")
         names = self(features)

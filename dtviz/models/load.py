@@ -1,7 +1,6 @@
 """Load a pair by its name: local files first, then the model hub, else one clear error.
 
-pair = load("emoji-dmd")
-pair = load("sdxl-dmd", device="cuda", offload=True)
+pair = load("sdxl-dmd", device="cuda", dtype=torch.float16, offload=True)
 """
 
 from __future__ import annotations
@@ -47,10 +46,7 @@ def load(
             offloading. "model": those of the whole pipeline, by its model offloading.
         paper_settings: take the settings of the paper's code where they differ from those of the training.
 
-    Raises:
-        Unavailable: the weights are not on this machine and the hub cannot be reached.
-
-        pair = dtviz.load("sdxl-dmd", device="cuda", dtype=torch.float16)
+    Raises Unavailable if the weights are not on this machine and the hub cannot be reached.
     """
     if offload not in (False, True, "model"):
         raise ValueError(f"offload={offload!r} is not one of False, True, 'model'")
@@ -86,9 +82,7 @@ def load(
             distilled.to("cpu" if offload else device).eval().requires_grad_(False)
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
-    # A stream moves the next layer from page-locked memory while this one runs. Without `record_stream` the host would wait at
-    # the end of every layer.
-    stream = device.startswith("cuda")
+    stream = device.startswith("cuda")  # moves the next layer from page-locked memory while this one runs
     moves = {"offload_type": "leaf_level", "use_stream": stream, "record_stream": stream}
     for network in ([base] if offload is True else []) + ([distilled] if offload and not spec.adapter else []):
         network.enable_group_offload(torch.device(device), **moves)
@@ -110,16 +104,11 @@ def check_available(name: str, variants: Variants = ANY) -> Folders:
     if missing and spec.embedded:
         hint = "restore them from the repository, or run `make models`"
         raise Unavailable(f"pair {name!r} lacks files of {', '.join(missing)} in {files.data('models')}: {hint}")
-    if paths := [repo for repo in missing if repo.count("/") != 1 or repo[0] in "./~"]:
-        raise Unavailable(
-            f"pair {name!r}: {', '.join(paths)} is no complete model folder, and no repository (owner/name)"
-        )
     if missing and not files.hub_reachable():
         commands = " and ".join(f"`hf download {repo} --revision {commit}`" for repo, commit in missing.items())
         raise Unavailable(
             f"pair {name!r} is not on this machine (missing: {', '.join(missing)}) and the model hub is out of reach. "
-            f"Run {commands} where there is a network and set HF_HOME to that cache, or use an embedded pair: "
-            f"{', '.join(other.name for other in SPECS.values() if other.embedded)}"
+            f"Run {commands} where there is a network and set HF_HOME to that cache, or use an embedded pair: emoji-dmd"
         )
     return folders
 
@@ -127,9 +116,10 @@ def check_available(name: str, variants: Variants = ANY) -> Folders:
 def local_folders(spec: Spec, variants: Variants = ANY) -> Folders:
     """Return the local folders of base and distilled model, None for one that is not complete. Use no network."""
     base, distilled = map(_local_folder, (spec.base, spec.distilled), spec.revisions)
-    base_complete = base and all(_has_weights(path, variants[0]) for path in _networks(base))
-    distilled_complete = distilled and _has_weights(distilled / spec.file, variants[1])
-    return base if base_complete else None, distilled if distilled_complete else None
+    complete = base and all(_has_weights(path, variants[0]) for path in _networks(base))
+    return base if complete else None, distilled if distilled and _has_weights(
+        distilled / spec.file, variants[1]
+    ) else None
 
 
 def _local_folder(repo: str, revision: str | None) -> Path | None:
@@ -147,7 +137,7 @@ def _local_folder(repo: str, revision: str | None) -> Path | None:
 
 
 def _networks(pipeline: Path) -> list[Path]:
-    """Return the folders of a saved pipeline's networks, or the pipeline's own if it has no index."""
+    """Return the folders of a saved pipeline's networks, or its own if it has no index."""
     index, networks = pipeline / "model_index.json", ("unet", "transformer", "vae", "text_encoder")
     if not index.is_file():
         return [pipeline]
@@ -176,10 +166,9 @@ def _download(spec: Spec, variants: Variants) -> Folders:
         base = diffusers.DiffusionPipeline.download(spec.base, **options)
         distilled = snapshot_download(spec.distilled, revision=spec.revisions[1], allow_patterns=[pattern])
     except Exception as error:  # of the hub's client and of the library below it
-        raise Unavailable(
-            f"pair {spec.name!r}: the model hub does not give {spec.base} or {spec.distilled}: {one_line(error)}. If it needs "
-            "a licence to be accepted, do so on its page and run `hf auth login`"
-        ) from error
+        cure = "if a licence must be accepted, do so on its page and run `hf auth login`"
+        failure = f"the model hub does not give {spec.base} or {spec.distilled}: {one_line(error)}"
+        raise Unavailable(f"pair {spec.name!r}: {failure}; {cure}") from error
     return Path(base), Path(distilled)
 
 

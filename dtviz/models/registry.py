@@ -1,7 +1,4 @@
-"""The pairs that have a name: embedded ones, whose weights dtviz ships, and pairs of the model hub.
-
-spec_of("sdxl-dmd").settings["timesteps"]      # (999, 749, 499, 249)
-"""
+"""The pairs that have a name: embedded ones, whose weights dtviz ships, and pairs of the model hub."""
 
 from __future__ import annotations
 
@@ -161,10 +158,7 @@ def spec_of(name: str) -> Spec:
 
 
 def pairs() -> pd.DataFrame:
-    """List every named pair, its licence, its kind ("embedded" or "hub") and whether its weights are on this machine.
-
-    dtviz.pairs()
-    """
+    """List every named pair, its licence, its kind ("embedded" or "hub") and whether its weights are on this machine."""
     import pandas as pd
 
     from .load import local_folders
