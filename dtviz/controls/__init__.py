@@ -14,6 +14,6 @@ from .control import shipped as shipped
 from .effects import effect as effect
 from .effects import outside as outside
 from .effects import sweep as sweep
+from .train import ATTENTION as ATTENTION
 from .train import train_customisation as train_customisation
-from .train import train_dreambooth as train_dreambooth
 from .train import train_slider as train_slider

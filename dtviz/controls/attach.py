@@ -127,9 +127,11 @@ def _layers(denoiser: torch.nn.Module, control: Control) -> dict[str, torch.nn.M
     for name, layer in layers.items():
         if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) or getattr(layer, "groups", 1) != 1:
             raise ValueError(f"{problem}: {name} is a {type(layer).__name__} there, which takes no such change")
-        if control.shape(name) != layer.weight.shape:
-            shapes = f"by {control.shape(name)}, whose weight is {tuple(layer.weight.shape)} there"
-            raise ValueError(f"{problem}: it changes {name} {shapes}")
+        shape = (len(control.tensors[name + UP]), *control.tensors[name + DOWN].shape[1:])
+        if shape != layer.weight.shape:
+            raise ValueError(
+                f"{problem}: it changes {name} by {shape}, whose weight is {tuple(layer.weight.shape)} there"
+            )
         if _is_fused(modules[names[name].rpartition(".")[0]]):
             raise ValueError(f"attention is fused and does not evaluate {name}: call unfuse_qkv_projections() first")
     return layers

@@ -33,11 +33,8 @@ DIFFUSERS_SETTINGS = "lora_adapter_metadata"  # peft's settings in the metadata 
 DEFAULT = "pytorch_lora_weights.safetensors"  # diffusers' name for a LoRA
 REPO = r"[\w-][\w.-]*/[\w-][\w.-]*"  # owner/name
 SHOWN = 3  # names in an error
-# Parts of a tensor's name that show another kind of change
-UNSUPPORTED = {
-    "hada_": "a LoHa (LyCORIS)", "lokr_": "a LoKr (LyCORIS)", "oft_": "an OFT", "dora_scale": "a DoRA",
-    "lora_magnitude_vector": "a DoRA", "lora_mid": "a Tucker LoRA (LyCORIS)", "custom_diffusion": "a file of whole matrices",
-}  # fmt: skip
+# In names of LoHa, LoKr, OFT, DoRA, Tucker LoRA and full Custom Diffusion. diffusers' conversions drop some of them.
+UNSUPPORTED = r"hada_|lokr_|oft_|dora_scale|lora_magnitude_vector|lora_mid|custom_diffusion"
 BASE_CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")  # peft's initialisations that change the base as well
 
 
@@ -86,17 +83,12 @@ class Control:
         """Return this control with a scale, a segment and a window of noise levels, for `attach`."""
         return Applied(self, scale, segment, window)
 
-    def shape(self, module: str) -> tuple[int, ...]:
-        """Return the shape of the weight that a module is changed by."""
-        return (len(self.tensors[module + UP]), *self.tensors[module + DOWN].shape[1:])
-
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, for `load`. diffusers' `load_lora_weights` reads it too."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {key: getattr(self, key) for key in ("name", "kind", "part", "fingerprint")} | {
-            "facts": dict(self.facts)
-        }
+        record = {"facts": dict(self.facts)}
+        record |= {key: getattr(self, key) for key in ("name", "kind", "part", "fingerprint")}
         tensors = {f"{self.part}.{key}": self.tensors[key].detach().cpu().contiguous() for key in sorted(self.tensors)}
         write_atomic(path, save(tensors, metadata={HEADER: json.dumps(record, sort_keys=True)}))
         return path
@@ -193,16 +185,14 @@ def _lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str,
     """Return LoRA factors as a control. `settings` are peft's, {} if there are none."""
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
-    for mark, kind in UNSUPPORTED.items():
-        if keys := [key for key in tensors if mark in key]:
-            raise ValueError(f"it is {kind}, which is not supported: {len(keys)} tensors such as {keys[0]}")
     settings = {_bare(key): value for key, value in settings.items()}
     if str(settings.get("init_lora_weights")).lower().startswith(BASE_CHANGED):
         raise ValueError(f"it belongs to a changed base: init_lora_weights={settings['init_lora_weights']!r}")
     if rare := [key for key in ("use_rslora", "alpha_pattern") if settings.get(key)]:
         raise ValueError(f"its settings have {rare[0]}={settings[rare[0]]!r}, which is not supported")
-    factors, alphas, others, wrong = {}, {}, Counter(), []
-    renamed = convert_unet_state_dict_to_peft(_converted(dict(tensors)))
+    factors, alphas, others = {}, {}, Counter()
+    wrong = [key for key in tensors if re.search(UNSUPPORTED, key)]
+    renamed = {} if wrong else convert_unet_state_dict_to_peft(_converted(dict(tensors)))
     for key, value in renamed.items():
         bare = _bare(key)
         if part := re.match(r"(text_encoder\w*|vae)\.|(lora_te[123]?)_", bare):
@@ -231,21 +221,17 @@ def _lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str,
 
 
 def _converted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors under diffusers' names if their modules have those of the models' original code."""
-    from diffusers.loaders import FluxLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+    """Return tensors under diffusers' names if their modules have those of Stable Diffusion's original code."""
+    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 
-    modules = [key.removeprefix("lora_unet_") for key in tensors]
-    if any(module.startswith(("double_blocks", "single_blocks")) for module in modules):
-        # in float32, because alpha is multiplied in
-        return FluxLoraLoaderMixin.lora_state_dict({key: tensor.float() for key, tensor in tensors.items()})
-    if any(module.startswith(("input_blocks_", "middle_block_", "output_blocks_")) for module in modules):
-        blocks = SimpleNamespace(layers_per_block=2)  # of SD 1, 2 and XL
-        state, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=blocks)
-        factors = [key for key in tensors if key.endswith(("_down.weight", "_up.weight"))]
-        if len(state) != len(factors):  # two names became one
-            raise ValueError(f"diffusers reads {len(state)} of its {len(factors)} factors")
-        return state | (alphas or {})
-    return tensors
+    if not any(re.match(r"(lora_unet_)?(input_blocks|middle_block|output_blocks)_", key) for key in tensors):
+        return tensors
+    blocks = SimpleNamespace(layers_per_block=2)  # of SD 1, 2 and XL
+    state, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=blocks)
+    factors = [key for key in tensors if key.endswith(("_down.weight", "_up.weight"))]
+    if len(state) != len(factors):  # two names became one
+        raise ValueError(f"diffusers reads {len(state)} of its {len(factors)} factors")
+    return state | (alphas or {})
 
 
 def _bare(key: str) -> str:

@@ -1,8 +1,8 @@
-"""Train controls: sliders from texts, subjects and styles from a few images.
+"""Train controls: sliders from texts, styles (Custom Diffusion) and subjects (DreamBooth) from a few images.
 
 smile = dtviz.controls.train_slider(pair, name="smile", target=["man", "baby"], positive="grinning face", negative="angry face")
 style = dtviz.controls.train_customisation(pair, images, name="line art", prompts=["dog face", "house"])
-dog = dtviz.controls.train_dreambooth(pair, photos, name="rex", prompt="sks dog", class_prompt="dog")
+dog = dtviz.controls.train_customisation(pair, photos, name="rex", prompts="sks dog", class_prompt="dog", modules=ATTENTION)
 """
 
 from __future__ import annotations
@@ -69,17 +69,15 @@ def train_slider(
     _check_numbers(numbers)
     trainable_layers(pair, on, modules)
     conditions = Conditions(pair, sorted({text for part in texts.values() for text in part}))
-    facts = texts | numbers | _origin(pair, on) | {"modules": list(modules), "guidance": guidance, "seed": seed}
-    facts |= {"prompts": targets, "towards": texts["positive"][0], "licence": licence}
+    facts = _facts(pair, on, prompts=targets, modules=list(modules), seed=seed, licence=licence) | numbers
+    facts |= texts | {"towards": texts["positive"][0], "guidance": guidance}
     with training(pair, on, modules, rank=rank, alpha=alpha, seed=seed) as (denoiser, hooks):
 
         def loss(iteration: int, generator: torch.Generator) -> torch.Tensor:
             sign = (1, -1)[iteration % 2]
             rows = torch.randint(len(targets), (batch_size,), generator=generator).tolist()
             chosen = {part: [those[row] for row in rows] for part, those in texts.items()}
-            calls = sampler_calls(
-                pair, on, steps=facts["steps"], guidance=guidance
-            )  # anew: schedulers count their steps
+            calls = sampler_calls(pair, on, steps=steps, guidance=guidance)  # anew: schedulers count their steps
             call = calls[int(torch.randint(len(calls), (), generator=generator))]
             hooks.scale = sign * alpha / rank
             x_t = rollout(denoiser, calls, call.index, conditions, chosen["target"], generator)
@@ -99,12 +97,12 @@ def train_customisation(
     pair: Pair, images: torch.Tensor, *, name: str, prompts: str | Sequence[str], on: str = "base",
     class_prompt: str | None = None, prior_images: int = 100, prior_weight: float = 1.0, drop: float = 0.0, rank: int = 4,
     alpha: float = 4.0, modules: Sequence[str] = CROSS_ATTENTION, iterations: int = 500, batch_size: int = 2, lr: float = 1e-4,
-    seed: int = 0, kind: str = "style", licence: str = "", progress: bool = True,
+    seed: int = 0, licence: str = "", progress: bool = True,
 ) -> Control:  # fmt: skip
-    """Learn a style or subject as a LoRA of the layers that read the text, after Custom Diffusion (Kumari et al. 2023).
+    """Learn a style or subject as a LoRA of the layers that read the text (Custom Diffusion, Kumari et al. 2023).
 
-    The loss is the squared error of the prediction on noised images, at the role's timesteps. Other arguments are as for
-    `train_slider`.
+    The loss is the squared error of the prediction on noised images, at the role's timesteps. With a rare word in the prompt, a
+    `class_prompt` and modules=ATTENTION it is DreamBooth (Ruiz et al. 2023). Other arguments are as for `train_slider`.
 
     Args:
         images: (n, 3, height, width) in [0, 1], of the size that the pair generates.
@@ -130,10 +128,12 @@ def train_customisation(
     if class_prompt:  # by the untrained network
         priors = generate(pair, class_prompt, method=on, seeds=range(seed, seed + prior_images)).final.to(latents)
         prior = {"class_prompt": class_prompt, "images": prior_images, "weight": prior_weight}
-    facts = numbers | _origin(pair, on) | {"prompts": list(dict.fromkeys(texts)), "prior": prior, "drop": drop}
-    facts |= {"images": {"number": len(images)}, "modules": list(modules), "seed": seed, "licence": licence}
+    facts = _facts(pair, on, prompts=list(dict.fromkeys(texts)), modules=list(modules), seed=seed, licence=licence)
+    facts |= numbers | {"images": {"number": len(images)}, "prior": prior, "drop": drop}
     noising = DDPMScheduler.from_config(pair.base_scheduler.config)
-    times = training_timesteps(pair, on)
+    times = torch.arange(noising.config.num_train_timesteps)
+    if on == "distilled":
+        times = role_scheduler(pair, on, pair.steps, "cpu").timesteps.float().round().long()
     with training(pair, on, modules, rank=rank, alpha=alpha, seed=seed) as (denoiser, hooks):
 
         def error(x0: torch.Tensor, prompts: Sequence[str], generator: torch.Generator) -> torch.Tensor:
@@ -153,27 +153,8 @@ def train_customisation(
             rows = torch.randint(len(priors), (batch_size,), generator=generator)
             return value + prior_weight * error(priors[rows], [class_prompt] * len(rows), generator)
 
+        kind = "subject" if class_prompt else "style"
         return optimise(hooks, loss, name=name, kind=kind, facts=facts, progress=progress)
-
-
-def train_dreambooth(
-    pair: Pair, images: torch.Tensor, *, name: str, prompt: str, class_prompt: str, on: str = "base",
-    prior_images: int = 100, prior_weight: float = 1.0, rank: int = 4, alpha: float = 4.0,
-    modules: Sequence[str] = ATTENTION, iterations: int = 500, batch_size: int = 1, lr: float = 1e-4, seed: int = 0,
-    licence: str = "", progress: bool = True,
-) -> Control:  # fmt: skip
-    """Learn a subject under a rare word, as a LoRA on all attention (DreamBooth, Ruiz et al. 2023; diffusers' LoRA form).
-
-    The prompt is the class prompt, such as "dog", with a word that the text encoder hardly knows, such as "sks dog".
-    Other arguments are as for `train_customisation`.
-    """
-    if prompt == class_prompt:
-        raise ValueError(f"prompt={prompt!r} is the class_prompt too: add a rare word for the subject")
-    return train_customisation(
-        pair, images, name=name, prompts=prompt, kind="dreambooth", class_prompt=class_prompt, on=on, rank=rank,
-        prior_images=prior_images, prior_weight=prior_weight, alpha=alpha, modules=modules, iterations=iterations,
-        batch_size=batch_size, lr=lr, seed=seed, licence=licence, progress=progress,
-    )  # fmt: skip
 
 
 def trainable_layers(pair: Pair, on: str, modules: Sequence[str]) -> dict[str, torch.nn.Module]:
@@ -233,10 +214,7 @@ def _new_factors(layers: Mapping[str, torch.nn.Module], rank: int, seed: int) ->
 
 
 class Conditions:
-    """The arguments that a pair's own pipeline gives its denoiser beside x_t, for each prompt. "" is the unconditional one.
-
-    `arguments` are by prompt and name: tensors of one row, or dicts of them. `shape` is that of the latents.
-    """
+    """The arguments that a pair's own pipeline gives its denoiser beside x_t, for each prompt. "" is the unconditional one."""
 
     @torch.no_grad()
     def __init__(self, pair: Pair, prompts: Sequence[str]) -> None:
@@ -244,7 +222,7 @@ class Conditions:
         calls: list[tuple[tuple, dict[str, Any]]] = []
         # guidance above 1: the pipeline prepares both rows, the unconditional one first
         options = {"num_inference_steps": 1, "guidance_scale": 2.0, "output_type": "latent"} | pair.call_arguments
-        self.arguments: dict[str, dict[str, Any]] = {}
+        self.arguments: dict[str, dict[str, Any]] = {}  # by prompt and name: tensors of one row, or dicts of them
         hook = pair.base.register_forward_pre_hook(lambda _, *inputs: calls.append(inputs), with_kwargs=True)
         try:
             for prompt in prompts:
@@ -255,7 +233,7 @@ class Conditions:
                     self.arguments[text] = tree_map_only(torch.Tensor, lambda leaf, row=row: leaf[row].clone(), inputs)
         finally:
             hook.remove()
-        self.shape = tuple(calls[0][0][0].shape[1:])
+        self.shape = tuple(calls[0][0][0].shape[1:])  # of the latents
 
     def rows(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Return the arguments of a batch, one row per prompt."""
@@ -268,9 +246,9 @@ def predict(denoiser: torch.nn.Module, x_t: torch.Tensor, timestep: Any, argumen
     return denoiser(x_t.to(denoiser.dtype), timestep, **arguments, return_dict=False)[0].float()
 
 
-def _origin(pair: Pair, on: str) -> dict[str, Any]:
-    prints = {"base": pair.base_fingerprint, "distilled": pair.fingerprint}
-    return {"trained_on": {"pair": pair.name, "role": on, "fingerprint": prints[on]}}
+def _facts(pair: Pair, on: str, **settings: Any) -> dict[str, Any]:
+    fingerprint = pair.base_fingerprint if on == "base" else pair.fingerprint
+    return settings | {"trained_on": {"pair": pair.name, "role": on, "fingerprint": fingerprint}}
 
 
 def sampler_calls(pair: Pair, role: str, *, steps: int, guidance: float) -> list[DenoiserCall]:
@@ -298,13 +276,6 @@ def rollout(
         noise = {"generator": generator} if "generator" in inspect.signature(call.scheduler.step).parameters else {}
         x_t = call.scheduler.step(output, call.timestep, x_t, return_dict=False, **noise)[0]
     return x_t
-
-
-def training_timesteps(pair: Pair, on: str) -> torch.Tensor:
-    """Return all timesteps for the base, and those of its sampler for the distilled model."""
-    if on == "base":
-        return torch.arange(pair.base_scheduler.config.num_train_timesteps)
-    return role_scheduler(pair, on, pair.steps, "cpu").timesteps.float().round().long()
 
 
 def optimise(

@@ -46,17 +46,6 @@ def changes_of_mind(posteriors, final, *, present: float = 0.9, absent: float = 
     return Changes((level >= present) & (final <= absent), level, start + best)
 
 
-def concept_posterior(cosines, rest, *, scale: float = 100.0) -> np.ndarray:
-    """Return exp(s c) / (exp(s c) + sum_r exp(s c_r)), the posterior of each concept alone, not calibrated.
-
-    cosines: (..., concept) with a text of each concept. rest: (..., text) with texts that lack all. scale: s, the logit scale.
-    """
-    cosines, rest = np.asarray(cosines, dtype=np.float64), np.asarray(rest, dtype=np.float64)
-    if not cosines.ndim or cosines.shape[:-1] != rest.shape[:-1] or not rest.shape[-1]:
-        raise ValueError(f"cosines {cosines.shape} and rest {rest.shape} must be (..., concept) and (..., text)")
-    return special.expit(scale * cosines - special.logsumexp(scale * rest, axis=-1, keepdims=True))
-
-
 def concept_pairs(concepts) -> list[ConceptPair]:
     """Pair each concept with the next, the last with the first. Controls are the ones before and after the two."""
     names = tuple(concepts)
@@ -93,9 +82,6 @@ def occlusion_windows(height: int, width: int, *, size: int, stride: int) -> np.
 
 def occlude(image, places) -> np.ndarray:
     """Return copies (n, 3, h, w) of an image (3, h, w), each with one of n places hidden by the border's median colour."""
-    image = np.asarray(image)
-    if image.ndim != 3:
-        raise ValueError(f"image of shape {image.shape} must be one image, (channel, height, width)")
     border = np.concatenate([image[:, 0], image[:, -1], image[:, 1:-1, 0], image[:, 1:-1, -1]], axis=1)
     hidden = np.repeat(image[None], len(places), axis=0)
     for one, (top, left, bottom, right) in zip(hidden, places, strict=True):
@@ -103,15 +89,15 @@ def occlude(image, places) -> np.ndarray:
     return hidden
 
 
-def occlusion_box(drops, places, *, shape: tuple[int, int], share: float = 0.5) -> tuple[int, int, int, int]:
+def occlusion_box(drops, places, *, shape: tuple[int, int]) -> tuple[int, int, int, int]:
     """Return the region whose hiding lowers the score most: top, left, bottom, right (Zeiler & Fergus 2014).
 
     drops: (n,) how far the score falls when each of the places (n, 4) is hidden. shape: height and width of the image.
-    share: the region is connected and has at least this share of the largest mean drop everywhere.
+    The region is connected and has at least half of the largest mean drop everywhere.
     """
     drops, places = np.asarray(drops, dtype=np.float64), np.asarray(places)
-    if places.shape != (*drops.shape, 4) or not 0 < share <= 1:
-        raise ValueError(f"drops {drops.shape}, places {places.shape}, share={share} must be (n,), (n, 4), in (0, 1]")
+    if places.shape != (*drops.shape, 4):
+        raise ValueError(f"drops {drops.shape}, places {places.shape} must be (n,) and (n, 4)")
     total, count = np.zeros(shape), np.zeros(shape)
     for drop, (top, left, bottom, right) in zip(drops, places, strict=True):
         total[top:bottom, left:right] += drop
@@ -119,7 +105,7 @@ def occlusion_box(drops, places, *, shape: tuple[int, int], share: float = 0.5) 
     mean = total / np.maximum(count, 1)
     if not mean.max() > 0:
         raise ValueError("drops has no place whose hiding lowers the score: there is nothing to box")
-    regions, _ = ndimage.label(mean >= share * mean.max())
+    regions, _ = ndimage.label(mean >= 0.5 * mean.max())
     rows, columns = ndimage.find_objects(regions)[regions.flat[mean.argmax()] - 1]
     return rows.start, columns.start, rows.stop, columns.stop
 

@@ -41,8 +41,8 @@ def vendi(features, *, q: float = 2) -> float:
     >>> vendi([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     2.0
     """
-    if not q > 0:
-        raise ValueError(f"q = {q} must be a number above 0, or inf; 1 is Shannon's entropy, 2 is the default")
+    if not 0 < q < np.inf:
+        raise ValueError(f"q = {q} must be a finite number above 0")
     rows = unit_rows(features, name="features")
     n, d = rows.shape
     gram = (rows @ rows.T if n <= d else rows.T @ rows) / n  # the same eigenvalues but for zeros
@@ -51,8 +51,6 @@ def vendi(features, *, q: float = 2) -> float:
     weights = np.linalg.eigvalsh(gram)
     weights = weights[weights > weights[-1] * max(n, d) * np.finfo(float).eps]  # rounding would count when q < 1
     weights /= weights.sum()
-    if np.isinf(q):
-        return float(1 / weights[-1])
     if abs(q - 1) < 1e-8:  # the general formula is 0 / 0 here
         return float(np.exp(special.entr(weights).sum()))
     return float(np.exp(special.logsumexp(q * np.log(weights)) / (1 - q)))

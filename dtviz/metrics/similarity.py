@@ -38,27 +38,18 @@ def level_after_first_step(distances) -> float:
     return float(_curves(distances)[0].mean())
 
 
-def step_of_commitment(distances, level):
-    """Return the first step (from 0) whose distance (step,) or (step, sample) is at most `level`, nan where none is.
+def fraction_of_commitment(distances, level):
+    """Return the fraction of all steps, in (0, 1], after which a distance is first at most `level`; nan where never.
 
-    level: a number or (sample,). Returns a float for one curve, else (sample,) float64.
+    distances: (step,) or (step, sample). level: a number or (sample,). Returns a float for one curve, else (sample,) float64.
     """
     curves = _curves(distances)
     level = np.asarray(level, dtype=np.float64)
     if not np.isfinite(level).all() or level.shape not in ((), curves.shape[1:]):
         raise ValueError(f"level {level} must be a finite number, or one for each sample of distances {curves.shape}")
     within = curves <= level
-    step = np.where(within.any(axis=0), within.argmax(axis=0), np.nan)
-    return float(step) if curves.ndim == 1 else step
-
-
-def fraction_of_commitment(distances, level):
-    """Return `step_of_commitment` as the fraction of all steps done by then, (i + 1) / n, in (0, 1]; nan where never.
-
-    >>> fraction_of_commitment([0.9, 0.5, 0.2, 0.0], 0.5)
-    0.5
-    """
-    return (step_of_commitment(distances, level) + 1) / len(np.asarray(distances))
+    fraction = (np.where(within.any(axis=0), within.argmax(axis=0), np.nan) + 1) / len(curves)
+    return float(fraction) if curves.ndim == 1 else fraction
 
 
 # Not `diversity.unit_rows`: its sums of squares round differently, and published tables keep every digit.

@@ -18,7 +18,10 @@ EXACT_UP_TO = 40  # pairs: two halves of 2^20 signed sums each, under a second
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95% confidence interval from n items. The interval is nan where there are too few data."""
+    """A value with its 95% confidence interval from n items. The interval is nan where there are too few data.
+
+    dtviz.Estimate(0.25, 0.2, 0.3, 30).high  # 0.3
+    """
 
     value: float
     low: float
@@ -142,11 +145,7 @@ def holm(pvalues) -> np.ndarray:
 
 
 def compare(differences: Mapping[str, tuple]) -> dict[str, Comparison]:
-    """Test every difference, name -> (a, b), with `paired_test`, and correct p for all of them together (Holm 1979).
-
-    >>> compare({"a - b": ([3, 4, 5, 6, 7, 8], [1, 1, 1, 1, 1, 1])})["a - b"].conclude("a exceeds b")
-    'a exceeds b: holds (+4.500, p = 0.031).'
-    """
+    """Test every difference, name -> (a, b), with `paired_test`, and correct p for all of them together (Holm 1979)."""
     tests = {name: paired_test(a, b) for name, (a, b) in differences.items()}
     corrected = holm([test.p for test in tests.values()]) if tests else []
     return {name: Comparison(name, test, float(p)) for (name, test), p in zip(tests.items(), corrected, strict=True)}

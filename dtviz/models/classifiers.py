@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from scipy.special import softmax
+from scipy.special import expit, logsumexp, softmax
 
 from ..files import Unavailable, check_hashes, data, reading
-from ..metrics.concepts import concept_posterior
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,6 @@ class Classifier:
         if truth not in self.classes:
             raise ValueError(f"truth={truth!r} is not one of the {self.kind}s {', '.join(self.classes)}")
         names = self(features)
-        if not names:
-            raise ValueError(f"features of shape {np.shape(features)} hold no image")
         return names.count(truth) / len(names)
 
     def _scores(self, features, among: Iterable[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
@@ -88,7 +85,7 @@ class NoisyX0Classifier:
 class TextClassifier:
     """A zero-shot classifier by CLIP, not calibrated: an image against a text of each concept and texts without one.
 
-    TextClassifier(embed.text, ["dog", "cat"], template="a photo of a {}", without=["a photo"])
+    The posterior of cosine c against cosines c_r of the texts without is exp(100 c) / (exp(100 c) + sum_r exp(100 c_r)).
     """
 
     shown = 0.9  # posterior from which on an x0 counts as showing a concept; a convention
@@ -102,7 +99,8 @@ class TextClassifier:
 
     def __call__(self, features, *, sigmas) -> np.ndarray:
         """Return the posterior of each concept, (step, n, class), from features (step, n, d). Ignore `sigmas`."""
-        return concept_posterior(features @ self.texts.T, features @ self.without.T)
+        cosines, rest = (100 * np.float64(features @ texts.T) for texts in (self.texts, self.without))
+        return expit(cosines - logsumexp(rest, axis=-1, keepdims=True))
 
 
 def load_classifier(kind: str) -> Classifier:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..files import Unavailable, one_line, reading
-from .registry import LORA, SPECS, Spec, spec_of
+from .registry import LORA, Spec, spec_of
 
 # torch and diffusers are imported in the functions, so that a pair is checked before they are loaded
 if TYPE_CHECKING:
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 
     from ..core.pair import Pair
 
-# Of base and distilled model
-Folders = tuple[Path | None, Path | None]
-Variants = tuple[str | None, str | None]
-ANY: Variants = ("", "")  # a part of every file name
+Both = tuple[Any, Any]  # of base and distilled model
+ANY = ("", "")  # a part of every file name
 
 
 def load(
@@ -33,7 +31,7 @@ def load(
     *,
     device: str | None = None,
     dtype: torch.dtype | None = None,
-    offload: bool | str = False,
+    offload: bool = False,
     paper_settings: bool = False,
 ) -> Pair:
     """Load the pair of this name.
@@ -42,14 +40,15 @@ def load(
         name: one of `dtviz.pairs()`.
         device: torch device; None takes CUDA if there is one.
         dtype: None takes float32 on a CPU, and on CUDA the type that the models were released for.
-        offload: keep weights in host memory until they are used. True: those of the two denoisers, by diffusers' group
-            offloading. "model": those of the whole pipeline, by its model offloading.
+        offload: keep the two denoisers in host memory, and their layers on the device only while they run.
         paper_settings: take the settings of the paper's code where they differ from those of the training.
 
     Raises Unavailable if the weights are not on this machine and the hub cannot be reached.
+
+    pair = dtviz.load("sdxl-dmd", device="cuda", dtype=torch.float16)
     """
-    if offload not in (False, True, "model"):
-        raise ValueError(f"offload={offload!r} is not one of False, True, 'model'")
+    if offload not in (False, True):
+        raise ValueError(f"offload={offload!r} must be True or False")
     spec = spec_of(name)
     import diffusers
     import torch
@@ -70,9 +69,7 @@ def load(
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             folders[0], variant=variants[0], **options, **spec.pipeline_options
         )
-    pipeline.set_progress_bar_config(disable=True)
-    if offload != "model":
-        pipeline.to(device)
+    pipeline.to(device).set_progress_bar_config(disable=True)
     base = denoiser_of(pipeline)
     with files.no_progress_bars(), reading(f"pair {name!r}, {spec.distilled}"):
         if spec.adapter:
@@ -80,11 +77,9 @@ def load(
         else:
             distilled = _load_network(spec, folders[1], base, variant=variants[1], **options)
             distilled.to("cpu" if offload else device).eval().requires_grad_(False)
-    if offload == "model":
-        pipeline.enable_model_cpu_offload(device=device)
     stream = device.startswith("cuda")  # moves the next layer from page-locked memory while this one runs
     moves = {"offload_type": "leaf_level", "use_stream": stream, "record_stream": stream}
-    for network in ([base] if offload is True else []) + ([distilled] if offload and not spec.adapter else []):
+    for network in [base] * offload + [distilled] * (offload and not spec.adapter):
         network.enable_group_offload(torch.device(device), **moves)
 
     kind = getattr(diffusers, spec.scheduler)
@@ -95,7 +90,7 @@ def load(
     return Pair(pipeline, distilled, None, scheduler, name, paper_settings=paper_settings, **settings)
 
 
-def check_available(name: str, variants: Variants = ANY) -> Folders:
+def check_available(name: str, variants: Both = ANY) -> Both:
     """Return the `local_folders` of this pair. Raise Unavailable if files are missing and the hub is out of reach."""
     spec = spec_of(name)
     folders = local_folders(spec, variants)
@@ -113,7 +108,7 @@ def check_available(name: str, variants: Variants = ANY) -> Folders:
     return folders
 
 
-def local_folders(spec: Spec, variants: Variants = ANY) -> Folders:
+def local_folders(spec: Spec, variants: Both = ANY) -> Both:
     """Return the local folders of base and distilled model, None for one that is not complete. Use no network."""
     base, distilled = map(_local_folder, (spec.base, spec.distilled), spec.revisions)
     complete = base and all(_has_weights(path, variants[0]) for path in _networks(base))
@@ -154,7 +149,7 @@ def _has_weights(path: Path, variant: str | None) -> bool:
     return any(variant in name if variant is not None else ".fp16" not in name for name in names)
 
 
-def _download(spec: Spec, variants: Variants) -> Folders:
+def _download(spec: Spec, variants: Both) -> Both:
     """Download both models of a pair from the hub, and return their folders."""
     import diffusers
     from huggingface_hub import snapshot_download
@@ -220,7 +215,7 @@ def _add_adapter(spec: Spec, path: Path, pipeline: Any, base: torch.nn.Module) -
     return name
 
 
-def _fingerprints(spec: Spec, folders: Folders) -> dict[str, str]:
+def _fingerprints(spec: Spec, folders: Both) -> dict[str, str]:
     """Return the fingerprints of a pair and of its base, from the files' hashes or the commits of the repositories."""
     if spec.embedded:
         hashes = files.check_hashes(files.data("models"), [spec.base, f"{spec.distilled}/{spec.file}"])

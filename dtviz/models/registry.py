@@ -5,18 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class Repo(NamedTuple):
-    """A repository of weights on the model hub."""
-
-    licence: str
-    revision: str | None = None
-    variant: str | None = None  # of its half-precision files
 
 
 @dataclass(frozen=True)
@@ -59,26 +51,27 @@ SPRINT = "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers"
 LORA = "pytorch_lora_weights.safetensors"  # diffusers' file name
 
 _RAIL, _STABILITY = "OpenRAIL++", "Stability AI Community"
-_EMBEDDED = Repo("MIT (weights); drawings Apache-2.0, MIT, CC-BY-4.0")
-REPOS: dict[str, Repo] = {
-    SDXL: Repo(_RAIL, "462165984030d82259a11f4367a4eed129e94a7b", "fp16"),
-    "tianweiy/DMD2": Repo("CC-BY-NC-4.0", "be22767697a1f3ca656b73c776e15fa335c86c6c"),
-    "latent-consistency/lcm-sdxl": Repo(_RAIL, "51928f2d9c82226f71978037e7a8ffc648efe635", "fp16"),
-    "latent-consistency/lcm-lora-sdxl": Repo(_RAIL, "a18548dd4956b174ec5b0d78d340c8dae0a129cd"),
-    "stabilityai/sdxl-turbo": Repo(_STABILITY, "71153311d3dbb46851df1931d3ca6e939de83304", "fp16"),
-    "ByteDance/SDXL-Lightning": Repo(_RAIL, "c9a24f48e1c025556787b0c58dd67a091ece2e44"),
-    "ByteDance/Hyper-SD": Repo("see its LICENSE.md", "07822d9cde7a6c34b8f35c169a87a9a2885fd929"),
-    "h1t/TCD-SDXL-LoRA": Repo("MIT", "ea69e290a201cbb9ac232be2d5c81ef6dc0fc3a2"),
-    SD15: Repo("CreativeML OpenRAIL-M", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", "fp16"),
-    "latent-consistency/lcm-lora-sdv1-5": Repo(_RAIL, "cf2fced511dbe7e26c8d1d397e728fbab875db4b"),
-    SD35: Repo(_STABILITY, "ceddf0a7fdf2064ea28e2213e3b84e4afa170a0f"),
-    "stabilityai/stable-diffusion-3.5-large-turbo": Repo(_STABILITY, "ec07796fc06b096cc56de9762974a28f4c632eda"),
-    FLUX: Repo("FLUX.1-dev Non-Commercial", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"),
-    "black-forest-labs/FLUX.1-schnell": Repo("Apache-2.0", "741f7c3ce8b383c54771c7003378a50191e9efe9"),
-    PIXART: Repo(_RAIL, "b89adadeccd9ead2adcb9fa2825d3fabec48d404"),
-    "PixArt-alpha/PixArt-LCM-XL-2-1024-MS": Repo(_RAIL, "071672639aede86a974efb75a346acc54f62e8df"),
-    SANA: Repo("see its card", "e18f82ddb8233fa4d979c2613f41a3ca4c5fc730"),
-    SPRINT: Repo("see its card"),
+_EMBEDDED = ("MIT (weights); drawings Apache-2.0, MIT, CC-BY-4.0", None, None)
+# Licence, commit, and the variant of half-precision file names
+REPOS: dict[str, tuple[str, str | None, str | None]] = {
+    SDXL: (_RAIL, "462165984030d82259a11f4367a4eed129e94a7b", "fp16"),
+    "tianweiy/DMD2": ("CC-BY-NC-4.0", "be22767697a1f3ca656b73c776e15fa335c86c6c", None),
+    "latent-consistency/lcm-sdxl": (_RAIL, "51928f2d9c82226f71978037e7a8ffc648efe635", "fp16"),
+    "latent-consistency/lcm-lora-sdxl": (_RAIL, "a18548dd4956b174ec5b0d78d340c8dae0a129cd", None),
+    "stabilityai/sdxl-turbo": (_STABILITY, "71153311d3dbb46851df1931d3ca6e939de83304", "fp16"),
+    "ByteDance/SDXL-Lightning": (_RAIL, "c9a24f48e1c025556787b0c58dd67a091ece2e44", None),
+    "ByteDance/Hyper-SD": ("see its LICENSE.md", "07822d9cde7a6c34b8f35c169a87a9a2885fd929", None),
+    "h1t/TCD-SDXL-LoRA": ("MIT", "ea69e290a201cbb9ac232be2d5c81ef6dc0fc3a2", None),
+    SD15: ("CreativeML OpenRAIL-M", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", "fp16"),
+    "latent-consistency/lcm-lora-sdv1-5": (_RAIL, "cf2fced511dbe7e26c8d1d397e728fbab875db4b", None),
+    SD35: (_STABILITY, "ceddf0a7fdf2064ea28e2213e3b84e4afa170a0f", None),
+    "stabilityai/stable-diffusion-3.5-large-turbo": (_STABILITY, "ec07796fc06b096cc56de9762974a28f4c632eda", None),
+    FLUX: ("FLUX.1-dev Non-Commercial", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", None),
+    "black-forest-labs/FLUX.1-schnell": ("Apache-2.0", "741f7c3ce8b383c54771c7003378a50191e9efe9", None),
+    PIXART: (_RAIL, "b89adadeccd9ead2adcb9fa2825d3fabec48d404", None),
+    "PixArt-alpha/PixArt-LCM-XL-2-1024-MS": (_RAIL, "071672639aede86a974efb75a346acc54f62e8df", None),
+    SANA: ("see its card", "e18f82ddb8233fa4d979c2613f41a3ca4c5fc730", None),
+    SPRINT: ("see its card", None, None),
 }
 
 # base: dtype, base_steps, base_guidance, batch_size, handover, pipeline_options
@@ -158,7 +151,10 @@ def spec_of(name: str) -> Spec:
 
 
 def pairs() -> pd.DataFrame:
-    """List every named pair, its licence, its kind ("embedded" or "hub") and whether its weights are on this machine."""
+    """List every named pair, its licence, its kind ("embedded" or "hub") and whether its weights are on this machine.
+
+    dtviz.pairs()
+    """
     import pandas as pd
 
     from .load import local_folders
