@@ -1,9 +1,4 @@
-"""Controls of a denoiser: load them, attach them, train them, and measure their effect (Control Distillation).
-
-smile = dtviz.controls.load("smile")
-with dtviz.controls.attach(pair, smile, scale=2):
-    images = pair.pipeline("face").images
-"""
+"""Controls of a denoiser: load them, attach them, train them, and measure their effect (Control Distillation)."""
 
 from .attach import Attached as Attached
 from .attach import attach as attach

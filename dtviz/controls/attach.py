@@ -132,12 +132,11 @@ def _layers(denoiser: torch.nn.Module, control: Control) -> dict[str, torch.nn.M
             raise ValueError(
                 f"{problem}: it changes {name} by {shape}, whose weight is {tuple(layer.weight.shape)} there"
             )
-        if _is_fused(modules[names[name].rpartition(".")[0]]):
+        attention = modules[names[name].rpartition(".")[0]]
+        fused = (
+            isinstance(attention, AttentionModuleMixin)
+            or "Fused" in type(getattr(attention, "processor", None)).__name__
+        )
+        if fused and getattr(attention, "fused_projections", False):  # UNets leave the flag when they unfuse
             raise ValueError(f"attention is fused and does not evaluate {name}: call unfuse_qkv_projections() first")
     return layers
-
-
-def _is_fused(attention: torch.nn.Module) -> bool:
-    """Tell whether an attention evaluates its projections as one. UNets leave the flag when they unfuse."""
-    flag = getattr(attention, "fused_projections", False)
-    return flag and (isinstance(attention, AttentionModuleMixin) or "Fused" in type(attention.processor).__name__)

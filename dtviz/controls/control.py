@@ -28,14 +28,14 @@ from ..files import Unavailable, data, hub_reachable, load_weights_only, one_lin
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 SEGMENTS = ("both", "base", "distilled")
 HEADER = "dtviz"  # in a file's metadata: everything of a control but its tensors, as JSON
-PEFT, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-DIFFUSERS_SETTINGS = "lora_adapter_metadata"  # peft's settings in the metadata of a diffusers file
+PEFT_SETTINGS = "lora_adapter_metadata"  # in the metadata of a diffusers file
 DEFAULT = "pytorch_lora_weights.safetensors"  # diffusers' name for a LoRA
 REPO = r"[\w-][\w.-]*/[\w-][\w.-]*"  # owner/name
 SHOWN = 3  # names in an error
 # In names of LoHa, LoKr, OFT, DoRA, Tucker LoRA and full Custom Diffusion. diffusers' conversions drop some of them.
 UNSUPPORTED = r"hada_|lokr_|oft_|dora_scale|lora_magnitude_vector|lora_mid|custom_diffusion"
-BASE_CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")  # peft's initialisations that change the base as well
+# Values of peft's settings that change neither scale nor base
+PLAIN = {"use_rslora": (False,), "alpha_pattern": ({}, None), "init_lora_weights": (True, False, "gaussian")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +135,12 @@ class Applied:
 
 
 def load(path: str | Path, *, weight_name: str | None = None, name: str = "") -> Control:
-    """Load a control: dtviz's own file, or a LoRA of diffusers, peft or kohya.
+    """Load a control: dtviz's own file, or a LoRA of diffusers or kohya that can be applied exactly.
 
     Args:
         path: name of a shipped control, a file, a folder that holds one, or a repository of the hub, "owner/name".
         weight_name: file of the folder or repository. None: diffusers' name for a LoRA.
         name: name of the control. "": the one in the file, or the file's own.
-
-    Raises ValueError for a file that is damaged or cannot be applied exactly, Unavailable if it cannot be had.
     """
     file, header = _find(path, weight_name), {}
     if file.suffix == ".safetensors":
@@ -159,10 +157,8 @@ def load(path: str | Path, *, weight_name: str | None = None, name: str = "") ->
             if record.get("fingerprint", control.fingerprint) != control.fingerprint:
                 raise ValueError("it is damaged: its tensors are not those that it was saved with")
             return control
-        settings = header.get(DIFFUSERS_SETTINGS, "{}")
-        if file.name == PEFT:
-            settings = file.with_name(PEFT_SETTINGS).read_text()
-        return _lora(name or Path(path).name.removesuffix(file.suffix), tensors, json.loads(settings))
+        settings = json.loads(header.get(PEFT_SETTINGS, "{}"))
+        return _lora(name or Path(path).name.removesuffix(file.suffix), tensors, settings)
     except Exception as error:  # diffusers and peft document no error for names that they do not know
         reason = str(error) if type(error) is ValueError else one_line(error)
         raise ValueError(f"{file}: {textwrap.shorten(reason, 260, placeholder=' ...')}") from error
@@ -186,10 +182,11 @@ def _lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str,
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
     settings = {_bare(key): value for key, value in settings.items()}
-    if str(settings.get("init_lora_weights")).lower().startswith(BASE_CHANGED):
-        raise ValueError(f"it belongs to a changed base: init_lora_weights={settings['init_lora_weights']!r}")
-    if rare := [key for key in ("use_rslora", "alpha_pattern") if settings.get(key)]:
-        raise ValueError(f"its settings have {rare[0]}={settings[rare[0]]!r}, which is not supported")
+    if any(key.startswith("base_model.model.") for key in tensors):
+        raise ValueError("it is a peft adapter without its alpha: save it by diffusers' save_lora_adapter")
+    for key, allowed in PLAIN.items():
+        if settings.get(key, allowed[0]) not in allowed:
+            raise ValueError(f"its settings have {key}={settings[key]!r}, which is not supported")
     factors, alphas, others = {}, {}, Counter()
     wrong = [key for key in tensors if re.search(UNSUPPORTED, key)]
     renamed = {} if wrong else convert_unet_state_dict_to_peft(_converted(dict(tensors)))
@@ -236,7 +233,7 @@ def _converted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _bare(key: str) -> str:
     """Return a name without the prefix of the denoiser, in peft's words."""
-    key = re.sub(r"^(base_model\.model\.)?(unet\.|transformer\.|lora_unet_|lora_transformer_)?", "", key)
+    key = re.sub(r"^(unet\.|transformer\.|lora_unet_|lora_transformer_)", "", key)
     for old, new in ((".default.weight", ".weight"), (".lora_down.", ".lora_A."), (".lora_up.", ".lora_B.")):
         key = key.replace(old, new)
     return key
@@ -251,21 +248,17 @@ def _find(path: str | Path, weight_name: str | None) -> Path:
     if path.is_dir() or path.suffix in (".safetensors", ".bin", ".pt") or not re.fullmatch(REPO, repo):
         kinds = f"shipped control, file, folder with {wanted} (or weight_name), or repository (owner/name)"
         raise FileNotFoundError(f"path={repo!r} is no {kinds}")
-    names = [PEFT_SETTINGS, PEFT] if wanted == PEFT else [wanted]
-    return [_download(repo, name) for name in names][-1]
-
-
-def _download(repo: str, name: str) -> Path:
-    """Return a file of the hub's cache, or download it."""
     from huggingface_hub import hf_hub_download
 
     with suppress(FileNotFoundError):
-        return Path(hf_hub_download(repo, name, local_files_only=True))
+        return Path(hf_hub_download(repo, wanted, local_files_only=True))
     reason = "the model hub is out of reach"
     if hub_reachable():
         try:
-            return Path(hf_hub_download(repo, name))
+            return Path(hf_hub_download(repo, wanted))
         except Exception as error:  # of the hub's client and of the library below it, with many lines
             reason = f"the model hub does not give it: {one_line(error)}"
-    cure = f"where there is a network, run `hf download {repo} {name}` and set HF_HOME to its cache"
-    raise Unavailable(f"{name} of control {repo!r} is neither a file here nor in the hub's cache, and {reason}; {cure}")
+    cure = f"where there is a network, run `hf download {repo} {wanted}` and set HF_HOME to its cache"
+    raise Unavailable(
+        f"{wanted} of control {repo!r} is neither a file here nor in the hub's cache, and {reason}; {cure}"
+    )

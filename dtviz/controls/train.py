@@ -25,6 +25,7 @@ from ..core.denoisers import AdapterSwitch, embeds_guidance, network
 from ..core.generate import generate
 from ..core.handover import DenoiserCall, denoising_calls
 from ..core.pair import Pair, role_scheduler
+from ..metrics.embedders import check_images
 from .attach import ROLES, LayerHooks
 from .control import DOWN, UP, Control
 
@@ -45,8 +46,6 @@ def train_slider(
     Each iteration samples x_t with the slider at s = 1 or s = -1, and minimises the squared error of, with it on and off,
 
         e(x_t, target)  ->  e(x_t, target) + s eta (e(x_t, positive) - e(x_t, negative))
-
-    It holds for noise, v and velocity: all are linear in the noise at a given x_t.
 
     Args:
         pair: base and distilled model, UNets in float32 or bfloat16.
@@ -110,10 +109,7 @@ def train_customisation(
         class_prompt: prompt of `prior_images` that the network generates first (prior preservation). None: no prior.
         drop: share of samples without prompt, for a style: guidance amplifies what depends on the prompt.
     """
-    if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError("images must be a tensor (n, 3, height, width) in [0, 1], n at least 1")
-    if not images.is_floating_point() or not 0 <= float(images.min()) <= float(images.max()) <= 1:
-        raise ValueError("images must be floating point within [0, 1]: divide uint8 by 255")
+    images = check_images(images)
     texts = _texts("prompts", prompts, len(images))
     numbers = {"rank": rank, "alpha": alpha, "batch_size": batch_size, "iterations": iterations, "lr": lr}
     _check_numbers(numbers | {"prior_images": prior_images})
@@ -121,15 +117,15 @@ def train_customisation(
         raise ValueError(f"prior_weight={prior_weight} must be at least 0, and drop={drop} at least 0 and below 1")
     trainable_layers(pair, on, modules)
     conditions = Conditions(pair, sorted({*texts, *([class_prompt] if class_prompt else [])}))
-    latents, prior, priors = encode(images, pair), None, None
+    latents, priors = encode(images, pair), None
     if latents.shape[1:] != conditions.shape:
         shapes = f"{tuple(latents.shape[1:])}, and this pair makes {conditions.shape}"
         raise ValueError(f"images of {tuple(images.shape[2:])} pixels give latents {shapes}: resize them")
     if class_prompt:  # by the untrained network
         priors = generate(pair, class_prompt, method=on, seeds=range(seed, seed + prior_images)).final.to(latents)
-        prior = {"class_prompt": class_prompt, "images": prior_images, "weight": prior_weight}
     facts = _facts(pair, on, prompts=list(dict.fromkeys(texts)), modules=list(modules), seed=seed, licence=licence)
-    facts |= numbers | {"images": {"number": len(images)}, "prior": prior, "drop": drop}
+    facts |= numbers | {"images": {"number": len(images)}, "class_prompt": class_prompt, "drop": drop}
+    facts |= {"prior_images": prior_images, "prior_weight": prior_weight}
     noising = DDPMScheduler.from_config(pair.base_scheduler.config)
     times = torch.arange(noising.config.num_train_timesteps)
     if on == "distilled":
@@ -282,10 +278,7 @@ def optimise(
     hooks: LayerHooks, loss: Callable[[int, torch.Generator], torch.Tensor], *,
     name: str, kind: str, facts: dict[str, Any], progress: bool = True,
 ) -> Control:  # fmt: skip
-    """Minimise `loss` with AdamW, and return the control. The loss in its facts is the mean of the last tenth.
-
-    `loss` takes the iteration, from 0, and a generator of its own. `facts` hold iterations, lr, seed, alpha and rank.
-    """
+    """Minimise `loss(iteration, generator)` with AdamW. The loss in the control's facts is the mean of the last tenth."""
     lr, seed, losses = facts["lr"], facts["seed"], []
     optimiser = torch.optim.AdamW(hooks.tensors.values(), lr=lr, weight_decay=WEIGHT_DECAY)
     bar = tqdm(range(facts["iterations"]), desc=name, disable=not progress)

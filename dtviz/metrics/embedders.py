@@ -64,7 +64,7 @@ class Embedder:
     @torch.inference_mode()
     def raw(self, images: torch.Tensor | np.ndarray) -> np.ndarray:
         """Return features (n, d) as the network gives them, neither centred nor normalised, as for an FID."""
-        images = _checked(images)
+        images = check_images(images)
 
         def encode(rows: slice) -> torch.Tensor:
             return self._network.encode(images[rows].to(self.device, torch.float32)).float()
@@ -296,7 +296,7 @@ def _resize(images: torch.Tensor, size: int, mode: str, *, crop: int | None = No
     return images[..., top : top + side, left : left + side]
 
 
-def _checked(images: torch.Tensor | np.ndarray) -> torch.Tensor:
+def check_images(images: torch.Tensor | np.ndarray) -> torch.Tensor:
     """Return `images` as a tensor, or raise TypeError or ValueError."""
     if isinstance(images, np.ndarray) and images.dtype.kind == "f":
         images = torch.from_numpy(np.require(images, requirements=("C", "W")))  # read-only arrays make torch warn

@@ -18,10 +18,7 @@ EXACT_UP_TO = 40  # pairs: two halves of 2^20 signed sums each, under a second
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95% confidence interval from n items. The interval is nan where there are too few data.
-
-    dtviz.Estimate(0.25, 0.2, 0.3, 30).high  # 0.3
-    """
+    """A value with its 95% confidence interval from n items. nan if the data are too few: `dtviz.Estimate(0.25, 0.2, 0.3, 30)`."""
 
     value: float
     low: float

@@ -22,18 +22,13 @@ if TYPE_CHECKING:
 
     from ..core.pair import Pair
 
-Both = tuple[Any, Any]  # of base and distilled model
-ANY = ("", "")  # a part of every file name
+ANY = ("", "")  # variants of base and distilled model: a part of every file name
 
 
 def load(
-    name: str,
-    *,
-    device: str | None = None,
-    dtype: torch.dtype | None = None,
-    offload: bool = False,
+    name: str, *, device: str | None = None, dtype: torch.dtype | None = None, offload: bool = False,
     paper_settings: bool = False,
-) -> Pair:
+) -> Pair:  # fmt: skip
     """Load the pair of this name.
 
     Args:
@@ -79,7 +74,7 @@ def load(
             distilled.to("cpu" if offload else device).eval().requires_grad_(False)
     stream = device.startswith("cuda")  # moves the next layer from page-locked memory while this one runs
     moves = {"offload_type": "leaf_level", "use_stream": stream, "record_stream": stream}
-    for network in [base] * offload + [distilled] * (offload and not spec.adapter):
+    for network in [base, *([] if spec.adapter else [distilled])] if offload else []:
         network.enable_group_offload(torch.device(device), **moves)
 
     kind = getattr(diffusers, spec.scheduler)
@@ -90,7 +85,7 @@ def load(
     return Pair(pipeline, distilled, None, scheduler, name, paper_settings=paper_settings, **settings)
 
 
-def check_available(name: str, variants: Both = ANY) -> Both:
+def check_available(name: str, variants: tuple = ANY) -> tuple:
     """Return the `local_folders` of this pair. Raise Unavailable if files are missing and the hub is out of reach."""
     spec = spec_of(name)
     folders = local_folders(spec, variants)
@@ -108,13 +103,12 @@ def check_available(name: str, variants: Both = ANY) -> Both:
     return folders
 
 
-def local_folders(spec: Spec, variants: Both = ANY) -> Both:
+def local_folders(spec: Spec, variants: tuple = ANY) -> tuple:
     """Return the local folders of base and distilled model, None for one that is not complete. Use no network."""
     base, distilled = map(_local_folder, (spec.base, spec.distilled), spec.revisions)
-    complete = base and all(_has_weights(path, variants[0]) for path in _networks(base))
-    return base if complete else None, distilled if distilled and _has_weights(
-        distilled / spec.file, variants[1]
-    ) else None
+    if base and not all(_has_weights(path, variants[0]) for path in _networks(base)):
+        base = None
+    return base, distilled if distilled and _has_weights(distilled / spec.file, variants[1]) else None
 
 
 def _local_folder(repo: str, revision: str | None) -> Path | None:
@@ -149,7 +143,7 @@ def _has_weights(path: Path, variant: str | None) -> bool:
     return any(variant in name if variant is not None else ".fp16" not in name for name in names)
 
 
-def _download(spec: Spec, variants: Both) -> Both:
+def _download(spec: Spec, variants: tuple) -> tuple:
     """Download both models of a pair from the hub, and return their folders."""
     import diffusers
     from huggingface_hub import snapshot_download
@@ -183,18 +177,12 @@ def _load_network(spec: Spec, folder: Path, base: torch.nn.Module, **options: An
     """Return the distilled network, on the CPU."""
     from accelerate import init_empty_weights
 
-    if "." in spec.file:
-        state = {key: tensor.to(options["dtype"]) for key, tensor in read_weights(folder / spec.file).items()}
-        with init_empty_weights():
-            network = type(base).from_config(base.config)
-        network.load_state_dict(state, assign=True)
-    else:
-        network = type(base).from_pretrained(folder, subfolder=spec.file or None, **options)
-    if spec.timestep_scale != 1:
-        network.register_forward_pre_hook(
-            lambda _, args, kwargs: (args, kwargs | {"timestep": kwargs["timestep"] * spec.timestep_scale}),
-            with_kwargs=True,
-        )
+    if "." not in spec.file:
+        return type(base).from_pretrained(folder, subfolder=spec.file or None, **options)
+    state = {key: tensor.to(options["dtype"]) for key, tensor in read_weights(folder / spec.file).items()}
+    with init_empty_weights():
+        network = type(base).from_config(base.config)
+    network.load_state_dict(state, assign=True)
     return network
 
 
@@ -215,7 +203,7 @@ def _add_adapter(spec: Spec, path: Path, pipeline: Any, base: torch.nn.Module) -
     return name
 
 
-def _fingerprints(spec: Spec, folders: Both) -> dict[str, str]:
+def _fingerprints(spec: Spec, folders: tuple) -> dict[str, str]:
     """Return the fingerprints of a pair and of its base, from the files' hashes or the commits of the repositories."""
     if spec.embedded:
         hashes = files.check_hashes(files.data("models"), [spec.base, f"{spec.distilled}/{spec.file}"])
