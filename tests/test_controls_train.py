@@ -19,7 +19,6 @@ from torch.nn import functional as F
 import dtviz
 from dtviz import controls
 from dtviz.controls import train_customisation, train_slider
-from dtviz.controls.control import DOWN, UP
 from dtviz.controls.train import (
     ATTENTION,
     CROSS_ATTENTION,
@@ -167,19 +166,8 @@ def test_the_first_loss_of_a_customisation_is_the_models_own(pair, kind, on):
         network = pair.base if on == "base" else pair.distilled
         output = predict(network, x_t, t, Conditions(pair, texts).rows([texts[row] for row in rows]))
     assert control.facts["loss"] == pytest.approx(F.mse_loss(output, goal).item(), rel=1e-4)
-
-
-@BOTH
-def test_a_customisation_lowers_its_loss_on_cross_attention(pair, on):
-    options = {"prompts": "a dog", "on": on, "batch_size": 8, "progress": False}
-    images = torch.rand(1, 3, 16, 16)
-    first, last = (
-        train_customisation(pair, images, name="x", iterations=n, lr=0.05, alpha=8.0, **options) for n in (1, 25)
-    )
-    assert last.facts["loss"] < 0.98 * first.facts["loss"]
-    names = trainable_layers(pair, on, CROSS_ATTENTION)
-    assert set(last.tensors) == {name + form for name in names for form in (DOWN, UP)}
-    assert all(name.endswith(("attn2.to_k", "attn2.to_v")) for name in names)
+    assert set(control.modules) == set(trainable_layers(pair, on, CROSS_ATTENTION))
+    assert all(name.endswith(("attn2.to_k", "attn2.to_v")) for name in control.modules)
 
 
 def test_the_prior_adds_to_the_loss(pair):

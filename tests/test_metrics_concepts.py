@@ -35,20 +35,6 @@ def test_changes_of_known_cases(steps, final, changed, level, step):
     assert (changes.changed.item(), changes.level.item(), changes.step.item()) == (changed, level, step)
 
 
-def test_changes_by_a_loop_over_every_run():
-    rng = np.random.default_rng(0)
-    posteriors, final = rng.uniform(size=(9, 20, 6)), rng.uniform(size=(20, 6))
-    for needed in (1, 2, 3):
-        changes = changes_of_mind(posteriors, final, present=0.5, absent=0.4, steps=needed)
-        for sample, concept in np.ndindex(20, 6):
-            curve = posteriors[:, sample, concept].tolist()
-            start = max(range(10 - needed), key=lambda first: min(curve[first : first + needed]))
-            run = curve[start : start + needed]
-            assert changes.level[sample, concept] == min(run)
-            assert changes.step[sample, concept] == start + run.index(max(run))
-            assert changes.changed[sample, concept] == (min(run) >= 0.5 and final[sample, concept] <= 0.4)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dtviz.metrics.similarity import (
     concept_timeline,
@@ -70,13 +68,6 @@ def test_figure_5_the_distilled_model_commits_in_step_one():
     assert level == 0.4
     assert fraction_of_commitment(distilled.mean(axis=1), level) == 0.25
     assert fraction_of_commitment(base, level) == 0.5
-
-
-@given(st.lists(st.floats(0, 2), min_size=1, max_size=30), st.floats(0, 2))
-def test_commitment_against_a_loop(distances, level):
-    expected = next((i for i, distance in enumerate(distances, 1) if distance <= level), None)
-    fraction = fraction_of_commitment(distances, level)
-    assert np.isnan(fraction) if expected is None else fraction == expected / len(distances)
 
 
 @pytest.mark.parametrize("distances", [[], [np.nan, 0.1], np.zeros((2, 2, 2)), 0.3])

@@ -1,7 +1,4 @@
-"""Measure the effect of a control on scores and pixels (Table 1 of the paper).
-
-effect({"base": (before, after), "DMD2": (before, after)})  # a table, one row per model
-"""
+"""Measure the effect of a control on scores and pixels (Table 1 of the paper)."""
 
 import itertools
 from collections.abc import Mapping

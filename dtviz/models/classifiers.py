@@ -1,9 +1,4 @@
-"""Linear classifiers of the embedded models' images by artist, concept or style, and of x0 at every noise level.
-
-classifier = load_classifier("artist")
-features = dtviz.embedder(classifier.embedder)(images)
-classifier(features, among=real.artists)  # ["noto", "twemoji", ...], one per image
-"""
+"""Linear classifiers of the embedded models' images by artist, concept or style, and of x0 at every noise level."""
 
 from __future__ import annotations
 
