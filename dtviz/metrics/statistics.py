@@ -18,7 +18,7 @@ EXACT_UP_TO = 40  # pairs: two halves of 2^20 signed sums each, under a second
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95% confidence interval from n items. It is nan if the data are too few. `dtviz.Estimate(0.25, 0.2, 0.3, 30).high` is 0.3."""
+    """A value with its 95% interval from n items, nan if they are too few: `dtviz.Estimate(0.25, 0.2, 0.3, 30)`."""
 
     value: float
     low: float
