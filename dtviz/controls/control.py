@@ -44,8 +44,8 @@ class Control:
 
     name: str
     kind: str  # "slider", "style", "lora" or another word
-    # For each changed module `<module>.lora_A.weight` (rank, in, ...) and `<module>.lora_B.weight` (out, rank, ...). Their product
-    # is the change at scale 1. A module of kohya's files has underscores for dots.
+    # For each changed module `<module>.lora_A.weight` (rank, in, ...) and `<module>.lora_B.weight` (out, rank, ...). Their
+    # product is the change at scale 1. A module of kohya's files has underscores for dots.
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
     # JSON-compatible origin and training settings, or "left_out", what a file holds beside the denoiser's part
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)

@@ -73,7 +73,7 @@ def mutual_information(posteriors) -> float:
 
 
 def occlusion_windows(height: int, width: int, *, size: int, stride: int) -> np.ndarray:
-    """Return square patches that cover an image, (n, 4) int pixels: top, left, bottom, right (excluded). The border cuts them."""
+    """Return square patches that cover an image, (n, 4) int: top, left, bottom, right. Those at the border are cut."""
     if not 1 <= stride <= size:
         raise ValueError(f"stride={stride} must be from 1 to size={size}, so that every pixel is hidden at least once")
     tops, lefts = (range(0, max(side - size, 0) + stride, stride) for side in (height, width))

@@ -149,7 +149,7 @@ def compare(differences: Mapping[str, tuple]) -> dict[str, Comparison]:
 
 
 def pseudovalues(measure: Callable, *prompts: Sequence) -> np.ndarray:
-    """Return the jackknife pseudo-values (n,) of a measure of all prompts, n · whole - (n - 1) · without the prompt (Tukey 1958).
+    """Return jackknife pseudo-values (n,) of a measure, n · whole - (n - 1) · without the prompt (Tukey 1958).
 
     prompts: sequences of n >= 2 arrays, one a prompt. `measure` gets each sequence joined along the first axis.
     """
