@@ -124,7 +124,7 @@ def test_fused_attention_is_refused_until_it_is_unfused(family, ending):
         pass
 
 
-@pytest.mark.parametrize("family", ["sdxl-refiner", "sd3", "flux", "sana-sprint"])
+@pytest.mark.parametrize("family", ["sdxl-refiner", "flux"])
 def test_other_families_equal_diffusers_own_loading(family, tmp_path):
     tiny = PIPELINES[family]()
     denoiser = getattr(tiny.pipe, "unet", None) or tiny.pipe.transformer
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_refused(pipe, smile):
         (foreign, r"control 'xl' is not for this UNet2DConditionModel: \d+ of its \d+ modules are not there"),
         (wide, r"it changes .* by \(7, 99\), whose weight is"),
         (NORM, "conv_norm_out is a GroupNorm there, which takes no such change"),
-        (zero, "control 'zero x 1' changes nothing: its weights are 0, is it untrained"),
+        (zero, "control 'zero' changes nothing: its weights are 0, is it untrained"),
         (smile.at(1.0, segment="base"), "a segment or window needs a dtviz.Pair"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -167,9 +167,7 @@ def test_what_does_not_fit_is_refused(pipe, smile):
         assert_untouched(pipe.unet, before)
     with pytest.raises(ValueError, match="without a denoiser"):
         controls.attach("emoji-dmd", smile).__enter__()
-    pipe.unet.mid_block._compiled_call_impl = (
-        print  # by `compile`: hooks that are added later would be skipped without a word
-    )
+    pipe.unet.mid_block._compiled_call_impl = print  # by `compile`, which skips hooks that are added later
     with pytest.raises(ValueError, match="the network is compiled, which skips hooks"):
         controls.attach(pipe, smile).__enter__()
 
@@ -200,9 +198,8 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("method", "segment"),
-    [("base", "both"), ("distilled", "both"), ("hybrid", "both"), ("hybrid", "base"), ("hybrid", "distilled"), ("skip", "distilled")],
-)  # fmt: skip
+    ("method", "segment"), [("base", "both"), ("hybrid", "both"), ("hybrid", "base"), ("skip", "distilled")]
+)
 def test_a_run_equals_one_of_changed_weights(pair, smile, method, segment):
     plain = dtviz.generate(pair, **RUN, method=method)
     final, [facts] = run(pair, smile.at(0.7, segment=segment), method=method)
@@ -241,7 +238,7 @@ def test_a_window_is_of_noise_levels(pair, smile, method):
     assert 0 < sum(facts["calls"].values()) < sum(expected.steps_run.values())
 
 
-@pytest.mark.parametrize(("method", "segment"), [("hybrid", "both"), ("hybrid", "base"), ("hybrid", "distilled"), ("base", "both")])  # fmt: skip
+@pytest.mark.parametrize(("method", "segment"), [("hybrid", "both"), ("hybrid", "base"), ("hybrid", "distilled")])
 def test_one_network_whose_distilled_model_is_an_adapter(pipe, smile, method, segment):
     """As with two networks."""
     distilled = tiny_unet(1)
@@ -262,15 +259,6 @@ def test_one_network_whose_distilled_model_is_an_adapter(pipe, smile, method, se
     pipe.unet.unload_lora()
     assert near(final, by_hand(dtviz.Pair(pipe, distilled, **settings), smile, 0.7, segment, method=method))
     assert not near(final, plain)
-
-
-def test_batches_and_guidance_do_not_matter(pair, smile):
-    """Five seeds in batches of two, guided base steps: as alone. Calls are those of one batch."""
-    settings = {"method": "hybrid", "base_guidance": 3.0, "handover": "matched-sigma"}
-    together, facts = run(pair, smile.at(0.7, segment="base"), seeds=range(5), **settings)
-    alone, expected = run(pair, smile.at(0.7, segment="base"), seeds=[4], **settings)
-    assert near(together[4:], alone)
-    assert facts == expected
 
 
 def test_attach_around_ones_own_call(pair, smile):

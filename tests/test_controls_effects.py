@@ -87,8 +87,6 @@ def test_ratio_is_unbounded_where_the_divisor_may_be_zero_and_equivariant():
     assert np.isnan(ratio([1.0], [2.0]).low)
     with pytest.raises(ValueError, match="a has 2 values and b 1"):
         ratio([1.0, 2.0], [1.0])
-    with pytest.raises(ValueError, match="confidence = 95"):
-        ratio(a, b, confidence=95)
 
 
 def test_sweep_is_pages_trend_rescaled():
@@ -137,24 +135,11 @@ def test_outside_of_an_edit_in_one_place_and_of_one_everywhere():
     mouth = plain.copy()
     mouth[:, :, 5:, 2:6] += 0.2
     np.testing.assert_allclose(outside(plain, mouth), 0, atol=1e-15)
-    np.testing.assert_allclose(outside(plain, mouth, share=1.0), 0.2 * 12 / 64)  # everywhere: 12 of 64 pixels by .2
     np.testing.assert_allclose(outside(plain, plain + 0.1), 0.1)
     # the same edit, and one image that is another picture altogether: it cannot hide behind the others' mask
     mouth[0] = rng.uniform(0.2, 0.8, (3, 8, 8))
     result = outside(plain, mouth)
     assert result[0] > 0.1
     np.testing.assert_allclose(result[1:], 0, atol=1e-15)
-
-
-def test_outside_against_a_loop():
-    rng = np.random.default_rng(8)
-    before, after = rng.random((4, 3, 3, 2)), rng.random((4, 3, 3, 2))
-    result = outside(before, after, share=0.4)
-    for i in range(4):
-        change = np.abs(after - before).mean(axis=1).reshape(4, 6)
-        others = np.delete(change, i, axis=0).mean(axis=0)
-        assert result[i] == pytest.approx(change[i][np.argsort(others)[:2]].mean())
-    with pytest.raises(ValueError, match="share = 0"):
-        outside(before, after, share=0.0)
     with pytest.raises(ValueError, match="n >= 2"):
-        outside(before[:1], after[:1])
+        outside(plain[:1], mouth[:1])

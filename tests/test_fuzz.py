@@ -22,7 +22,6 @@ from safetensors.numpy import save
 
 import dtviz
 from dtviz import controls
-from dtviz.controls.control import PEFT
 from dtviz.core.trace import FORMAT
 from dtviz.experiments import dataset, tables
 from dtviz.files import HASHES, ROOT, check_hashes, content_hash
@@ -96,11 +95,6 @@ def load_control(path: Path):
     return control.fingerprint if control.kind == "slider" else None  # None: without its header it is any LoRA
 
 
-def save_peft(path: Path) -> None:
-    path.with_name(PEFT).write_bytes(save(FACTORS))
-    path.write_text('{"lora_alpha": 2, "alpha_pattern": {"a": 4}}')
-
-
 def load_prompts(path: Path) -> None:
     for row in dataset.read_prompts(path):
         assert (path.parent / f"{row.case}.png").parent == path.parent and len(row.case) <= 200
@@ -136,7 +130,6 @@ FILES = [
     File("control.safetensors", CONTROL.save, load_control, True, OWN_HEADERS),
     File("lora.safetensors", content(save(FACTORS)), load_control, others=LORA_HEADERS),
     File("lora.bin", lambda path: torch.save(TORCH_FACTORS, path), load_control),
-    File("adapter_config.json", save_peft, lambda path: controls.load(path.with_name(PEFT)), others=json_files),
     File(
         "x.csv",
         content(PROMPTS.encode()),

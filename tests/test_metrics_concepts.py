@@ -8,7 +8,6 @@ from dtviz.metrics.concepts import (
     ConceptPair,
     changes_of_mind,
     concept_pairs,
-    concept_posterior,
     marginal_entropy,
     mutual_information,
     occlude,
@@ -36,20 +35,6 @@ def test_changes_of_known_cases(steps, final, changed, level, step):
     assert (changes.changed.item(), changes.level.item(), changes.step.item()) == (changed, level, step)
 
 
-def test_changes_by_a_loop_over_every_run():
-    rng = np.random.default_rng(0)
-    posteriors, final = rng.uniform(size=(9, 20, 6)), rng.uniform(size=(20, 6))
-    for needed in (1, 2, 3):
-        changes = changes_of_mind(posteriors, final, present=0.5, absent=0.4, steps=needed)
-        for sample, concept in np.ndindex(20, 6):
-            curve = posteriors[:, sample, concept].tolist()
-            start = max(range(10 - needed), key=lambda first: min(curve[first : first + needed]))
-            run = curve[start : start + needed]
-            assert changes.level[sample, concept] == min(run)
-            assert changes.step[sample, concept] == start + run.index(max(run))
-            assert changes.changed[sample, concept] == (min(run) >= 0.5 and final[sample, concept] <= 0.4)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -63,16 +48,6 @@ def test_changes_by_a_loop_over_every_run():
 def test_changes_refuse(settings, message):
     with pytest.raises(ValueError, match=message):
         changes_of_mind(**({"posteriors": np.zeros((4, 1, 1)), "final": [[0.0]]} | settings))
-
-
-def test_concept_posterior_against_one_text_is_a_logistic_curve_and_two_concepts_do_not_compete():
-    cosines = np.array([[0.31, 0.31, 0.2], [0.1, 0.2, 0.25]])
-    posterior = concept_posterior(cosines, [[0.25], [0.25]])
-    np.testing.assert_allclose(posterior, special.expit(100 * (cosines - 0.25)), rtol=1e-12)
-    assert posterior[0, 0] == posterior[0, 1] > 0.99
-    np.testing.assert_allclose(concept_posterior([0.3], [0.3, 0.3, 0.3]), [1 / 4])  # one of four alike
-    with pytest.raises(ValueError, match="must be"):
-        concept_posterior([0.3], [])
 
 
 def test_concept_pairs_use_every_concept_once_in_each_place():
@@ -155,7 +130,6 @@ def test_the_box_is_the_connected_region_of_the_largest_drop():
     places = occlusion_windows(2, 6, size=2, stride=2)
     assert occlusion_box([0.6, 0.0, 1.0], places, shape=(2, 6)) == (0, 4, 2, 6)  # the left one is not connected
     assert occlusion_box([0.6, 0.5, 1.0], places, shape=(2, 6)) == (0, 0, 2, 6)
-    assert occlusion_box([0.6, 0.5, 1.0], places, shape=(2, 6), share=0.7) == (0, 4, 2, 6)
     for drops, message in (([-1.0, 0.0, -0.5], "nothing to box"), ([1.0, 0.0], r"drops \(2,\)")):
         with pytest.raises(ValueError, match=message):
             occlusion_box(drops, places, shape=(2, 6))

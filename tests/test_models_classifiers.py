@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 import dtviz
 from dtviz.core.decode import decode_latents
@@ -56,8 +56,6 @@ def test_a_classifier_is_its_linear_formula(artist):
 def test_bad_input_is_refused(artist):
     with pytest.raises(ValueError, match="truth='picasso' is not one of the artists noto"):
         artist.accuracy([[1.0, 2.0]], "picasso")
-    with pytest.raises(ValueError, match="hold no image"):
-        artist.accuracy(np.zeros((0, 2)), "noto")
     with pytest.raises(ValueError, match=r"features \(1, 3\) must be \(n, 2\), by the embedder 'pixels'"):
         artist([[1.0, 2.0, 3.0]])
     for bad in (["picasso"], []):
@@ -112,5 +110,11 @@ def test_a_text_classifier_knows_drawings_by_the_embedded_clip():
         posteriors = classifier(embed(real.images)[None], sigmas=[0])[0]
         assert posteriors.shape == (len(real.artists), 3)
         assert (posteriors[:, column] > 0.5).mean() > 0.8
+    rotate = np.array([[0.25, 0.31], [0.2, 0.1]], np.float32)  # cosines of the two texts with, and of the one without
+    two = build(
+        lambda texts: rotate[:, :1] if len(texts) == 2 else rotate[:1, 1:], ["a", "b"], template="{}", without=["c"]
+    )
+    expected = expit(100 * (rotate[:, 0] - rotate[0, 1]))  # concepts do not compete
+    np.testing.assert_allclose(two(np.ones((1, 1, 1), np.float32), sigmas=[0]), [[expected]], rtol=1e-4)
     with pytest.raises(ValueError, match="template='a photo' must hold"):
         build(embed.text, concepts, template="a photo", without=["pizza"])

@@ -31,8 +31,7 @@ def test_an_unknown_pair_gets_a_hint():
 
 def test_revisions_are_commits_and_every_repository_is_used():
     assert {repo for spec in SPECS.values() if not spec.embedded for repo in (spec.base, spec.distilled)} == set(REPOS)
-    for repo in REPOS.values():
-        assert repo.revision is None or (len(repo.revision) == 40 and int(repo.revision, 16))
+    assert all(len(revision) == 40 and int(revision, 16) for _, revision, _ in REPOS.values())
 
 
 def test_the_documentation_has_every_hub_pair_and_its_settings():

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from dtviz import embedder
 from dtviz.experiments import study, tables
 from dtviz.models.registry import SPECS
 
-from .conftest import tiny_tokenizer
-from .repos import sdxl
+from .repos import save_clip, sdxl
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "semantic_diversity.ipynb"
 
@@ -25,9 +23,10 @@ NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "semantic_diversity.ipynb"
 def tiny_pair(tmp_path, monkeypatch):
     """The pair "sdxl-dmd" with random weights, few base steps and a stand-in for DreamSim; results are kept in tmp_path."""
     base, distilled = tmp_path / "org" / "base", tmp_path / "org" / "distilled"
-    unet, spec = sdxl(base), SPECS["sdxl-dmd"]
+    pipe, spec = sdxl(), SPECS["sdxl-dmd"]
+    pipe.save_pretrained(base)
     distilled.mkdir()
-    save_file(unet.state_dict(), distilled / spec.file)
+    save_file(pipe.unet.state_dict(), distilled / spec.file)
     settings = spec.settings | {"base_steps": 4, "batch_size": 3, "size": (16, 16)}
     monkeypatch.setitem(SPECS, "sdxl-dmd", replace(spec, base=str(base), distilled=str(distilled), settings=settings))
     lite = embedder("efficientnet-lite0", device="cpu")
@@ -40,19 +39,8 @@ def tiny_pair(tmp_path, monkeypatch):
 def tiny_clip(tmp_path) -> str:
     """A random CLIP that reads letters, long enough for the listed phrases."""
     torch.manual_seed(0)
-    letters = CLIPTokenizer(vocab=tiny_tokenizer().get_vocab(), merges=[], model_max_length=77)
-    narrow = {
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 24,
-    }  # fmt: skip
-    text = narrow | {"vocab_size": len(letters), "max_position_embeddings": 77}
-    text |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    vision = narrow | {"image_size": 32, "patch_size": 16}
     folder = tmp_path / "clip"
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
-    letters.save_pretrained(folder)
-    CLIPImageProcessor(
-        size={"height": 32, "width": 32}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    ).save_pretrained(folder)
+    save_clip(folder, length=77)
     return f"clip:{folder}"
 
 

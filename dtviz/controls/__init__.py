@@ -1,9 +1,4 @@
-"""Controls of a denoiser: load them, attach them, train them, and measure their effect (Control Distillation).
-
-smile = dtviz.controls.load("smile")
-with dtviz.controls.attach(pair, smile, scale=2):
-    images = pair.pipeline("face").images
-"""
+"""Controls of a denoiser: load them, attach them, train them, and measure their effect (Control Distillation)."""
 
 from .attach import Attached as Attached
 from .attach import attach as attach
@@ -14,6 +9,6 @@ from .control import shipped as shipped
 from .effects import effect as effect
 from .effects import outside as outside
 from .effects import sweep as sweep
+from .train import ATTENTION as ATTENTION
 from .train import train_customisation as train_customisation
-from .train import train_dreambooth as train_dreambooth
 from .train import train_slider as train_slider

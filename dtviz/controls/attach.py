@@ -1,9 +1,7 @@
-"""Attach controls to the networks of a pair, a pipeline or a denoiser while a block lasts.
+"""Attach controls to networks while a block lasts. Forward hooks compute (W + s D) x = W x + s D x. No weight is written.
 
 with dtviz.controls.attach(pair, smile.at(2.0, segment="base"), age.at(0.5)) as attached:
     trace = dtviz.generate(pair, "face", method="hybrid", on_call=attached.on_call)
-
-A forward hook adds the change D to the output of its layer: (W + s D) x = W x + s D x. Weights and adapters are never written.
 """
 
 from __future__ import annotations
@@ -35,33 +33,32 @@ def attach(target: Any, *controls: Control | Applied, scale: float = 1.0) -> Ite
         controls: a `Control` is on at `scale`. One of `Control.at(scale, segment=..., window=...)` has its own scale; with a
             segment or window it is off until `Attached.on_call` switches it on, and needs a pair as target.
         scale: factor of the change of each plain `Control`. Negative turns a slider the other way.
-
-    Raises ValueError if a control is for other modules or shapes or changes nothing, or the network does not run its layers.
     """
     attached = Attached([one if isinstance(one, Applied) else Applied(one, scale) for one in controls])
     with ExitStack() as stack:
         for applied, hooks in zip(attached.controls, attached.hooks, strict=True):
             always = applied.segment == "both" and applied.window is None
-            if not (always or isinstance(target, Pair)):
-                raise ValueError(f"control {str(applied)!r}: a segment or window needs a dtviz.Pair as target")
-            for denoiser in _networks(target, applied.segment):
+            networks, name = [target], applied.control.name
+            if isinstance(target, Pair):
+                roles = ROLES if applied.segment == "both" else (applied.segment,)
+                networks = dict.fromkeys(network(target.base, target.distilled, role) for role in roles)
+            elif not always:
+                raise ValueError(f"control {name!r}: a segment or window needs a dtviz.Pair as target")
+            for denoiser in map(denoiser_of, networks):
                 hooks.append(stack.enter_context(LayerHooks(denoiser, applied.control)))
                 hooks[-1].scale = applied.scale if always else 0.0
             if not any(tensor.any() for key, tensor in applied.control.tensors.items() if key.endswith(UP)):
-                raise ValueError(f"control {str(applied)!r} changes nothing: its weights are 0, is it untrained?")
+                raise ValueError(f"control {name!r} changes nothing: its weights are 0, is it untrained?")
         yield attached
 
 
 class Attached:
-    """The controls of an `attach` block. For each: its `LayerHooks`, one a network, and in how many calls of a role it was on.
-
-    `calls` counts the denoiser calls of the latest batch.
-    """
+    """The controls of an `attach` block. For each: its `LayerHooks`, one a network, and the calls of each role it was on in."""
 
     def __init__(self, controls: list[Applied]) -> None:
         self.controls = controls
         self.hooks: list[list[LayerHooks]] = [[] for _ in controls]
-        self.calls: list[Counter[str]] = [Counter() for _ in controls]
+        self.calls: list[Counter[str]] = [Counter() for _ in controls]  # of the latest batch
 
     def on_call(self, call: DenoiserCall, x0: torch.Tensor | None = None) -> None:
         """Set the strength of each control for a denoiser call. For `generate(on_call=...)`."""
@@ -81,7 +78,6 @@ class Attached:
 class LayerHooks:
     """A control on one network: a forward hook on each changed layer, until the end of a `with` block. Off at scale 0.
 
-    `layers` are the changed layers by the control's module names. Of a layer that peft has wrapped, it is the one inside.
     `tensors` are cast to the layer's input when used. A `Parameter` in training is not cast.
     """
 
@@ -99,29 +95,18 @@ class LayerHooks:
     def _add(self, module: str, layer: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
         if self.scale == 0:
             return None
-        hidden = _multiply(layer, self._tensor(module + DOWN, inputs[0]), inputs[0])
-        up = self._tensor(module + UP, inputs[0])
-        change = F.linear(hidden, up) if up.ndim == 2 else F.conv2d(hidden, up)
+        down, up = (self._tensor(module + form, inputs[0]) for form in (DOWN, UP))
+        x = inputs[0].to(down.dtype)
+        if isinstance(layer, torch.nn.Linear):
+            change = F.linear(F.linear(x, down), up)
+        else:
+            change = F.conv2d(layer._conv_forward(x, down, None), up)
         return (output + self.scale * change).to(output.dtype)
 
     def _tensor(self, key: str, like: torch.Tensor) -> torch.Tensor:
         if not isinstance(self.tensors[key], torch.nn.Parameter):
             self.tensors[key] = self.tensors[key].to(like)
         return self.tensors[key]
-
-
-def _multiply(layer: torch.nn.Module, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Evaluate a layer with another weight and without bias."""
-    x = x.to(weight.dtype)
-    return F.linear(x, weight) if isinstance(layer, torch.nn.Linear) else layer._conv_forward(x, weight, None)
-
-
-def _networks(target: Any, segment: str) -> list[torch.nn.Module]:
-    """Return the different networks of a target, those of a pair for the roles of a segment."""
-    if not isinstance(target, Pair):
-        return [denoiser_of(target)]
-    roles = ROLES if segment == "both" else (segment,)
-    return list(dict.fromkeys(network(target.base, target.distilled, role) for role in roles))
 
 
 def _layers(denoiser: torch.nn.Module, control: Control) -> dict[str, torch.nn.Module]:
@@ -142,15 +127,16 @@ def _layers(denoiser: torch.nn.Module, control: Control) -> dict[str, torch.nn.M
     for name, layer in layers.items():
         if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) or getattr(layer, "groups", 1) != 1:
             raise ValueError(f"{problem}: {name} is a {type(layer).__name__} there, which takes no such change")
-        if control.shape(name) != layer.weight.shape:
-            shapes = f"by {control.shape(name)}, whose weight is {tuple(layer.weight.shape)} there"
-            raise ValueError(f"{problem}: it changes {name} {shapes}")
-        if _is_fused(modules[names[name].rpartition(".")[0]]):
+        shape = (len(control.tensors[name + UP]), *control.tensors[name + DOWN].shape[1:])
+        if shape != layer.weight.shape:
+            raise ValueError(
+                f"{problem}: it changes {name} by {shape}, whose weight is {tuple(layer.weight.shape)} there"
+            )
+        attention = modules[names[name].rpartition(".")[0]]
+        fused = (
+            isinstance(attention, AttentionModuleMixin)
+            or "Fused" in type(getattr(attention, "processor", None)).__name__
+        )
+        if fused and getattr(attention, "fused_projections", False):  # UNets leave the flag when they unfuse
             raise ValueError(f"attention is fused and does not evaluate {name}: call unfuse_qkv_projections() first")
     return layers
-
-
-def _is_fused(attention: torch.nn.Module) -> bool:
-    """Tell whether an attention evaluates its projections as one. UNets leave the flag when they unfuse."""
-    flag = getattr(attention, "fused_projections", False)
-    return flag and (isinstance(attention, AttentionModuleMixin) or "Fused" in type(attention.processor).__name__)

@@ -1,8 +1,6 @@
 """A control: a small change of a denoiser's weights, such as a slider, a style or another LoRA.
 
 age = dtviz.controls.load("age")  # shipped; or a file, a folder, or a repository of the hub
-
-Files are safetensors, or pickles that are read as weights only: no code in a file is run.
 """
 
 from __future__ import annotations
@@ -30,36 +28,28 @@ from ..files import Unavailable, data, hub_reachable, load_weights_only, one_lin
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 SEGMENTS = ("both", "base", "distilled")
 HEADER = "dtviz"  # in a file's metadata: everything of a control but its tensors, as JSON
-PEFT, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-DIFFUSERS_SETTINGS = "lora_adapter_metadata"  # peft's settings in the metadata of a diffusers file
+PEFT_SETTINGS = "lora_adapter_metadata"  # in the metadata of a diffusers file
 DEFAULT = "pytorch_lora_weights.safetensors"  # diffusers' name for a LoRA
 REPO = r"[\w-][\w.-]*/[\w-][\w.-]*"  # owner/name
 SHOWN = 3  # names in an error
-# Parts of a tensor's name that show another kind of change
-UNSUPPORTED = {
-    "hada_": "a LoHa (LyCORIS)", "lokr_": "a LoKr (LyCORIS)", "oft_": "an OFT", "dora_scale": "a DoRA",
-    "lora_magnitude_vector": "a DoRA", "lora_mid": "a Tucker LoRA (LyCORIS)", "custom_diffusion": "a file of whole matrices",
-}  # fmt: skip
-BASE_CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")  # peft's initialisations that change the base as well
+# In names of LoHa, LoKr, OFT, DoRA, Tucker LoRA and full Custom Diffusion. diffusers' conversions drop some of them.
+UNSUPPORTED = r"hada_|lokr_|oft_|dora_scale|lora_magnitude_vector|lora_mid|custom_diffusion"
+# Values of peft's settings that change neither scale nor base
+PLAIN = {"use_rslora": (False,), "alpha_pattern": ({}, None), "init_lora_weights": (True, False, "gaussian")}
 
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A change of a denoiser's weights. It fits every network of the same shape, at any scale.
-
-    Attributes:
-        kind: "slider", "style", "lora" or another word.
-        tensors: for each changed module `<module>.lora_A.weight` (rank, in, ...) and `<module>.lora_B.weight` (out, rank, ...).
-            Their product is the change at scale 1. A module of kohya's files has underscores for dots.
-        facts: JSON-compatible origin and training settings, or "left_out", what a file holds beside the denoiser's part.
-        part: name of the denoiser in its pipeline, "unet" or "transformer".
-    """
+    """A change of a denoiser's weights. It fits every network of the same shape, at any scale."""
 
     name: str
-    kind: str
+    kind: str  # "slider", "style", "lora" or another word
+    # For each changed module `<module>.lora_A.weight` (rank, in, ...) and `<module>.lora_B.weight` (out, rank, ...). Their
+    # product is the change at scale 1. A module of kohya's files has underscores for dots.
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    # JSON-compatible origin and training settings, or "left_out", what a file holds beside the denoiser's part
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    part: str = "unet"
+    part: str = "unet"  # name of the denoiser in its pipeline, or "transformer"
 
     def __post_init__(self) -> None:
         if not self.tensors:
@@ -70,9 +60,9 @@ class Control:
             module = module_of(key)
             down, up = self.tensors.get(module + DOWN), self.tensors.get(module + UP)
             if down is None or up is None or up.shape != (len(up), len(down), *[1] * (down.ndim - 2)):
-                keys = sorted(f"{key} {tuple(t.shape)}" for key, t in self.tensors.items() if module_of(key) == module)
-                needed = f"{DOWN[1:]} (rank, in) and {UP[1:]} (out, rank)"
-                raise ValueError(f"control {self.name!r}: module {module!r} needs {needed}, and has {keys}")
+                shapes = [None if factor is None else tuple(factor.shape) for factor in (down, up)]
+                needed = f"needs {DOWN[1:]} (rank, in) and {UP[1:]} (out, rank), and has {shapes[0]} and {shapes[1]}"
+                raise ValueError(f"control {self.name!r}: module {module!r} {needed}")
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -93,16 +83,12 @@ class Control:
         """Return this control with a scale, a segment and a window of noise levels, for `attach`."""
         return Applied(self, scale, segment, window)
 
-    def shape(self, module: str) -> tuple[int, ...]:
-        """Return the shape of the weight that a module is changed by."""
-        return (len(self.tensors[module + UP]), *self.tensors[module + DOWN].shape[1:])
-
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, for `load`. diffusers' `load_lora_weights` reads it too."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"name": self.name, "kind": self.kind, "facts": dict(self.facts)}
-        record |= {"part": self.part, "fingerprint": self.fingerprint}
+        record = {"facts": dict(self.facts)}
+        record |= {key: getattr(self, key) for key in ("name", "kind", "part", "fingerprint")}
         tensors = {f"{self.part}.{key}": self.tensors[key].detach().cpu().contiguous() for key in sorted(self.tensors)}
         write_atomic(path, save(tensors, metadata={HEADER: json.dumps(record, sort_keys=True)}))
         return path
@@ -110,16 +96,12 @@ class Control:
 
 @dataclass(frozen=True)
 class Applied:
-    """A control at a scale, in the steps of a segment, "both", "base" or "distilled", and at some noise levels of a run.
-
-    It is on between the noise levels of `window`, (high, low), both included. A step counts by the level that it starts from,
-    so one distilled step can skip a window that holds ten steps of the base.
-    """
+    """A control at a scale, in the steps of a segment, and at the noise levels from which these steps start."""
 
     control: Control
     scale: float = 1.0
-    segment: str = "both"
-    window: tuple[float, float] | None = None
+    segment: str = "both"  # "base" or "distilled"
+    window: tuple[float, float] | None = None  # on between these noise levels, (high, low), both included
 
     def __post_init__(self) -> None:
         if not isinstance(self.control, Control):
@@ -132,7 +114,7 @@ class Applied:
             raise ValueError(f"window={self.window} must be (high, low) finite noise levels, such as (4.2, 0), or None")
 
     def on(self, role: str, sigma: float) -> bool:
-        """Tell whether it is on in a step of this role, "base" or "distilled", that starts from this noise level."""
+        """Tell whether it is on in a step of this role that starts from this noise level."""
         if self.scale == 0 or self.segment not in ("both", role):
             return False
         slack = 1e-3  # tolerance for rounding between schedulers
@@ -153,14 +135,12 @@ class Applied:
 
 
 def load(path: str | Path, *, weight_name: str | None = None, name: str = "") -> Control:
-    """Load a control: dtviz's own file, or a LoRA of diffusers, peft or kohya.
+    """Load a control: dtviz's own file, or a LoRA of diffusers or kohya that can be applied exactly.
 
     Args:
         path: name of a shipped control, a file, a folder that holds one, or a repository of the hub, "owner/name".
         weight_name: file of the folder or repository. None: diffusers' name for a LoRA.
         name: name of the control. "": the one in the file, or the file's own.
-
-    Raises ValueError for a file that is damaged or cannot be applied exactly, Unavailable if it cannot be had.
     """
     file, header = _find(path, weight_name), {}
     if file.suffix == ".safetensors":
@@ -170,11 +150,15 @@ def load(path: str | Path, *, weight_name: str | None = None, name: str = "") ->
         tensors = load_weights_only(file)
     try:
         if HEADER in header:
-            return _own(tensors, json.loads(header[HEADER]), name)
-        settings = header.get(DIFFUSERS_SETTINGS, "{}")
-        if file.name == PEFT:
-            settings = file.with_name(PEFT_SETTINGS).read_text()
-        return _lora(name or Path(path).name.removesuffix(file.suffix), tensors, json.loads(settings))
+            record = json.loads(header[HEADER])
+            part = record.get("part", "unet")
+            own = {key.removeprefix(f"{part}."): tensor for key, tensor in tensors.items()}
+            control = Control(name or record["name"], record["kind"], own, dict(record["facts"]), part)
+            if record.get("fingerprint", control.fingerprint) != control.fingerprint:
+                raise ValueError("it is damaged: its tensors are not those that it was saved with")
+            return control
+        settings = json.loads(header.get(PEFT_SETTINGS, "{}"))
+        return _lora(name or Path(path).name.removesuffix(file.suffix), tensors, settings)
     except Exception as error:  # diffusers and peft document no error for names that they do not know
         reason = str(error) if type(error) is ValueError else one_line(error)
         raise ValueError(f"{file}: {textwrap.shorten(reason, 260, placeholder=' ...')}") from error
@@ -193,27 +177,19 @@ def module_of(key: str) -> str:
     return module
 
 
-def _own(tensors: Mapping[str, torch.Tensor], record: Mapping[str, Any], name: str) -> Control:
-    part = record.get("part", "unet")
-    own = {key.removeprefix(f"{part}."): tensor for key, tensor in tensors.items()}
-    control = Control(name or record["name"], record["kind"], own, dict(record["facts"]), part)
-    if record.get("fingerprint", control.fingerprint) != control.fingerprint:
-        raise ValueError("it is damaged: its tensors are not those that it was saved with")
-    return control
-
-
 def _lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> Control:
     """Return LoRA factors as a control. `settings` are peft's, {} if there are none."""
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
-    for mark, kind in UNSUPPORTED.items():
-        if keys := [key for key in tensors if mark in key]:
-            raise ValueError(f"it is {kind}, which is not supported: {len(keys)} tensors such as {keys[0]}")
     settings = {_bare(key): value for key, value in settings.items()}
-    if str(settings.get("init_lora_weights")).lower().startswith(BASE_CHANGED):
-        raise ValueError(f"it belongs to a changed base: init_lora_weights={settings['init_lora_weights']!r}")
-    factors, alphas, others, wrong = {}, {}, Counter(), []
-    renamed = convert_unet_state_dict_to_peft(_converted(dict(tensors)))
+    if any(key.startswith("base_model.model.") for key in tensors):
+        raise ValueError("it is a peft adapter without its alpha: save it by diffusers' save_lora_adapter")
+    for key, allowed in PLAIN.items():
+        if settings.get(key, allowed[0]) not in allowed:
+            raise ValueError(f"its settings have {key}={settings[key]!r}, which is not supported")
+    factors, alphas, others = {}, {}, Counter()
+    wrong = [key for key in tensors if re.search(UNSUPPORTED, key)]
+    renamed = {} if wrong else convert_unet_state_dict_to_peft(_converted(dict(tensors)))
     for key, value in renamed.items():
         bare = _bare(key)
         if part := re.match(r"(text_encoder\w*|vae)\.|(lora_te[123]?)_", bare):
@@ -232,7 +208,7 @@ def _lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str,
         raise ValueError(f"none of it is for the denoiser, but {'; '.join(left_out) or 'for nothing at all'}")
     ranks = {module_of(key): tensor.shape[1] for key, tensor in factors.items() if key.endswith(UP)}
     if settings and not alphas:
-        alphas = {module: _alpha(settings, module, rank) for module, rank in ranks.items()}
+        alphas = {module: settings.get("lora_alpha", rank) for module, rank in ranks.items()}
     for module, alpha in alphas.items():
         up = factors[module + UP]
         exact = up.float() * (alpha / ranks[module])
@@ -242,35 +218,22 @@ def _lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str,
 
 
 def _converted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return tensors whose modules have the names of the models' original code under diffusers' names, by its conversions."""
-    from diffusers.loaders import FluxLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+    """Return tensors under diffusers' names if their modules have those of Stable Diffusion's original code."""
+    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
 
-    modules = [key.removeprefix("lora_unet_") for key in tensors]
-    if any(module.startswith(("double_blocks", "single_blocks")) for module in modules):
-        # in float32, because alpha is multiplied in
-        return FluxLoraLoaderMixin.lora_state_dict({key: tensor.float() for key, tensor in tensors.items()})
-    if any(module.startswith(("input_blocks_", "middle_block_", "output_blocks_")) for module in modules):
-        blocks = SimpleNamespace(layers_per_block=2)  # of SD 1, 2 and XL
-        state, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=blocks)
-        factors = [key for key in tensors if key.endswith(("_down.weight", "_up.weight"))]
-        if len(state) != len(factors):  # two names became one
-            raise ValueError(f"diffusers reads {len(state)} of its {len(factors)} factors")
-        return state | (alphas or {})
-    return tensors
-
-
-def _alpha(settings: Mapping[str, Any], module: str, rank: int) -> float:
-    """Return a module's alpha as peft resolves it."""
-    from peft.utils.other import get_pattern_key
-
-    patterns = settings.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(patterns.keys(), module), settings.get("lora_alpha", rank))
-    return alpha * rank**0.5 if settings.get("use_rslora") else alpha
+    if not any(re.match(r"(lora_unet_)?(input_blocks|middle_block|output_blocks)_", key) for key in tensors):
+        return tensors
+    blocks = SimpleNamespace(layers_per_block=2)  # of SD 1, 2 and XL
+    state, alphas = StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=blocks)
+    factors = [key for key in tensors if key.endswith(("_down.weight", "_up.weight"))]
+    if len(state) != len(factors):  # two names became one
+        raise ValueError(f"diffusers reads {len(state)} of its {len(factors)} factors")
+    return state | (alphas or {})
 
 
 def _bare(key: str) -> str:
     """Return a name without the prefix of the denoiser, in peft's words."""
-    key = re.sub(r"^(base_model\.model\.)?(unet\.|transformer\.|lora_unet_|lora_transformer_)?", "", key)
+    key = re.sub(r"^(unet\.|transformer\.|lora_unet_|lora_transformer_)", "", key)
     for old, new in ((".default.weight", ".weight"), (".lora_down.", ".lora_A."), (".lora_up.", ".lora_B.")):
         key = key.replace(old, new)
     return key
@@ -285,24 +248,17 @@ def _find(path: str | Path, weight_name: str | None) -> Path:
     if path.is_dir() or path.suffix in (".safetensors", ".bin", ".pt") or not re.fullmatch(REPO, repo):
         kinds = f"shipped control, file, folder with {wanted} (or weight_name), or repository (owner/name)"
         raise FileNotFoundError(f"path={repo!r} is no {kinds}")
-    if weight_name == PEFT:
-        _download(repo, PEFT_SETTINGS)
-    return _download(repo, wanted)
-
-
-def _download(repo: str, name: str) -> Path:
-    """Return a file of the hub's cache, or download it."""
     from huggingface_hub import hf_hub_download
 
     with suppress(FileNotFoundError):
-        return Path(hf_hub_download(repo, name, local_files_only=True))
+        return Path(hf_hub_download(repo, wanted, local_files_only=True))
     reason = "the model hub is out of reach"
     if hub_reachable():
         try:
-            return Path(hf_hub_download(repo, name))
+            return Path(hf_hub_download(repo, wanted))
         except Exception as error:  # of the hub's client and of the library below it, with many lines
             reason = f"the model hub does not give it: {one_line(error)}"
+    cure = f"where there is a network, run `hf download {repo} {wanted}` and set HF_HOME to its cache"
     raise Unavailable(
-        f"{name} of control {repo!r} is not in this machine's hub cache (nor is there such a file or folder), and {reason}. "
-        f"Where there is a network, run `hf download {repo} {name}` and set HF_HOME to its cache"
+        f"{wanted} of control {repo!r} is neither a file here nor in the hub's cache, and {reason}; {cure}"
     )

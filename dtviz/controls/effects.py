@@ -1,9 +1,4 @@
-"""Measure the effect of a control on scores and pixels (Table 1 of the paper).
-
-effect({"base": (before, after), "DMD2": (before, after)})  # a table, one row per model
-
-Scores are (prompt, seed). Intervals and tests are over prompts, or with over="seeds" over seeds, for these prompts alone.
-"""
+"""Measure the effect of a control on scores and pixels (Table 1 of the paper)."""
 
 import itertools
 from collections.abc import Mapping
@@ -20,12 +15,10 @@ OVER = ("prompts", "seeds")
 
 @dataclass(frozen=True)
 class Sweep:
-    """A score over a control's scale.
+    """A score over a control's scale."""
 
-    `table` has one row per scale: the mean `value` with `low`, `high`; and of the step from the scale before: `step`, `step_low`,
-    `step_high`, and its sign-flip `p`, Holm-corrected for all steps.
-    """
-
+    # One row per scale: mean `value` with `low`, `high`, and of the step from the scale before `step`, `step_low`, `step_high`
+    # and sign-flip `p`, Holm-corrected for all steps
     table: pd.DataFrame
     spearman: Estimate  # mean over images of the rank correlation of score and scale (Page's trend test, rescaled)
     p: float  # two-sided sign-flip p of that correlation
@@ -38,20 +31,15 @@ class Sweep:
 
 
 def effect(scores: Mapping[str, tuple], *, base: str = "base", over: str = "prompts") -> pd.DataFrame:
-    """Compare the scores of plain and controlled images for each model, and their change with that of the base.
+    """Compare scores of plain and controlled images: one row per model, with 95% intervals in `_low` and `_high`.
+
+    `percent` is 100 (after / before - 1) as in Table 1, nan unless before > 0. `difference` has a t interval and a
+    Holm-corrected sign-flip `p`. `transfer` is difference / the base's difference. Intervals of ratios are Fieller's.
 
     Args:
         scores: model -> (before, after), each (prompt, seed).
         base: model on which the control was trained. Without it there is no transfer.
         over: "prompts" or "seeds", the sample of intervals and tests.
-
-    Returns:
-        One row per model: `model`, `before`, `after`; `percent`, 100 (after / before - 1) as in Table 1, nan unless before > 0;
-        `difference` with t interval and Holm-corrected sign-flip `p`; `transfer`, difference / the base's difference; `prompts`,
-        `seeds`, `over`. 95% intervals end in `_low`, `_high`. Those of ratios are Fieller's, infinite if the divisor may be 0.
-
-    >>> effect({"base": ([[1.0], [1.0]], [[1.5], [1.5]]), "LCM": ([[1.0], [2.0]], [[1.25], [2.25]])})["transfer"].tolist()
-    [nan, 0.5]
     """
     axis, shapes = _axis(over), sorted({np.shape(part) for parts in scores.values() for part in parts})
     if len(shapes) != 1 or len(shapes[0]) != 2 or not np.isfinite(list(scores.values())).all():
@@ -75,12 +63,7 @@ def effect(scores: Mapping[str, tuple], *, base: str = "base", over: str = "prom
 
 
 def sweep(scales, scores, *, over: str = "prompts") -> Sweep:
-    """Test whether scores (scale, prompt, seed) rise with the scales of a control (scale,), three or more, rising.
-
-    >>> result = sweep([-1, 0, 1], [[[0.0, 0.0]], [[1.0, 1.0]], [[3.0, 0.5]]])
-    >>> result.monotone, result.rising, result.spearman.value
-    (True, 0.75, 0.75)
-    """
+    """Test whether scores (scale, prompt, seed) rise with the scales of a control (scale,), three or more, rising."""
     scales, scores = checked(scales, name="scales"), np.asarray(scores, dtype=np.float64)
     if len(scales) < 3 or not (np.diff(scales) > 0).all():
         raise ValueError(f"scales = {scales.tolist()} must be three or more, each above the one before")
@@ -104,21 +87,18 @@ def sweep(scales, scores, *, over: str = "prompts") -> Sweep:
     return Sweep(table, Estimate(trend.mean, trend.low, trend.high, trend.n), trend.p, rising)
 
 
-def outside(before, after, *, share: float = 0.5) -> np.ndarray:
-    """Return how much each image changes where the edits of the other images do not reach, (n,).
+def outside(before, after) -> np.ndarray:
+    """Return how much each image changes in the half of the pixels in which the other images change least, (n,).
 
-    A pixel changes by the mean over colours of |after - before|. For each image that `share` of the pixels counts in which the
-    other images change least. Its own change does not select them, because that would make the result small.
     before, after: (n, 3, height, width) in [0, 1], n >= 2: plain and controlled images of one prompt and the same seeds.
+    A pixel changes by the mean over colours of |after - before|.
     """
     before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    if before.shape != after.shape or before.ndim != 4 or len(before) < 2 or not 0 < share <= 1:
-        shapes = f"before {before.shape} and after {after.shape} must be (n, 3, height, width), n >= 2"
-        raise ValueError(f"{shapes}; share = {share} must lie in (0, 1]")
+    if before.shape != after.shape or before.ndim != 4 or len(before) < 2:
+        raise ValueError(f"before {before.shape} and after {after.shape} must be (n, 3, height, width), n >= 2")
     change = np.abs(after - before).mean(axis=1).reshape(len(before), -1)  # (n, pixel)
     others = change.sum(axis=0) - change
-    count = max(1, round(share * change.shape[1]))
-    least = np.argsort(others, axis=1, kind="stable")[:, :count]
+    least = np.argsort(others, axis=1, kind="stable")[:, : change.shape[1] // 2]
     return np.take_along_axis(change, least, axis=1).mean(axis=1)
 
 

@@ -1,13 +1,12 @@
-"""Train controls: sliders from texts, subjects and styles from a few images.
+"""Train controls: sliders from texts, styles (Custom Diffusion) and subjects (DreamBooth) from a few images.
 
 smile = dtviz.controls.train_slider(pair, name="smile", target=["man", "baby"], positive="grinning face", negative="angry face")
 style = dtviz.controls.train_customisation(pair, images, name="line art", prompts=["dog face", "house"])
-dog = dtviz.controls.train_dreambooth(pair, photos, name="rex", prompt="sks dog", class_prompt="dog")
+dog = dtviz.controls.train_customisation(pair, photos, name="rex", prompts="sks dog", class_prompt="dog", modules=ATTENTION)
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +21,11 @@ from torch.utils._pytree import tree_map, tree_map_only
 from tqdm.auto import tqdm
 
 from ..core.decode import encode
-from ..core.denoisers import AdapterSwitch, embeds_guidance, guidance_input, network
+from ..core.denoisers import AdapterSwitch, embeds_guidance, network
 from ..core.generate import generate
 from ..core.handover import DenoiserCall, denoising_calls
 from ..core.pair import Pair, role_scheduler
+from ..metrics.embedders import check_images
 from .attach import ROLES, LayerHooks
 from .control import DOWN, UP, Control
 
@@ -37,44 +37,39 @@ WEIGHT_DECAY = 0.01
 
 def train_slider(
     pair: Pair, *, name: str, target: str | Sequence[str], positive: str | Sequence[str], negative: str | Sequence[str],
-    neutral: str | Sequence[str] | None = None, on: str = "base", eta: float = 4.0, rank: int = 4, alpha: float = 1.0,
-    modules: Sequence[str] = ATTENTION, iterations: int = 1000, batch_size: int = 1, lr: float = 2e-4,
-    steps: int | None = None, guidance: float | None = None, seed: int = 0, licence: str = "", progress: bool = True,
+    on: str = "base", eta: float = 4.0, rank: int = 4, alpha: float = 1.0, modules: Sequence[str] = ATTENTION,
+    iterations: int = 1000, batch_size: int = 1, lr: float = 2e-4, steps: int | None = None, seed: int = 0, licence: str = "",
+    progress: bool = True,
 ) -> Control:  # fmt: skip
     """Train a Concept Slider: a LoRA whose scale moves an attribute up and down (Gandikota et al. 2024, equation 7).
 
     Each iteration samples x_t with the slider at s = 1 or s = -1, and minimises the squared error of, with it on and off,
 
-        e(x_t, target)  ->  e(x_t, neutral) + s eta (e(x_t, positive) - e(x_t, negative))
-
-    It holds for noise, v and velocity: all are linear in the noise at a given x_t.
+        e(x_t, target)  ->  e(x_t, target) + s eta (e(x_t, positive) - e(x_t, negative))
 
     Args:
         pair: base and distilled model, UNets in float32 or bfloat16.
         target: prompts to be moved. Each sample takes one of them.
-        positive, negative, neutral: ends of the scale, and what the target is without the slider (None: itself). One for each
-            target, or for all.
+        positive, negative: ends of the scale, one for each target or for all.
         on: "base" or "distilled", whose weights, sampler and timesteps are used.
         eta: strength of the guidance.
         modules: name endings of the linear and convolution layers that get a LoRA.
-        steps, guidance: of the sampler. None: the pair's steps; guidance 3 on the base, the pair's on the distilled model.
+        steps: of the sampler. None: the pair's.
     """
     targets = _texts("target", target)
-    ends = {"positive": positive, "negative": negative, "neutral": targets if neutral is None else neutral}
+    ends = {"positive": positive, "negative": negative}
     texts = {"target": targets} | {part: _texts(part, given, len(targets)) for part, given in ends.items()}
     if texts["positive"] == texts["negative"]:
         raise ValueError(f"positive={positive!r} and negative are the same: there is nothing between them")
-    own_steps, own_guidance = (pair.base_steps, GUIDANCE) if on == "base" else (pair.steps, pair.guidance)
-    steps, guidance = own_steps if steps is None else steps, own_guidance if guidance is None else guidance
+    own_steps, guidance = (pair.base_steps, GUIDANCE) if on == "base" else (pair.steps, pair.guidance)
+    steps = own_steps if steps is None else steps
     numbers = {"rank": rank, "alpha": alpha, "batch_size": batch_size, "iterations": iterations, "lr": lr}
     numbers |= {"eta": eta, "steps": steps}
     _check_numbers(numbers)
-    if not guidance >= 0:
-        raise ValueError(f"guidance={guidance} must be at least 0; 0 and 1 are the conditional model")
     trainable_layers(pair, on, modules)
-    origin = {"pair": pair.name, "role": on, "fingerprint": pair.base_fingerprint if on == "base" else pair.fingerprint}
-    conditions = Conditions(pair, sorted({text for part in texts.values() for text in part}), on, guidance=guidance)
-    facts = texts | numbers | {"trained_on": origin, "modules": list(modules), "guidance": guidance, "seed": seed}
+    conditions = Conditions(pair, sorted({text for part in texts.values() for text in part}))
+    facts = _facts(pair, on, prompts=targets, modules=list(modules), seed=seed, licence=licence) | numbers
+    facts |= texts | {"towards": texts["positive"][0], "guidance": guidance}
     with training(pair, on, modules, rank=rank, alpha=alpha, seed=seed) as (denoiser, hooks):
 
         def loss(iteration: int, generator: torch.Generator) -> torch.Tensor:
@@ -87,14 +82,13 @@ def train_slider(
             x_t = rollout(denoiser, calls, call.index, conditions, chosen["target"], generator)
             x_t = call.scheduler.scale_model_input(x_t, call.timestep)
             hooks.scale = 0
-            inputs = conditions.rows([*chosen["neutral"], *chosen["positive"], *chosen["negative"]])
+            inputs = conditions.rows([*chosen["target"], *chosen["positive"], *chosen["negative"]])
             with torch.no_grad():
                 plain, upper, lower = predict(denoiser, torch.cat([x_t] * 3), call.timestep, inputs).chunk(3)
             hooks.scale = sign * alpha / rank
             output = predict(denoiser, x_t, call.timestep, conditions.rows(chosen["target"]))
             return F.mse_loss(output, plain + sign * eta * (upper - lower))
 
-        facts |= {"prompts": targets, "towards": texts["positive"][0], "licence": licence}
         return optimise(hooks, loss, name=name, kind="slider", facts=facts, progress=progress)
 
 
@@ -102,44 +96,40 @@ def train_customisation(
     pair: Pair, images: torch.Tensor, *, name: str, prompts: str | Sequence[str], on: str = "base",
     class_prompt: str | None = None, prior_images: int = 100, prior_weight: float = 1.0, drop: float = 0.0, rank: int = 4,
     alpha: float = 4.0, modules: Sequence[str] = CROSS_ATTENTION, iterations: int = 500, batch_size: int = 2, lr: float = 1e-4,
-    seed: int = 0, kind: str = "style", licence: str = "", progress: bool = True,
+    seed: int = 0, licence: str = "", progress: bool = True,
 ) -> Control:  # fmt: skip
-    """Learn a style or subject as a LoRA of the layers that read the text, after Custom Diffusion (Kumari et al. 2023).
+    """Learn a style or subject as a LoRA of the layers that read the text (Custom Diffusion, Kumari et al. 2023).
 
-    The loss is the squared error of the prediction on noised images, at all timesteps on the base and at its own few on the
-    distilled model. The text encoder is not trained. Other arguments are as for `train_slider`.
+    The loss is the squared error of the prediction on noised images, at the role's timesteps. With a rare word in the prompt, a
+    `class_prompt` and modules=ATTENTION it is DreamBooth (Ruiz et al. 2023). Other arguments are as for `train_slider`.
 
     Args:
         images: (n, 3, height, width) in [0, 1], of the size that the pair generates.
         prompts: one for all images, or one for each.
-        class_prompt: prompt of `prior_images` that the network generates first, and keeps (prior preservation). None: no prior.
+        class_prompt: prompt of `prior_images` that the network generates first (prior preservation). None: no prior.
         drop: share of samples without prompt, for a style: guidance amplifies what depends on the prompt.
     """
-    if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError("images must be a tensor (n, 3, height, width) in [0, 1], n at least 1")
-    if not images.is_floating_point() or not 0 <= float(images.min()) <= float(images.max()) <= 1:
-        raise ValueError("images must be floating point within [0, 1]: divide uint8 by 255")
+    images = check_images(images)
     texts = _texts("prompts", prompts, len(images))
     numbers = {"rank": rank, "alpha": alpha, "batch_size": batch_size, "iterations": iterations, "lr": lr}
     _check_numbers(numbers | {"prior_images": prior_images})
     if not prior_weight >= 0 or not 0 <= drop < 1:
         raise ValueError(f"prior_weight={prior_weight} must be at least 0, and drop={drop} at least 0 and below 1")
     trainable_layers(pair, on, modules)
-    origin = {"pair": pair.name, "role": on, "fingerprint": pair.base_fingerprint if on == "base" else pair.fingerprint}
-    conditions = Conditions(pair, sorted({*texts, *([class_prompt] if class_prompt else [])}), on)
-    latents, prior, priors = encode(images, pair), None, None
+    conditions = Conditions(pair, sorted({*texts, *([class_prompt] if class_prompt else [])}))
+    latents, priors = encode(images, pair), None
     if latents.shape[1:] != conditions.shape:
         shapes = f"{tuple(latents.shape[1:])}, and this pair makes {conditions.shape}"
         raise ValueError(f"images of {tuple(images.shape[2:])} pixels give latents {shapes}: resize them")
     if class_prompt:  # by the untrained network
         priors = generate(pair, class_prompt, method=on, seeds=range(seed, seed + prior_images)).final.to(latents)
-        prior = {"class_prompt": class_prompt, "images": prior_images, "weight": prior_weight}
-    digest = hashlib.sha256(images.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
-    facts = numbers | {"prompts": list(dict.fromkeys(texts)), "trained_on": origin, "prior": prior, "drop": drop}
-    facts |= {"images": {"number": len(images), "sha256": digest[:16]}, "modules": list(modules)}
-    facts |= {"seed": seed, "licence": licence}
+    facts = _facts(pair, on, prompts=list(dict.fromkeys(texts)), modules=list(modules), seed=seed, licence=licence)
+    facts |= numbers | {"images": {"number": len(images)}, "class_prompt": class_prompt, "drop": drop}
+    facts |= {"prior_images": prior_images, "prior_weight": prior_weight}
     noising = DDPMScheduler.from_config(pair.base_scheduler.config)
-    times = training_timesteps(pair, on)
+    times = torch.arange(noising.config.num_train_timesteps)
+    if on == "distilled":
+        times = role_scheduler(pair, on, pair.steps, "cpu").timesteps.float().round().long()
     with training(pair, on, modules, rank=rank, alpha=alpha, seed=seed) as (denoiser, hooks):
 
         def error(x0: torch.Tensor, prompts: Sequence[str], generator: torch.Generator) -> torch.Tensor:
@@ -159,27 +149,8 @@ def train_customisation(
             rows = torch.randint(len(priors), (batch_size,), generator=generator)
             return value + prior_weight * error(priors[rows], [class_prompt] * len(rows), generator)
 
+        kind = "subject" if class_prompt else "style"
         return optimise(hooks, loss, name=name, kind=kind, facts=facts, progress=progress)
-
-
-def train_dreambooth(
-    pair: Pair, images: torch.Tensor, *, name: str, prompt: str, class_prompt: str, on: str = "base",
-    prior_images: int = 100, prior_weight: float = 1.0, rank: int = 4, alpha: float = 4.0,
-    modules: Sequence[str] = ATTENTION, iterations: int = 500, batch_size: int = 1, lr: float = 1e-4, seed: int = 0,
-    licence: str = "", progress: bool = True,
-) -> Control:  # fmt: skip
-    """Learn a subject under a rare word, as a LoRA on all attention (DreamBooth, Ruiz et al. 2023; diffusers' LoRA form).
-
-    The prompt is the class prompt, such as "dog", with a word that the text encoder hardly knows, such as "sks dog".
-    Other arguments are as for `train_customisation`.
-    """
-    if prompt == class_prompt:
-        raise ValueError(f"prompt={prompt!r} is the class_prompt too: add a rare word for the subject")
-    return train_customisation(
-        pair, images, name=name, prompts=prompt, kind="dreambooth", class_prompt=class_prompt, on=on, rank=rank,
-        prior_images=prior_images, prior_weight=prior_weight, alpha=alpha, modules=modules, iterations=iterations,
-        batch_size=batch_size, lr=lr, seed=seed, licence=licence, progress=progress,
-    )  # fmt: skip
 
 
 def trainable_layers(pair: Pair, on: str, modules: Sequence[str]) -> dict[str, torch.nn.Module]:
@@ -189,6 +160,9 @@ def trainable_layers(pair: Pair, on: str, modules: Sequence[str]) -> dict[str, t
     denoiser, layers, chosen = network(pair.base, pair.distilled, on), {}, {}
     if denoiser.dtype == torch.float16:
         raise ValueError(f"on={on!r}: float16 loses small gradients; load that network in bfloat16 or float32")
+    if pair.denoiser_name != "unet" or embeds_guidance(denoiser):
+        kind = f"{type(denoiser).__name__}, guidance input: {embeds_guidance(denoiser)}"
+        raise NotImplementedError(f"on={on!r} ({kind}): only UNets without guidance input can be trained")
     for name, module in denoiser.named_modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and ".lora_" not in name:
             layers[name.removesuffix(".base_layer")] = module  # inside a LoRA that is loaded already
@@ -236,20 +210,15 @@ def _new_factors(layers: Mapping[str, torch.nn.Module], rank: int, seed: int) ->
 
 
 class Conditions:
-    """The arguments that a pair's own pipeline gives its denoiser beside x_t, for each prompt. "" is the unconditional one.
-
-    `arguments` are by prompt and name: tensors of one row, or dicts of them. `shape` is that of the latents.
-    """
+    """The arguments that a pair's own pipeline gives its denoiser beside x_t, for each prompt. "" is the unconditional one."""
 
     @torch.no_grad()
-    def __init__(self, pair: Pair, prompts: Sequence[str], role: str = "base", guidance: float | None = None) -> None:
-        """Read them from one step of each prompt. `guidance` is for a network that takes it as an input; None: the pair's."""
-        if pair.denoiser_name != "unet":
-            raise NotImplementedError(f"{type(pair.base).__name__} is not a UNet: train on a pair of Stable Diffusion")
+    def __init__(self, pair: Pair, prompts: Sequence[str]) -> None:
+        """Read them from one step of each prompt."""
         calls: list[tuple[tuple, dict[str, Any]]] = []
         # guidance above 1: the pipeline prepares both rows, the unconditional one first
         options = {"num_inference_steps": 1, "guidance_scale": 2.0, "output_type": "latent"} | pair.call_arguments
-        self.arguments: dict[str, dict[str, Any]] = {}
+        self.arguments: dict[str, dict[str, Any]] = {}  # by prompt and name: tensors of one row, or dicts of them
         hook = pair.base.register_forward_pre_hook(lambda _, *inputs: calls.append(inputs), with_kwargs=True)
         try:
             for prompt in prompts:
@@ -260,12 +229,7 @@ class Conditions:
                     self.arguments[text] = tree_map_only(torch.Tensor, lambda leaf, row=row: leaf[row].clone(), inputs)
         finally:
             hook.remove()
-        x_t, denoiser = calls[0][0][0], network(pair.base, pair.distilled, role)
-        self.shape = tuple(x_t.shape[1:])
-        if embeds_guidance(denoiser):
-            default = pair.guidance if role == "distilled" else pair.base_guidance
-            embedding = guidance_input(pair.pipeline, denoiser, default if guidance is None else guidance, x_t[:1])
-            self.arguments = {prompt: own | embedding for prompt, own in self.arguments.items()}
+        self.shape = tuple(calls[0][0][0].shape[1:])  # of the latents
 
     def rows(self, prompts: Sequence[str]) -> dict[str, Any]:
         """Return the arguments of a batch, one row per prompt."""
@@ -276,6 +240,11 @@ class Conditions:
 def predict(denoiser: torch.nn.Module, x_t: torch.Tensor, timestep: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
     """Return the denoiser's output, float32, for x_t as its scheduler scales it."""
     return denoiser(x_t.to(denoiser.dtype), timestep, **arguments, return_dict=False)[0].float()
+
+
+def _facts(pair: Pair, on: str, **settings: Any) -> dict[str, Any]:
+    fingerprint = pair.base_fingerprint if on == "base" else pair.fingerprint
+    return settings | {"trained_on": {"pair": pair.name, "role": on, "fingerprint": fingerprint}}
 
 
 def sampler_calls(pair: Pair, role: str, *, steps: int, guidance: float) -> list[DenoiserCall]:
@@ -294,7 +263,7 @@ def rollout(
     x_t = torch.randn(shape, generator=generator).to(denoiser.device) * calls[0].scheduler.init_noise_sigma
     for call in calls[:stop]:
         x = call.scheduler.scale_model_input(x_t, call.timestep)
-        if call.guidance > 1 and not embeds_guidance(denoiser):
+        if call.guidance > 1:
             both = conditions.rows([*[""] * len(prompts), *prompts])
             u, c = predict(denoiser, torch.cat([x, x]), call.timestep, both).chunk(2)
             output = u + call.guidance * (c - u)
@@ -305,21 +274,11 @@ def rollout(
     return x_t
 
 
-def training_timesteps(pair: Pair, on: str) -> torch.Tensor:
-    """Return all timesteps for the base, and those of its sampler for the distilled model."""
-    if on == "base":
-        return torch.arange(pair.base_scheduler.config.num_train_timesteps)
-    return role_scheduler(pair, on, pair.steps, "cpu").timesteps.float().round().long()
-
-
 def optimise(
     hooks: LayerHooks, loss: Callable[[int, torch.Generator], torch.Tensor], *,
     name: str, kind: str, facts: dict[str, Any], progress: bool = True,
 ) -> Control:  # fmt: skip
-    """Minimise `loss` with AdamW, and return the control. The loss in its facts is the mean of the last tenth.
-
-    `loss` takes the iteration, from 0, and a generator of its own. `facts` hold iterations, lr, seed, alpha and rank.
-    """
+    """Minimise `loss(iteration, generator)` with AdamW. The loss in the control's facts is the mean of the last tenth."""
     lr, seed, losses = facts["lr"], facts["seed"], []
     optimiser = torch.optim.AdamW(hooks.tensors.values(), lr=lr, weight_decay=WEIGHT_DECAY)
     bar = tqdm(range(facts["iterations"]), desc=name, disable=not progress)

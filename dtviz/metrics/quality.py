@@ -1,11 +1,8 @@
 """How near generated images are to real ones and to their prompts (Tables 2 and 4), from features of any embedder.
 
-    inception = embedder("inception")
-    frechet_distance(inception.raw(images), inception.raw(real))            # FID
-    inception_score(inception.classify(inception.raw(images)))              # Inception score
-
-These equal torchmetrics on the same features. FID and Inception score are the names for Inception-v3's features only.
-ValueError: a shape does not fit, a value is not finite, a row has length zero.
+inception = embedder("inception")  # FID and Inception score are the names for its features only
+frechet_distance(inception.raw(images), inception.raw(real))
+inception_score(inception.classify(inception.raw(images)))
 """
 
 import numpy as np
@@ -18,9 +15,6 @@ def frechet_distance(features, reference) -> float:
     """Return the Fréchet distance between Gaussians fitted to two sets of features (FID: Heusel et al. 2017).
 
     |mu_a - mu_b|² + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), biased upwards by about 1 / n: compare at equal n only.
-
-    >>> frechet_distance([[0.0], [2.0]], [[1.0], [3.0]])
-    1.0
     """
     a, b = _feature_pair(features, reference, least=2)
     mean = ((a.mean(0) - b.mean(0)) ** 2).sum()
@@ -35,8 +29,8 @@ def frechet_distance(features, reference) -> float:
 def inception_score(probabilities, *, splits: int | None = None) -> float:
     """Return exp of the mean KL divergence of each image's class probabilities (n, class) from their mean.
 
-    As published (Salimans et al. 2016) it is the mean over ten parts of the images in their order; None takes fewer parts where
-    they would have fewer than ten images. A part of n images scores from 1 to n, so compare at equal n only.
+    As published (Salimans et al. 2016) it is the mean over ten parts of the images in their order. None takes fewer parts where
+    they would have fewer than ten images. Compare at equal n only.
     """
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim != 2 or not p.size or not (p >= 0).all() or not np.allclose(p.sum(axis=1), 1, atol=1e-4):
@@ -48,11 +42,10 @@ def inception_score(probabilities, *, splits: int | None = None) -> float:
     return float(np.exp(parts).mean())
 
 
-def clip_score(images, texts, *, prompts=None, confidence: float = 0.95) -> Estimate:
+def clip_score(images, texts, *, prompts=None) -> Estimate:
     """Return 100 times the mean cosine of each image with its own prompt, with Student's t interval.
 
     images, texts: (n, d) features of a CLIP, row for row. With prompts (n,), mean and interval are over the prompts' means.
-    Hessel et al. (2021) scale by 2.5 and cut at 0. Tables of generated images, and this function, scale by 100.
     """
     a, b = _feature_pair(images, texts, least=1)
     if len(a) != len(b) or not (a.any(axis=1).all() and b.any(axis=1).all()):
@@ -63,7 +56,7 @@ def clip_score(images, texts, *, prompts=None, confidence: float = 0.95) -> Esti
             raise ValueError(f"prompts has {len(prompts)} entries for {len(a)} images")
         _, which = np.unique(np.asarray(prompts), return_inverse=True)
         values = np.bincount(which, values) / np.bincount(which)
-    return mean_interval(values, confidence=confidence)
+    return mean_interval(values)
 
 
 def _feature_pair(features, reference, *, least: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,21 +1,17 @@
 """When a model decides: the distance of each step's x0 to the final image, and the step that comes close (Figure 5).
 
-    distances = similarity_to_final(step_features, final_features)       # (step, sample)
-    level = level_after_first_step(distilled_distances)                  # where the distilled model is after step 1
-    fraction_of_commitment(distances.mean(axis=1), level)                # .30: the base needs 30% of its steps
-
-Steps are indices from 0. Step i of n has done the fraction (i + 1) / n of the inference. ValueError: a shape does not fit, a
-value is not finite, a feature has length zero.
+distances = similarity_to_final(step_features, final_features)  # (step, sample)
+level = level_after_first_step(distilled_distances)
+fraction_of_commitment(distances.mean(axis=1), level)  # .30: the base needs 30% of its steps
 """
 
 import numpy as np
 
 
 def similarity_to_final(step_features, final_features) -> np.ndarray:
-    """Return the distance, 1 - cosine, of each step's features to those of the same sample's final image.
+    """Return the distance, 1 - cosine, of each step's x0 to the final image, (step, sample) float64 in [0, 2].
 
-    step_features: (step, sample, d), of the decoded x0. final_features: (sample, d), by the same embedder. They are normalised
-    here. Returns (step, sample) float64 in [0, 2]. 0 is the same direction.
+    step_features: (step, sample, d), of the decoded x0. final_features: (sample, d), by the same embedder.
 
     >>> similarity_to_final([[[0.0, 1.0]], [[2.0, 0.0]]], [[1.0, 0.0]]).tolist()
     [[1.0], [0.0]]
@@ -42,8 +38,8 @@ def level_after_first_step(distances) -> float:
     return float(_curves(distances)[0].mean())
 
 
-def step_of_commitment(distances, level):
-    """Return the first step (index from 0) whose distance is at most `level`, nan where no step comes so close.
+def fraction_of_commitment(distances, level):
+    """Return the fraction of all steps, in (0, 1], after which a distance is first at most `level`; nan where never.
 
     distances: (step,) or (step, sample). level: a number or (sample,). Returns a float for one curve, else (sample,) float64.
     """
@@ -52,17 +48,8 @@ def step_of_commitment(distances, level):
     if not np.isfinite(level).all() or level.shape not in ((), curves.shape[1:]):
         raise ValueError(f"level {level} must be a finite number, or one for each sample of distances {curves.shape}")
     within = curves <= level
-    step = np.where(within.any(axis=0), within.argmax(axis=0), np.nan)
-    return float(step) if curves.ndim == 1 else step
-
-
-def fraction_of_commitment(distances, level):
-    """Return `step_of_commitment` as the fraction of all steps done by then, (i + 1) / n, in (0, 1]; nan where never.
-
-    >>> fraction_of_commitment([0.9, 0.5, 0.2, 0.0], 0.5)
-    0.5
-    """
-    return (step_of_commitment(distances, level) + 1) / len(np.asarray(distances))
+    fraction = (np.where(within.any(axis=0), within.argmax(axis=0), np.nan) + 1) / len(curves)
+    return float(fraction) if curves.ndim == 1 else fraction
 
 
 # Not `diversity.unit_rows`: its sums of squares round differently, and published tables keep every digit.

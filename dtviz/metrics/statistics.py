@@ -1,9 +1,7 @@
-"""Intervals, tests and sentences for values measured once a prompt.
+"""Intervals of 95%, tests and sentences for values measured once a prompt.
 
-    comparisons = compare({"hybrid - base": (hybrid, base), "hybrid - distilled": (hybrid, distilled)})
-    print(comparisons["hybrid - base"])                                   # hybrid - base: -0.144 [-0.170, -0.118], p = 2e-09
-
-ValueError: an array has another shape or length, or a value that is not finite.
+comparisons = compare({"hybrid - base": (hybrid, base), "hybrid - distilled": (hybrid, distilled)})
+print(comparisons["hybrid - base"])  # hybrid - base: -0.144 [-0.170, -0.118], p = 2e-09
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +18,7 @@ EXACT_UP_TO = 40  # pairs: two halves of 2^20 signed sums each, under a second
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its confidence interval from n items. The interval is nan where there are too few data.
-
-    >>> Estimate(0.25, 0.2, 0.3, 30).high
-    0.3
-    """
+    """A value with its 95% interval from n items, nan if they are too few: `dtviz.Estimate(0.25, 0.2, 0.3, 30)`."""
 
     value: float
     low: float
@@ -57,7 +51,7 @@ class Comparison:
     def outcome(self, *, sign: int = 1) -> str:
         """Return whether a - b has this sign, 1 or -1: "holds", "does not hold", "is not shown", or cannot be shown."""
         if sign not in (1, -1):
-            raise ValueError(f"sign={sign!r} must be 1, for a claim that a is larger, or -1, that it is smaller")
+            raise ValueError(f"sign={sign!r} must be 1 or -1")
         if self.p < LEVEL:
             return "holds" if sign * self.test.mean > 0 else "does not hold"
         return "is not shown" if self.test.n >= LEAST_PROMPTS else f"cannot be shown with {self.test.n} prompts"
@@ -72,21 +66,21 @@ class Comparison:
         return f"{self.name}: {words} ({self.test.mean:+.3f}, p = {self.p:.2g})."
 
 
-def mean_interval(values, *, confidence: float = 0.95) -> Estimate:
+def mean_interval(values) -> Estimate:
     """Return the mean of independent values (n,) with Student's t interval, which is nan for n = 1."""
     values = checked(values, name="values")
     n = len(values)
     error = values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-    return t_interval(float(values.mean()), error, n, confidence)
+    return t_interval(float(values.mean()), error, n)
 
 
-def t_interval(value: float, error: float, n: int, confidence: float) -> Estimate:
+def t_interval(value: float, error: float, n: int) -> Estimate:
     """Return value ± t · error with n - 1 degrees of freedom. The interval is nan for n = 1."""
-    half = _quantile(confidence, n - 1) * error if n > 1 else np.nan
+    half = _quantile(n - 1) * error if n > 1 else np.nan
     return Estimate(value, value - half, value + half, n)
 
 
-def ratio(a, b, *, confidence: float = 0.95) -> Estimate:
+def ratio(a, b) -> Estimate:
     """Return mean(a) / mean(b) of paired values (n,) with Fieller's (1954) interval.
 
     It holds all r for which a t test of a - r b does not reject 0. It is infinite where mean(b) may be 0, and nan for n = 1.
@@ -96,7 +90,7 @@ def ratio(a, b, *, confidence: float = 0.95) -> Estimate:
     value = float(mean_a / mean_b) if mean_b else np.nan
     if n == 1:
         return Estimate(value, np.nan, np.nan, n)
-    (v_aa, v_ab), (_, v_bb) = np.cov(a, b) / n * _quantile(confidence, n - 1) ** 2
+    (v_aa, v_ab), (_, v_bb) = np.cov(a, b) / n * _quantile(n - 1) ** 2
     # (mean_a - r mean_b)² <= t² var(a - r b) is a quadratic in r, and an interval where mean(b) differs from 0
     leading, middle, last = mean_b**2 - v_bb, mean_a * mean_b - v_ab, mean_a**2 - v_aa
     if not leading > 0:
@@ -105,14 +99,14 @@ def ratio(a, b, *, confidence: float = 0.95) -> Estimate:
     return Estimate(value, float((middle - half) / leading), float((middle + half) / leading), n)
 
 
-def paired_test(a, b, *, confidence: float = 0.95) -> PairedTest:
+def paired_test(a, b) -> PairedTest:
     """Test whether the mean of a - b, (n,) each, is zero: two-sided sign-flip test, with Student's t interval for the mean.
 
-    p is the share of all 2^n sign choices whose mean is at least as far from zero, so never below 2 / 2^n.
-    It is exact up to 40 pairs, above from 100,000 random choices with a fixed seed (Phipson & Smyth 2010).
+    p is the share of all 2^n sign choices whose mean is at least as far from zero, exact up to 40 pairs. Above it is from
+    100,000 random choices with a fixed seed (Phipson & Smyth 2010).
     """
     a, b = _paired(a, b)
-    mean = mean_interval(a - b, confidence=confidence)
+    mean = mean_interval(a - b)
     return PairedTest(mean.value, mean.low, mean.high, _sign_flip_p(a - b), mean.n)
 
 
@@ -141,8 +135,6 @@ def _signed_sums(values: np.ndarray) -> np.ndarray:
 def holm(pvalues) -> np.ndarray:
     """Return Holm's (1979) adjusted p-values (m,), in the order given, for m tests made together."""
     p = checked(pvalues, name="pvalues")
-    if (p < 0).any() or (p > 1).any():
-        raise ValueError(f"pvalues {p.tolist()} must lie in [0, 1]")
     order = np.argsort(p)
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
@@ -150,21 +142,16 @@ def holm(pvalues) -> np.ndarray:
 
 
 def compare(differences: Mapping[str, tuple]) -> dict[str, Comparison]:
-    """Test every difference, name -> (a, b), with `paired_test`, and correct p for all of them together (Holm 1979).
-
-    >>> compare({"a - b": ([3, 4, 5, 6, 7, 8], [1, 1, 1, 1, 1, 1])})["a - b"].conclude("a exceeds b")
-    'a exceeds b: holds (+4.500, p = 0.031).'
-    """
+    """Test every difference, name -> (a, b), with `paired_test`, and correct p for all of them together (Holm 1979)."""
     tests = {name: paired_test(a, b) for name, (a, b) in differences.items()}
     corrected = holm([test.p for test in tests.values()]) if tests else []
     return {name: Comparison(name, test, float(p)) for (name, test), p in zip(tests.items(), corrected, strict=True)}
 
 
 def pseudovalues(measure: Callable, *prompts: Sequence) -> np.ndarray:
-    """Return each prompt's contribution (n,) to a measure of all prompts together, such as a Fréchet distance.
+    """Return jackknife pseudo-values (n,) of a measure, n · whole - (n - 1) · without the prompt (Tukey 1958).
 
-    These are Tukey's (1958) jackknife pseudo-values, n · whole - (n - 1) · without the prompt. Their mean removes the bias of
-    order 1 / n. prompts: sequences of n >= 2 arrays, one a prompt. `measure` gets each sequence joined along the first axis.
+    prompts: sequences of n >= 2 arrays, one a prompt. `measure` gets each sequence joined along the first axis.
     """
     lengths = [len(arrays) for arrays in prompts]
     n = min(lengths, default=0)
@@ -177,7 +164,7 @@ def pseudovalues(measure: Callable, *prompts: Sequence) -> np.ndarray:
 
 
 def checked(values, *, name: str) -> np.ndarray:
-    """Return values as float64 (n,), n >= 1 and all finite."""
+    """Return values as float64 (n,), n >= 1 and all finite, or raise ValueError."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not values.size or not np.isfinite(values).all():
         raise ValueError(f"{name} of shape {values.shape} must be (n,) finite numbers, n >= 1")
@@ -191,8 +178,6 @@ def _paired(a, b) -> tuple[np.ndarray, np.ndarray]:
     return a, b
 
 
-@cache  # most of the time of an interval, and the same for all prompts of as many samples
-def _quantile(confidence: float, freedom: int) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence = {confidence} must lie between 0 and 1: .95, not 95")
-    return float(stats.t.ppf((1 + confidence) / 2, freedom))
+@cache  # most of the time of an interval
+def _quantile(freedom: int) -> float:
+    return float(stats.t.ppf(0.975, freedom))

@@ -1,10 +1,4 @@
-"""Linear classifiers of the embedded models' images by artist, concept or style, and of x0 at every noise level.
-
-classifier = load_classifier("artist")
-features = dtviz.embedder(classifier.embedder)(images)
-classifier(features, among=real.artists)       # ["noto", "twemoji", ...], one per image
-classifier.accuracy(features, "noto")          # share of the images classified as "noto"
-"""
+"""Linear classifiers of the embedded models' images by artist, concept or style, and of x0 at every noise level."""
 
 from __future__ import annotations
 
@@ -15,18 +9,14 @@ from typing import Any
 
 import numpy as np
 from safetensors import safe_open
-from scipy.special import softmax
+from scipy.special import expit, logsumexp, softmax
 
 from ..files import Unavailable, check_hashes, data, reading
-from ..metrics.concepts import concept_posterior
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A linear classifier of features (n, d) of its embedder, trained on real drawings only.
-
-    `among` are the possible classes, such as a prompt's artists.
-    """
+    """A linear classifier of features (n, d), trained on real drawings only. `among` are the possible classes."""
 
     kind: str  # "artist", "concept", or "style", which also has the artists that were kept out of training
     embedder: str
@@ -44,12 +34,10 @@ class Classifier:
         return softmax(self._scores(features, among)[1], axis=1)
 
     def accuracy(self, features, truth: str) -> float:
-        """Return the share of the images, at least one, that are classified as `truth`, in [0, 1]."""
+        """Return the share of the images that are classified as `truth`, in [0, 1]."""
         if truth not in self.classes:
             raise ValueError(f"truth={truth!r} is not one of the {self.kind}s {', '.join(self.classes)}")
         names = self(features)
-        if not names:
-            raise ValueError(f"features of shape {np.shape(features)} hold no image")
         return names.count(truth) / len(names)
 
     def _scores(self, features, among: Iterable[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
@@ -92,7 +80,7 @@ class NoisyX0Classifier:
 class TextClassifier:
     """A zero-shot classifier by CLIP, not calibrated: an image against a text of each concept and texts without one.
 
-    TextClassifier(embed.text, ["dog", "cat"], template="a photo of a {}", without=["a photo"])
+    The posterior of cosine c against cosines c_r of the texts without is exp(100 c) / (exp(100 c) + sum_r exp(100 c_r)).
     """
 
     shown = 0.9  # posterior from which on an x0 counts as showing a concept; a convention
@@ -106,7 +94,8 @@ class TextClassifier:
 
     def __call__(self, features, *, sigmas) -> np.ndarray:
         """Return the posterior of each concept, (step, n, class), from features (step, n, d). Ignore `sigmas`."""
-        return concept_posterior(features @ self.texts.T, features @ self.without.T)
+        cosines, rest = (100 * np.float64(features @ texts.T) for texts in (self.texts, self.without))
+        return expit(cosines - logsumexp(rest, axis=-1, keepdims=True))
 
 
 def load_classifier(kind: str) -> Classifier:

@@ -1,7 +1,6 @@
 """Load a pair by its name: local files first, then the model hub, else one clear error.
 
-pair = load("emoji-dmd")
-pair = load("sdxl-dmd", device="cuda", offload=True)
+pair = load("sdxl-dmd", device="cuda", dtype=torch.float16, offload=True)
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import files
 from ..files import Unavailable, one_line, reading
-from .registry import LORA, SPECS, Spec, spec_of
+from .registry import LORA, Spec, spec_of
 
 # torch and diffusers are imported in the functions, so that a pair is checked before they are loaded
 if TYPE_CHECKING:
@@ -23,37 +22,28 @@ if TYPE_CHECKING:
 
     from ..core.pair import Pair
 
-# Of base and distilled model
-Folders = tuple[Path | None, Path | None]
-Variants = tuple[str | None, str | None]
-ANY: Variants = ("", "")  # a part of every file name
+ANY = ("", "")  # variants of base and distilled model: a part of every file name
 
 
 def load(
-    name: str,
-    *,
-    device: str | None = None,
-    dtype: torch.dtype | None = None,
-    offload: bool | str = False,
+    name: str, *, device: str | None = None, dtype: torch.dtype | None = None, offload: bool = False,
     paper_settings: bool = False,
-) -> Pair:
+) -> Pair:  # fmt: skip
     """Load the pair of this name.
 
     Args:
         name: one of `dtviz.pairs()`.
         device: torch device; None takes CUDA if there is one.
         dtype: None takes float32 on a CPU, and on CUDA the type that the models were released for.
-        offload: keep weights in host memory until they are used. True: those of the two denoisers, by diffusers' group
-            offloading. "model": those of the whole pipeline, by its model offloading.
+        offload: keep the two denoisers in host memory, and their layers on the device only while they run.
         paper_settings: take the settings of the paper's code where they differ from those of the training.
 
-    Raises:
-        Unavailable: the weights are not on this machine and the hub cannot be reached.
+    Raises Unavailable if the weights are not on this machine and the hub cannot be reached.
 
-        pair = dtviz.load("sdxl-dmd", device="cuda", dtype=torch.float16)
+    pair = dtviz.load("sdxl-dmd", device="cuda", dtype=torch.float16)
     """
-    if offload not in (False, True, "model"):
-        raise ValueError(f"offload={offload!r} is not one of False, True, 'model'")
+    if offload not in (False, True):
+        raise ValueError(f"offload={offload!r} must be True or False")
     spec = spec_of(name)
     import diffusers
     import torch
@@ -74,9 +64,7 @@ def load(
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             folders[0], variant=variants[0], **options, **spec.pipeline_options
         )
-    pipeline.set_progress_bar_config(disable=True)
-    if offload != "model":
-        pipeline.to(device)
+    pipeline.to(device).set_progress_bar_config(disable=True)
     base = denoiser_of(pipeline)
     with files.no_progress_bars(), reading(f"pair {name!r}, {spec.distilled}"):
         if spec.adapter:
@@ -84,13 +72,9 @@ def load(
         else:
             distilled = _load_network(spec, folders[1], base, variant=variants[1], **options)
             distilled.to("cpu" if offload else device).eval().requires_grad_(False)
-    if offload == "model":
-        pipeline.enable_model_cpu_offload(device=device)
-    # A stream moves the next layer from page-locked memory while this one runs. Without `record_stream` the host would wait at
-    # the end of every layer.
-    stream = device.startswith("cuda")
+    stream = device.startswith("cuda")  # moves the next layer from page-locked memory while this one runs
     moves = {"offload_type": "leaf_level", "use_stream": stream, "record_stream": stream}
-    for network in ([base] if offload is True else []) + ([distilled] if offload and not spec.adapter else []):
+    for network in [base, *([] if spec.adapter else [distilled])] if offload else []:
         network.enable_group_offload(torch.device(device), **moves)
 
     kind = getattr(diffusers, spec.scheduler)
@@ -101,7 +85,7 @@ def load(
     return Pair(pipeline, distilled, None, scheduler, name, paper_settings=paper_settings, **settings)
 
 
-def check_available(name: str, variants: Variants = ANY) -> Folders:
+def check_available(name: str, variants: tuple = ANY) -> tuple:
     """Return the `local_folders` of this pair. Raise Unavailable if files are missing and the hub is out of reach."""
     spec = spec_of(name)
     folders = local_folders(spec, variants)
@@ -118,18 +102,17 @@ def check_available(name: str, variants: Variants = ANY) -> Folders:
         commands = " and ".join(f"`hf download {repo} --revision {commit}`" for repo, commit in missing.items())
         raise Unavailable(
             f"pair {name!r} is not on this machine (missing: {', '.join(missing)}) and the model hub is out of reach. "
-            f"Run {commands} where there is a network and set HF_HOME to that cache, or use an embedded pair: "
-            f"{', '.join(other.name for other in SPECS.values() if other.embedded)}"
+            f"Run {commands} where there is a network and set HF_HOME to that cache, or use an embedded pair: emoji-dmd"
         )
     return folders
 
 
-def local_folders(spec: Spec, variants: Variants = ANY) -> Folders:
+def local_folders(spec: Spec, variants: tuple = ANY) -> tuple:
     """Return the local folders of base and distilled model, None for one that is not complete. Use no network."""
     base, distilled = map(_local_folder, (spec.base, spec.distilled), spec.revisions)
-    base_complete = base and all(_has_weights(path, variants[0]) for path in _networks(base))
-    distilled_complete = distilled and _has_weights(distilled / spec.file, variants[1])
-    return base if base_complete else None, distilled if distilled_complete else None
+    if base and not all(_has_weights(path, variants[0]) for path in _networks(base)):
+        base = None
+    return base, distilled if distilled and _has_weights(distilled / spec.file, variants[1]) else None
 
 
 def _local_folder(repo: str, revision: str | None) -> Path | None:
@@ -147,7 +130,7 @@ def _local_folder(repo: str, revision: str | None) -> Path | None:
 
 
 def _networks(pipeline: Path) -> list[Path]:
-    """Return the folders of a saved pipeline's networks, or the pipeline's own if it has no index."""
+    """Return the folders of a saved pipeline's networks, or its own if it has no index."""
     index, networks = pipeline / "model_index.json", ("unet", "transformer", "vae", "text_encoder")
     if not index.is_file():
         return [pipeline]
@@ -164,7 +147,7 @@ def _has_weights(path: Path, variant: str | None) -> bool:
     return any(variant in name if variant is not None else ".fp16" not in name for name in names)
 
 
-def _download(spec: Spec, variants: Variants) -> Folders:
+def _download(spec: Spec, variants: tuple) -> tuple:
     """Download both models of a pair from the hub, and return their folders."""
     import diffusers
     from huggingface_hub import snapshot_download
@@ -176,10 +159,9 @@ def _download(spec: Spec, variants: Variants) -> Folders:
         base = diffusers.DiffusionPipeline.download(spec.base, **options)
         distilled = snapshot_download(spec.distilled, revision=spec.revisions[1], allow_patterns=[pattern])
     except Exception as error:  # of the hub's client and of the library below it
-        raise Unavailable(
-            f"pair {spec.name!r}: the model hub does not give {spec.base} or {spec.distilled}: {one_line(error)}. If it needs "
-            "a licence to be accepted, do so on its page and run `hf auth login`"
-        ) from error
+        cure = "if a licence must be accepted, do so on its page and run `hf auth login`"
+        failure = f"the model hub does not give {spec.base} or {spec.distilled}: {one_line(error)}"
+        raise Unavailable(f"pair {spec.name!r}: {failure}; {cure}") from error
     return Path(base), Path(distilled)
 
 
@@ -199,18 +181,12 @@ def _load_network(spec: Spec, folder: Path, base: torch.nn.Module, **options: An
     """Return the distilled network, on the CPU."""
     from accelerate import init_empty_weights
 
-    if "." in spec.file:
-        state = {key: tensor.to(options["dtype"]) for key, tensor in read_weights(folder / spec.file).items()}
-        with init_empty_weights():
-            network = type(base).from_config(base.config)
-        network.load_state_dict(state, assign=True)
-    else:
-        network = type(base).from_pretrained(folder, subfolder=spec.file or None, **options)
-    if spec.timestep_scale != 1:
-        network.register_forward_pre_hook(
-            lambda _, args, kwargs: (args, kwargs | {"timestep": kwargs["timestep"] * spec.timestep_scale}),
-            with_kwargs=True,
-        )
+    if "." not in spec.file:
+        return type(base).from_pretrained(folder, subfolder=spec.file or None, **options)
+    state = {key: tensor.to(options["dtype"]) for key, tensor in read_weights(folder / spec.file).items()}
+    with init_empty_weights():
+        network = type(base).from_config(base.config)
+    network.load_state_dict(state, assign=True)
     return network
 
 
@@ -231,7 +207,7 @@ def _add_adapter(spec: Spec, path: Path, pipeline: Any, base: torch.nn.Module) -
     return name
 
 
-def _fingerprints(spec: Spec, folders: Folders) -> dict[str, str]:
+def _fingerprints(spec: Spec, folders: tuple) -> dict[str, str]:
     """Return the fingerprints of a pair and of its base, from the files' hashes or the commits of the repositories."""
     if spec.embedded:
         hashes = files.check_hashes(files.data("models"), [spec.base, f"{spec.distilled}/{spec.file}"])

@@ -1,25 +1,13 @@
-"""The pairs that have a name: embedded ones, whose weights dtviz ships, and pairs of the model hub.
-
-spec_of("sdxl-dmd").settings["timesteps"]      # (999, 749, 499, 249)
-"""
+"""The pairs that have a name: embedded ones, whose weights dtviz ships, and pairs of the model hub."""
 
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class Repo(NamedTuple):
-    """A repository of weights on the model hub."""
-
-    licence: str
-    revision: str | None = None
-    variant: str | None = None  # of its half-precision files
 
 
 @dataclass(frozen=True)
@@ -34,7 +22,6 @@ class Spec:
     scheduler_settings: dict[str, Any]
     settings: dict[str, Any]  # arguments of `Pair`, as the distilled model was trained
     paper_settings: dict[str, Any]  # those of them that the paper's code has otherwise
-    timestep_scale: float  # factor from the base's timesteps to those of the distilled network
     adapter: bool  # whether the distilled model is a LoRA on the base
     dtype: str  # on an accelerator
     pipeline_options: dict[str, Any]  # of `DiffusionPipeline.from_pretrained`
@@ -50,38 +37,31 @@ class Spec:
 
 # Sources: model cards and defaults of pipelines; docs/pairs.md has more. Revisions: commits that public code or the hub
 # shows. DMD2's timesteps are those of its training. LCM's guidance is from diffusers' documentation of LCM-SDXL.
-# SANA-Sprint's two steps are at TrigFlow's angles pi/2 and 1.3 (`SanaSprintPipeline`), here in SANA's coordinates.
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD35 = "stabilityai/stable-diffusion-3.5-large"
 FLUX = "black-forest-labs/FLUX.1-dev"
-PIXART = "PixArt-alpha/PixArt-XL-2-1024-MS"
-SANA = "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers"
-SPRINT = "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers"
 LORA = "pytorch_lora_weights.safetensors"  # diffusers' file name
 
 _RAIL, _STABILITY = "OpenRAIL++", "Stability AI Community"
-_EMBEDDED = Repo("MIT (weights); drawings Apache-2.0, MIT, CC-BY-4.0")
-REPOS: dict[str, Repo] = {
-    SDXL: Repo(_RAIL, "462165984030d82259a11f4367a4eed129e94a7b", "fp16"),
-    "tianweiy/DMD2": Repo("CC-BY-NC-4.0", "be22767697a1f3ca656b73c776e15fa335c86c6c"),
-    "latent-consistency/lcm-sdxl": Repo(_RAIL, "51928f2d9c82226f71978037e7a8ffc648efe635", "fp16"),
-    "latent-consistency/lcm-lora-sdxl": Repo(_RAIL, "a18548dd4956b174ec5b0d78d340c8dae0a129cd"),
-    "stabilityai/sdxl-turbo": Repo(_STABILITY, "71153311d3dbb46851df1931d3ca6e939de83304", "fp16"),
-    "ByteDance/SDXL-Lightning": Repo(_RAIL, "c9a24f48e1c025556787b0c58dd67a091ece2e44"),
-    "ByteDance/Hyper-SD": Repo("see its LICENSE.md", "07822d9cde7a6c34b8f35c169a87a9a2885fd929"),
-    "h1t/TCD-SDXL-LoRA": Repo("MIT", "ea69e290a201cbb9ac232be2d5c81ef6dc0fc3a2"),
-    SD15: Repo("CreativeML OpenRAIL-M", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", "fp16"),
-    "latent-consistency/lcm-lora-sdv1-5": Repo(_RAIL, "cf2fced511dbe7e26c8d1d397e728fbab875db4b"),
-    SD35: Repo(_STABILITY, "ceddf0a7fdf2064ea28e2213e3b84e4afa170a0f"),
-    "stabilityai/stable-diffusion-3.5-large-turbo": Repo(_STABILITY, "ec07796fc06b096cc56de9762974a28f4c632eda"),
-    FLUX: Repo("FLUX.1-dev Non-Commercial", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21"),
-    "black-forest-labs/FLUX.1-schnell": Repo("Apache-2.0", "741f7c3ce8b383c54771c7003378a50191e9efe9"),
-    PIXART: Repo(_RAIL, "b89adadeccd9ead2adcb9fa2825d3fabec48d404"),
-    "PixArt-alpha/PixArt-LCM-XL-2-1024-MS": Repo(_RAIL, "071672639aede86a974efb75a346acc54f62e8df"),
-    SANA: Repo("see its card", "e18f82ddb8233fa4d979c2613f41a3ca4c5fc730"),
-    SPRINT: Repo("see its card"),
+_EMBEDDED = ("MIT (weights); drawings Apache-2.0, MIT, CC-BY-4.0", None, None)
+# Licence, commit, and the variant of half-precision file names
+REPOS: dict[str, tuple[str, str | None, str | None]] = {
+    SDXL: (_RAIL, "462165984030d82259a11f4367a4eed129e94a7b", "fp16"),
+    "tianweiy/DMD2": ("CC-BY-NC-4.0", "be22767697a1f3ca656b73c776e15fa335c86c6c", None),
+    "latent-consistency/lcm-sdxl": (_RAIL, "51928f2d9c82226f71978037e7a8ffc648efe635", "fp16"),
+    "latent-consistency/lcm-lora-sdxl": (_RAIL, "a18548dd4956b174ec5b0d78d340c8dae0a129cd", None),
+    "stabilityai/sdxl-turbo": (_STABILITY, "71153311d3dbb46851df1931d3ca6e939de83304", "fp16"),
+    "ByteDance/SDXL-Lightning": (_RAIL, "c9a24f48e1c025556787b0c58dd67a091ece2e44", None),
+    "ByteDance/Hyper-SD": ("see its LICENSE.md", "07822d9cde7a6c34b8f35c169a87a9a2885fd929", None),
+    "h1t/TCD-SDXL-LoRA": ("MIT", "ea69e290a201cbb9ac232be2d5c81ef6dc0fc3a2", None),
+    SD15: ("CreativeML OpenRAIL-M", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14", "fp16"),
+    "latent-consistency/lcm-lora-sdv1-5": (_RAIL, "cf2fced511dbe7e26c8d1d397e728fbab875db4b", None),
+    SD35: (_STABILITY, "ceddf0a7fdf2064ea28e2213e3b84e4afa170a0f", None),
+    "stabilityai/stable-diffusion-3.5-large-turbo": (_STABILITY, "ec07796fc06b096cc56de9762974a28f4c632eda", None),
+    FLUX: ("FLUX.1-dev Non-Commercial", "3de623fc3c33e44ffbe2bad470d0f45bccf2eb21", None),
+    "black-forest-labs/FLUX.1-schnell": ("Apache-2.0", "741f7c3ce8b383c54771c7003378a50191e9efe9", None),
 }
 
 # base: dtype, base_steps, base_guidance, batch_size, handover, pipeline_options
@@ -92,8 +72,6 @@ _BASES: dict[str, tuple[str, int, float, int, str, dict[str, Any]]] = {
     SD15: ("float16", 50, 7.5, 4, "distilled-scheduler", {"safety_checker": None, "requires_safety_checker": False}),
     SD35: ("bfloat16", 40, 4.5, 1, "matched-sigma", {}),
     FLUX: ("bfloat16", 50, 3.5, 1, "matched-sigma", {}),
-    PIXART: ("float16", 20, 4.5, 1, "distilled-scheduler", {}),
-    SANA: ("bfloat16", 20, 4.5, 1, "matched-sigma", {}),
 }
 
 # Schedulers of distilled models: diffusers class and the settings that differ from the base's
@@ -102,13 +80,10 @@ _LCM, _TCD = ("LCMScheduler", {}), ("TCDScheduler", {})
 _EULER, _ANCESTRAL = ("EulerDiscreteScheduler", _TRAILING), ("EulerAncestralDiscreteScheduler", _TRAILING)
 _DDIM = ("DDIMScheduler", _TRAILING | {"clip_sample": False, "set_alpha_to_one": False})
 _FLOW, _UNSHIFTED_FLOW = (("FlowMatchEulerDiscreteScheduler", settings) for settings in ({}, _UNSHIFTED))
-_FLOW_LCM = ("FlowMatchLCMScheduler", _UNSHIFTED)
 
 _DMD, _SCHNELL = {"timesteps": (999, 749, 499, 249)}, {"call": {"max_sequence_length": 256}}
-_SPRINT_STEPS = tuple(1000 * math.sin(t) / (math.sin(t) + math.cos(t)) for t in (math.pi / 2, 1.3))
-_SPRINT = {"guidance": 4.5, "steps": 2, "timesteps": _SPRINT_STEPS}
 
-# pair: base, distilled, file, scheduler, settings, paper_settings, timestep_scale. "-lora" means a LoRA on the base.
+# pair: base, distilled, file, scheduler, settings, paper_settings. "-lora" means a LoRA on the base.
 _PAIRS: dict[str, tuple] = {
     "emoji-dmd": ("emoji-base", "emoji-dmd", "unet", _LCM, _DMD),
     "emoji-lcm": ("emoji-base", "emoji-lcm", "unet", _LCM),
@@ -131,20 +106,18 @@ _PAIRS: dict[str, tuple] = {
     "sd15-hyper-lora": (SD15, "ByteDance/Hyper-SD", "Hyper-SD15-4steps-lora.safetensors", _DDIM),
     "sd35-turbo": (SD35, "stabilityai/stable-diffusion-3.5-large-turbo", "transformer", _FLOW),
     "flux-schnell": (FLUX, "black-forest-labs/FLUX.1-schnell", "transformer", _UNSHIFTED_FLOW, _SCHNELL),
-    "pixart-lcm": (PIXART, "PixArt-alpha/PixArt-LCM-XL-2-1024-MS", "transformer", _LCM),
-    "sana-sprint": (SANA, SPRINT, "transformer", _FLOW_LCM, _SPRINT, {}, 1 / 1000),
 }
 
 
-def _spec(name, base, distilled, file, scheduler, settings=None, paper_settings=None, timestep_scale=1.0) -> Spec:
+def _spec(name, base, distilled, file, scheduler, settings=None, paper_settings=None) -> Spec:
     dtype, base_steps, base_guidance, batch_size, handover, pipeline_options = _BASES[base]
     shared = {"base_steps": base_steps, "base_guidance": base_guidance, "batch_size": batch_size, "handover": handover}
     licences, revisions, variants = zip(*(REPOS.get(repo, _EMBEDDED) for repo in (base, distilled)), strict=True)
     licence = licences[0] if licences[0] == licences[1] else f"{licences[0]} (base), {licences[1]} (distilled)"
     settings, paper_settings = shared | (settings or {}), paper_settings or {}
     return Spec(
-        name, base, distilled, file, *scheduler, settings, paper_settings, timestep_scale, name.endswith("-lora"),
-        dtype, pipeline_options, licence, revisions, variants,
+        name, base, distilled, file, *scheduler, settings, paper_settings, name.endswith("-lora"), dtype, pipeline_options,
+        licence, revisions, variants,
     )  # fmt: skip
 
 
@@ -161,10 +134,7 @@ def spec_of(name: str) -> Spec:
 
 
 def pairs() -> pd.DataFrame:
-    """List every named pair, its licence, its kind ("embedded" or "hub") and whether its weights are on this machine.
-
-    dtviz.pairs()
-    """
+    """List the named pairs. `dtviz.pairs()` shows licence, kind ("embedded" or "hub") and whether the weights are here."""
     import pandas as pd
 
     from .load import local_folders

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import tempfile
 import time
 import warnings
@@ -33,7 +34,8 @@ def main() -> None:
         save_dreamsim(Path(folder))
         from dreamsim import dreamsim
 
-        embed = embedder("dreamsim:clip_vitb32", device="cpu", cache_dir=folder, batch_size=1)
+        os.environ["DREAMSIM_CACHE"] = folder
+        embed = embedder("dreamsim:clip_vitb32", device="cpu", batch_size=1)
         model, _ = dreamsim(device="cpu", cache_dir=folder, dreamsim_type="clip_vitb32")
         embed(images[:2])
         with torch.inference_mode():
