@@ -280,7 +280,7 @@ def test_clip_from_a_folder_crops_the_middle_as_published(clip_folder, images):
     (clip_folder / "preprocessor_config.json").write_text(json.dumps(settings | {"do_center_crop": True}))
     embed = embedder(f"clip:{clip_folder}", device="cpu")
     (clip_folder / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="only 'clip' is read here"):
+    with pytest.raises(ValueError, match="only transformers' 'clip' is read here"):
         embedder(f"clip:{clip_folder}")
     wide = torch.cat([torch.zeros(5, 3, 64, 10), images, torch.zeros(5, 3, 64, 10)], dim=3)
     assert np.abs(embed(wide) - embed(images)).max() < TOLERANCE
