@@ -1,23 +1,20 @@
-"""Draw the sides of an explorer: `plot_explorer` for saved pictures, `CurvesImage` for the live curves.
-
-Drawing a whole figure takes 100 ms. The live view shows its images as PNG and moves only the step markers of its curves.
-"""
+"""Draw the sides of an explorer: `plot_explorer` for saved pictures, `CurvesImage` for the live curves."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
+import matplotlib as mpl
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -30,8 +27,6 @@ Box = tuple[int, ...]  # top, left, bottom, right in pixels, bottom and right ex
 
 
 class Line(NamedTuple):
-    """One line of a chart."""
-
     name: str
     y: tuple[float, ...]  # a value for every step
     colour: str
@@ -48,7 +43,7 @@ class Panel:
     x_t: np.ndarray | None  # of the large sample, (height, width, 3) uint8
     samples: np.ndarray  # predicted x0 or final image of all samples, (n, height, width, 3) uint8
     sample: int  # number of the large sample
-    charts: tuple[tuple[str, tuple[Line, ...]], ...]  # label and lines of each
+    charts: dict[str, list[Line]]  # lines of each label
     share: float  # of the steps done
     box: Box  # region
 
@@ -61,13 +56,13 @@ def plot_explorer(panels: Sequence[Panel], *, note: str) -> Figure:
     """Plot one band for each side: x_t, x0 with the region, all samples, curves. `note` is a line below."""
     ratios = [*[_BAND] * len(panels), 0.15]
     with style():
-        figure = plt.figure(figsize=(_IMAGES + _CURVES, sum(ratios)), layout=PlaceHolderLayoutEngine(True, False))
+        # without pyplot, so that a notebook shows it as the value of its cell, not twice
+        figure = Figure(figsize=(_IMAGES + _CURVES, sum(ratios)), layout=PlaceHolderLayoutEngine(True, False))
         for band, panel in zip(figure.subfigures(len(ratios), 1, height_ratios=ratios), panels, strict=False):
             images, curves = band.subfigures(1, 2, width_ratios=[_IMAGES, _CURVES])
             _plot_images(images, panel)
-            plot_curves(curves, panel, y_limits(panels))(panel.share)
+            plot_curves(curves, panel, y_limits(panels))
         caption(figure, note)
-    plt.close(figure)  # a notebook shows it as the value of its cell, not twice
     return figure
 
 
@@ -90,36 +85,26 @@ def _plot_images(figure: FigureBase, panel: Panel) -> None:
 
 def y_limits(panels: Sequence[Panel]) -> list[Limits]:
     """Return the limits of each chart's y axis, the same on all sides."""
-    charts = zip(*(panel.charts for panel in panels), strict=True)
-    values = [np.concatenate([line.y for _, lines in sides for line in lines]) for sides in charts]
+    charts = zip(*(panel.charts.values() for panel in panels), strict=True)
+    values = [np.concatenate([line.y for lines in sides for line in lines]) for sides in charts]
     return [(min(0.0, 1.05 * y.min()), max(1.4 * y.max(), 1e-9)) for y in values]  # the legend is above the lines
 
 
-def plot_curves(figure: FigureBase, panel: Panel, limits: Sequence[Limits]) -> Callable[[float], list[Artist]]:
-    """Plot a side's charts in an empty figure. Return a function that moves the step markers and returns them."""
-    dots, rules = [], []
+def plot_curves(figure: FigureBase, panel: Panel, limits: Sequence[Limits]) -> list[Line2D]:
+    """Plot a side's charts in an empty figure. Return the step markers."""
+    markers = []
     axes = figure.subplots(len(panel.charts), 1, sharex=True, squeeze=False)[:, 0]
-    for ax, (label, lines), limit in zip(axes, panel.charts, limits, strict=True):
+    for ax, (label, lines), limit in zip(axes, panel.charts.items(), limits, strict=True):
         for line in lines:
             shares = np.arange(1, len(line.y) + 1) / len(line.y)
-            ax.plot(shares, line.y, line.style, color=line.colour, label=line.name)
-            dots.append((*ax.plot([], [], "o", color=line.colour), shares, line.y))
-        rules.append(ax.axvline(0, color=GREY, linestyle=":", linewidth=0.8))
+            ax.plot(shares, line.y, line.style, marker=".", color=line.colour, label=line.name)
+        markers.append(ax.axvline(panel.share, color=GREY, linestyle=":", linewidth=0.8))
         ax.set(xlim=(0, 1.03), ylim=limit)
         ax.set_title(label, fontsize=7, pad=3)
         ax.legend(loc="upper right", ncols=3, handlelength=1.2, columnspacing=0.8, labelspacing=0.2, borderaxespad=0)
     axes[-1].set_xlabel("share of the steps done", labelpad=1)
     figure.subplots_adjust(left=0.1, right=0.98, bottom=0.16, top=0.92, hspace=0.35)
-
-    def move(share: float) -> list[Artist]:
-        for dot, shares, values in dots:
-            nearest = int(np.argmin(np.abs(shares - share)))
-            dot.set_data([shares[nearest]], [values[nearest]])
-        for rule in rules:
-            rule.set_xdata([share, share])
-        return [*rules, *(dot for dot, *_ in dots)]
-
-    return move
+    return markers
 
 
 class CurvesImage:
@@ -132,16 +117,15 @@ class CurvesImage:
         if self._content != (panel.charts, limits):
             self._content = panel.charts, limits
             self._canvas = FigureCanvasAgg(Figure((_CURVES, 2.0), dpi=200, facecolor="none"))
-            with style():
-                self._move = plot_curves(self._canvas.figure, panel, limits)
-            for ax in self._canvas.figure.axes:
-                ax.patch.set_visible(False)  # transparent, for a dark page
-            for marker in self._move(panel.share):
+            with style(), mpl.rc_context({"axes.facecolor": "none"}):  # transparent, for a dark page
+                self._markers = plot_curves(self._canvas.figure, panel, limits)
+            for marker in self._markers:
                 marker.set_animated(True)  # left out of the background
             self._canvas.draw()
             self._background = self._canvas.copy_from_bbox(self._canvas.figure.bbox)
         self._canvas.restore_region(self._background)
-        for marker in self._move(panel.share):
+        for marker in self._markers:
+            marker.set_xdata([panel.share] * 2)
             self._canvas.figure.draw_artist(marker)
         return to_png(np.asarray(self._canvas.buffer_rgba()))
 
@@ -157,10 +141,10 @@ def montage(panel: Panel, *, pixels: int = 360) -> np.ndarray:
     """Arrange all samples in a grid of about so many pixels, (height, width, 4) uint8, with a frame around the large one."""
     columns = math.ceil(math.sqrt(len(panel.samples)))
     stride = max(1, columns * panel.samples.shape[1] // pixels)
-    cells = np.pad(panel.samples[:, ::stride, ::stride], ((0, 0),) * 3 + ((0, 1),), constant_values=255)
-    edge, inner = max(2, cells.shape[1] // 20), cells[panel.sample]
-    cells = np.pad(cells, ((0, -len(cells) % columns), (edge, edge), (edge, edge), (0, 0)))  # transparent
+    samples = np.insert(panel.samples[:, ::stride, ::stride], 3, 255, axis=-1)
+    n, height, width, _ = samples.shape
+    edge, rows = max(2, height // 20), math.ceil(n / columns)
+    cells = np.zeros((rows * columns, height + 2 * edge, width + 2 * edge, 4), np.uint8)  # transparent
     cells[panel.sample] = np.multiply((*to_rgb(SEED), 1), 255)
-    cells[panel.sample, edge:-edge, edge:-edge] = inner
-    rows = cells.reshape(-1, columns, *cells.shape[1:]).swapaxes(1, 2)
-    return rows.reshape(-1, columns * cells.shape[2], 4)
+    cells[:n, edge:-edge, edge:-edge] = samples
+    return cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2).reshape(-1, columns * cells.shape[2], 4)

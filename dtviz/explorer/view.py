@@ -1,8 +1,4 @@
-"""Decode and measure every step of a trace once, so that an explorer can show any of them.
-
-view = View.of(trace, pair=pair, embed=dtviz.embedder("efficientnet-lite0"))
-view.distances[:, 0]  # distance of the first sample's x0 to its final image, at every step
-"""
+"""Decode and measure every step of a trace once, so that an explorer can show any of them."""
 
 from __future__ import annotations
 
@@ -27,17 +23,15 @@ class View:
     trace: Trace
     images: np.ndarray  # (step + 1, sample, height, width, 3) uint8 of the predicted x0, then the final images
     x_t: np.ndarray | None  # the same of x_t, if the trace holds it
-    features: np.ndarray  # (step + 1, sample, d) float32 of `images`
+    features: np.ndarray  # (step + 1, sample, d) float32 of `images`, or of the latents without an embedder
     distances: np.ndarray  # (step, sample) 1 - cosine to the final image
-    measure: str  # name of the distance
     colours: str  # how latents became colours, "" for the pair's own autoencoder
-    embed: Callable[[np.ndarray], np.ndarray] | None  # images to features; None: the latents are the features
+    embed: Any  # embedder of the images, or None
 
     @classmethod
-    def of(cls, trace: Trace, *, pair: Any = None, embed: Any = None, on_frame: Callable | None = None) -> View:
-        """Decode and embed every step of a trace.
+    def of(cls, trace: Trace, *, pair: Any = None, embed: Any = None, on_frame: Callable = lambda share: None) -> View:
+        """Decode and embed every step. Without a pair colours are a preview, without it or an embedder features are latents.
 
-        Without a pair or pipeline colours are a preview. Without it or an embedder distances are those of the latents.
         `on_frame` takes the share of the frames done.
         """
         vae, colours = (None, "") if pair else latent_colours(trace)
@@ -50,13 +44,11 @@ class View:
                 raise NotImplementedError(f"videos of shape {tuple(decoded.shape[1:])} cannot be shown, only images")
             images.append(_to_uint8(decoded))
             if i < len(x0):
-                features.append(_flat(latents) if embed is None else embed(decoded))
-            if on_frame is not None:
-                on_frame((i + 1) / len(x0 + x_t))
+                features.append(embed(decoded) if embed else latents.flatten(1).float().numpy())
+            on_frame((i + 1) / len(x0 + x_t))
         x0, x_t = np.stack(images[: len(x0)]), np.stack([*images[len(x0) :], images[len(x0) - 1]]) if x_t else None
         distances = similarity_to_final(np.stack(features[:-1]), features[-1])
-        measure = "latent cosine distance" if embed is None else f"{embed.title} distance"
-        return cls(trace, x0, x_t, np.stack(features), distances, measure, colours, embed)
+        return cls(trace, x0, x_t, np.stack(features), distances, colours, embed)
 
     @property
     def steps(self) -> int:
@@ -64,16 +56,9 @@ class View:
         return len(self.distances)
 
     def region(self, box: Sequence[int], sample: int) -> np.ndarray:
-        """Return (step,) distances to the final image of a region of one sample's images, or of the latents there."""
+        """Return (step,) distances to the final image of a region of one sample's images, by the embedder."""
         top, left, bottom, right = box
-        if self.embed is not None:
-            features = self.embed(_to_float(self.images[:, sample, top:bottom, left:right]))
-        else:
-            latents = torch.stack([*self.trace.x0[:, sample], self.trace.final[sample]])
-            (height, width), (rows, columns) = self.images.shape[2:4], latents.shape[-2:]
-            down = slice(top * rows // height, -(-bottom * rows // height))
-            across = slice(left * columns // width, -(-right * columns // width))
-            features = _flat(latents[..., down, across])
+        features = self.embed(_to_float(self.images[:, sample, top:bottom, left:right]))
         return similarity_to_final(features[:-1, None], features[-1:])[:, 0]
 
     def timeline(self, text: Any, words: Sequence[str], sample: int) -> np.ndarray:
@@ -89,7 +74,7 @@ def with_preview(trace: Trace, pair: Any) -> Trace:
     return replace(trace, provenance=trace.provenance | {"preview": fit_preview(trace, pair).facts()})
 
 
-def latent_colours(trace: Trace) -> tuple[Preview | None, str]:
+def latent_colours(trace: Trace) -> tuple[Preview, str]:
     """Return a map from the latents of a trace to colours without a model, and its description."""
     if trace.x0.ndim != 5:
         shape = tuple(trace.final.shape[1:])
@@ -97,8 +82,6 @@ def latent_colours(trace: Trace) -> tuple[Preview | None, str]:
     if trace.provenance.get("preview"):
         preview = Preview.build(trace.provenance["preview"])
         return preview, f"linear preview of the latents (R² {preview.r2:.2f})"
-    if trace.x0.shape[2] == 3:
-        return None, ""  # the samples are images
     cells = trace.final.float().movedim(1, -1).flatten(0, -2)
     axes = torch.linalg.svd(cells - cells.mean(dim=0), full_matrices=False).Vh[:3].T
     low, high = torch.quantile(cells @ axes, torch.tensor([0.01, 0.99]), dim=0)
@@ -116,7 +99,3 @@ def _to_uint8(images: torch.Tensor) -> np.ndarray:
 
 def _to_float(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / 255
-
-
-def _flat(latents: torch.Tensor) -> np.ndarray:
-    return latents.flatten(1).float().numpy()
