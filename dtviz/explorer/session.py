@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from matplotlib.figure import Figure
 
+from ..core.decode import fit_preview
 from ..core.generate import generate
 from ..core.pair import Pair
 from ..core.trace import Trace
@@ -22,8 +23,7 @@ from ..files import Unavailable
 from ..metrics.diversity import mean_pairwise, vendi
 from ..metrics.embedders import embedder
 from ..models.registry import SPECS
-from .figure import GREY, REGION, SEED, WORDS, Line, Panel, plot_explorer
-from .view import View, with_preview
+from .view import GREY, REGION, SEED, WORDS, Line, Panel, View, plot_explorer
 
 # Arguments of `generate` that each method uses
 SETTINGS = {
@@ -32,8 +32,6 @@ SETTINGS = {
     "hybrid": ("k", "handover", "steps", "guidance", "base_steps", "base_guidance"),
     "skip": ("k", "steps", "guidance"),
 }
-# Of texts, numbers and lists JSON is Python, with double quotes
-_python = functools.partial(json.dumps, ensure_ascii=False)
 Side = Mapping[str, Any]  # arguments of `generate` that make a side: "method" and its settings
 
 
@@ -110,10 +108,9 @@ class Session:
         return max((view.steps for view in self.views), default=0)
 
     def look(self, *, step: int | None = None, seed: int | None = None, box: Any = None, words: Any = None) -> None:
-        """Look elsewhere. What is not given stays.
+        """Look at another step, `longest` for the final image, another seed's large sample, other words or another region.
 
-        step: position of the slider from 0. `longest` is the final image. seed: of the large sample. words: to follow.
-        box: (top, left, bottom, right) of a region in pixels, bottom and right excluded, or () for none.
+        box: (top, left, bottom, right) in pixels, bottom and right excluded, or () for none. What is not given stays.
         """
         step, seed = self.step if step is None else step, self.seed if seed is None else seed
         box, words = self.box if box is None else tuple(box), self.words if words is None else words
@@ -148,17 +145,13 @@ class Session:
         if self.words:
             self.text = embedder(self.text) if isinstance(self.text, str) else self.text
             cosines = self._curve(view.timeline, self.text, self.words, sample).T
-            lines = zip(self.words, map(tuple, cosines), WORDS, strict=False)
-            charts["cosine of x0 and words"] = [Line(*line) for line in lines]
-        last, features = frame == view.steps, view.features[frame]
-        caption = (
-            f"x0, step {frame + 1} of {view.steps}, σ {view.trace.sigmas[frame]:.3g}" if not last else "final image"
-        )
-        measure = view.embed.title if view.embed else "latent cosine"
+            lines = map(Line, self.words, map(tuple, cosines), WORDS)
+            charts["cosine of x0 and words"] = list(lines)
+        last, sigma = frame == view.steps, [*view.trace.sigmas, 0][frame]
         return Panel(
             title=_title(view.trace, side),
-            caption=caption,
-            numbers=f"{measure} distance, {_diversity(features)}",
+            caption="final image" if last else f"x0, step {frame + 1} of {view.steps}, σ {sigma:.3g}",
+            numbers=f"{view.embed.title if view.embed else 'latent cosine'} distance, {_diversity(view.features[frame])}",
             x_t=None if view.x_t is None else view.x_t[frame, sample],
             samples=view.images[frame],
             sample=sample,
@@ -179,16 +172,14 @@ class Session:
 
     def code(self, name: str = "explorer") -> str:
         """Return the lines of Python that make the picture again: of opened traces, from the files that `save` writes."""
-        pair = _python(self.pair.name) if self.known else "None" if self.pair is None else "..."  # ...: your own
+        pair = f'"{self.pair.name}"' if self.known else "None" if self.pair is None else "..."  # ...: your own
         if self.opened:
-            source, run = f"{_python(self._files(name))}, pair={pair}", ""
+            files = [f"{name}.trace", f"{name}-2.trace"][: len(self.views)]
+            source, run = f"{files}, pair={pair}", ""
         else:
-            source = f"{pair}, prompt={_python(self.prompt)}, seeds={_python(self.seeds)}, sides={_python(self.sides)}"
-            run = ".run()"
-        look = {"step": self.step, "seed": self.seed, "box": self.box, "words": self.words}
-        look = ", ".join(f"{key}={_python(value)}" for key, value in look.items())
-        explorer = f"explorer = dtviz.explore({source}){run}"
-        return f"import dtviz\n\n{explorer}\nexplorer.look({look}).save({_python(name)})"
+            source, run = f"{pair}, prompt={self.prompt!r}, seeds={self.seeds}, sides={self.sides}", ".run()"
+        look = f"step={self.step}, seed={self.seed}, box={self.box}, words={self.words}"
+        return f"import dtviz\n\nexplorer = dtviz.explore({source}){run}\nexplorer.look({look}).save({name!r})"
 
     def save(self, name: str | os.PathLike = "explorer") -> list[Path]:
         """Write `name`.png, the lines of Python that make it (`name`.py), and the sides' traces. Return the paths.
@@ -196,15 +187,15 @@ class Session:
         The traces hold a linear preview of their colours: `dtviz.explore` shows them without a model.
         """
         figure, path = self.picture(), Path(name)
+        ends = (".png", ".py", ".trace", "-2.trace")[: 2 + len(self.views)]
+        picture, code, *files = paths = [path.with_name(path.name + end) for end in ends]
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(picture := path.with_name(f"{path.name}.png"), dpi=200)
-        code = path.with_name(f"{path.name}.py")
+        figure.savefig(picture, dpi=200)
         code.write_text(self.code(str(name)) + "\n", encoding="utf-8")
-        traces = [view.trace if self.pair is None else with_preview(view.trace, self.pair) for view in self.views]
-        return [picture, code, *(trace.save(file) for trace, file in zip(traces, self._files(name), strict=True))]
-
-    def _files(self, name: str | os.PathLike) -> list[str]:
-        return [f"{name}.trace", f"{name}-2.trace"][: len(self.views)]
+        for view, file in zip(self.views, files, strict=True):
+            preview = {"preview": fit_preview(view.trace, self.pair).facts()} if self.pair else {}
+            replace(view.trace, provenance=view.trace.provenance | preview).save(file)
+        return paths
 
 
 def frame_at(position: int, steps: int, longest: int) -> int:

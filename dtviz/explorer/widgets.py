@@ -22,8 +22,8 @@ from ..core.pair import Pair
 from ..core.trace import Trace
 from ..models.load import load
 from ..plot.style import Limits
-from .figure import REGION, Box, CurvesImage, Panel, montage, to_png, y_limits
 from .session import SETTINGS, Session, Side, check_side
+from .view import REGION, Box, CurvesImage, Panel, montage, to_png, y_limits
 
 _TYPES = {"k": int, "steps": int, "base_steps": int, "guidance": float, "base_guidance": float, "handover": str}
 _WIDE, _LABEL = {"width": "auto", "flex": "1 1 200px"}, {"description_width": "initial"}
@@ -195,25 +195,18 @@ class Explorer(ui.VBox):
         return {"prompt": self.prompt.value, "seeds": read_seeds(self.seeds.value), "sides": sides}
 
     async def _run(self) -> None:
-        """Generate in a thread, and show its progress from the kernel's own, to which widgets and matplotlib belong."""
-        self._stopped, self._work = False, ("", 0.0)
-        self.run_button.disabled, self.stop_button.disabled = True, False
+        """Generate in a thread, so that the kernel hears *Stop*."""
+        self._stopped, self.run_button.disabled, self.stop_button.disabled = False, True, False
         with self._reporting():
-            run = asyncio.to_thread(self.session.run, **self._arguments(), progress=self._on_progress)
-            run = asyncio.ensure_future(run)
-            while not run.done():
-                await asyncio.wait([run], timeout=0.1)
-                self._say("{}: {:.0%} done".format(*self._work))
-            run.result()
-            self._say("")
+            await asyncio.to_thread(self.session.run, **self._arguments(), progress=self._on_progress)
             self.refresh()
+            self._say("")
         self.run_button.disabled, self.stop_button.disabled = False, True
 
     def _on_progress(self, work: str, share: float) -> None:
-        """Note the progress, in the thread."""
-        self._work = work, share
         if self._stopped:
             raise InterruptedError("Stopped. The previous result is still shown.")
+        self._say(f"{work}: {share:.0%} done")
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
