@@ -1,7 +1,4 @@
-"""A JupyterLab in Debian's headless Chromium, driven by Playwright.
-
-with lab(folder) as server, browse(server, "explorer.ipynb") as tab: ...
-"""
+"""The explorer's notebook in JupyterLab, in Debian's headless Chromium, driven by Playwright."""
 
 from __future__ import annotations
 
@@ -37,11 +34,6 @@ READY = """() => {
     const session = window.jupyterapp?.shell.currentWidget?.sessionContext
     return session?.isReady && session.session?.kernel?.connectionStatus === 'connected' && session.session.kernel.status === 'idle'
 }"""
-RAN = """() => {
-    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')]
-    const failed = document.querySelector("[data-mime-type='application/vnd.jupyter.error']")
-    return failed || prompts.every(prompt => /\\[\\d+\\]/.test(prompt.innerText))
-}"""
 # Resolves with the milliseconds from the next event of a kind to when all these images show something else
 CHANGED = """([kind, ...images]) => {
     const before = images.map(image => image.src)
@@ -57,73 +49,22 @@ LAPTOP, WIDE = {"width": 1280, "height": 800}, {"width": 1920, "height": 1080}
 IMAGES = ("x_t", "x0", "samples", "curves")  # of a side, in the order of the page
 
 
-def put(folder: Path, **values) -> str:
-    """Copy the explorer's notebook with these parameters; return its name."""
-    notebook = parameterize_notebook(load_notebook_node(str(EXPLORER)), values | {"out": str(folder / "figures")})
-    nbformat.write(notebook, folder / EXPLORER.name)
-    return EXPLORER.name
-
-
 @dataclass
-class Server:
-    """A running JupyterLab: its address and the log of it and its kernels."""
+class Tab:
+    """A page with the explorer's notebook, and what a hand does to it."""
 
-    url: str
-    log: Path
+    page: object
+    log: Path  # of JupyterLab and its kernel
+    messages: list[str] = field(default_factory=list)  # errors of the page's console
 
     def errors(self) -> list[str]:
         marks = ("Traceback", "[E ", "[C ", "Error:", "CRITICAL")
         lines = self.log.read_text(errors="replace").splitlines()
-        return [line for line in lines if any(mark in line for mark in marks)]
-
-
-@contextlib.contextmanager
-def lab(folder: Path) -> Iterator[Server]:
-    """Run JupyterLab on the notebooks of a folder, with settings of its own, inside the block."""
-    home = folder / ".jupyter"
-    for name, settings in SETTINGS.items():
-        file = home / "lab" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {f"JUPYTER_{name}_DIR": str(home / name) for name in ("CONFIG", "DATA", "RUNTIME")}
-    environment |= {"PYTHONPATH": str(ROOT), "JUPYTERLAB_SETTINGS_DIR": str(home / "lab")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
-    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
-    server = Server(f"http://127.0.0.1:{port}", folder / "server.log")
-    with server.log.open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-        try:
-            for _ in range(900):
-                with contextlib.suppress(OSError):
-                    urllib.request.urlopen(f"{server.url}/api/status", timeout=5).close()
-                    break
-                assert process.poll() is None, server.log.read_text(errors="replace")[-2000:]
-                time.sleep(0.2)
-            yield server
-        finally:
-            process.terminate()
-            process.wait()
-
-
-@dataclass
-class Tab:
-    """A page with a notebook, the errors of its console, and what a hand does to its first explorer."""
-
-    page: object
-    errors: list[str] = field(default_factory=list)
+        return self.messages + [line for line in lines if any(mark in line for mark in marks)]
 
     @property
     def root(self):
         return self.page.locator(".dtviz-explorer").first
-
-    def run_all(self) -> None:
-        for menu, item in ((".lm-MenuBar-itemLabel", "Run"), (".lm-Menu-itemLabel", "Run All Cells")):
-            self.page.locator(menu).get_by_text(item, exact=True).click()
-        self.page.wait_for_function(RAN, timeout=600_000)
-        assert self.page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts() == []
 
     def command(self, name: str, **arguments) -> None:
         self.page.evaluate("([name, args]) => void window.jupyterapp.commands.execute(name, args)", [name, arguments])
@@ -137,8 +78,8 @@ class Tab:
     def press(self, name: str) -> None:
         self.root.get_by_role("button", name=name).click()
 
-    def type(self, label: str, text: str) -> None:
-        field = self.root.get_by_label(label, exact=True).first
+    def type(self, label: str, text: str, side: int = 0) -> None:
+        field = self.root.get_by_label(label, exact=True).nth(side)
         field.fill(text)
         field.press("Enter")
 
@@ -171,19 +112,45 @@ class Tab:
 
 
 @contextlib.contextmanager
-def browse(server: Server, notebook: str) -> Iterator[Tab]:
-    """Open a notebook in Chromium, at a laptop's width."""
+def explorer(folder: Path, **values) -> Iterator[Tab]:
+    """Show the widgets of the explorer's notebook with these parameters, in a JupyterLab of its own."""
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as play:
+    notebook = parameterize_notebook(load_notebook_node(str(EXPLORER)), values)
+    shown = next(i for i, cell in enumerate(notebook.cells) if "dtviz.explore(" in cell.source)
+    notebook.cells = notebook.cells[: shown + 1]  # what follows is the same by code
+    nbformat.write(notebook, folder / EXPLORER.name)
+    home = folder / ".jupyter"
+    for name, settings in SETTINGS.items():
+        file = home / "lab" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {f"JUPYTER_{name}_DIR": str(home / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    environment |= {"PYTHONPATH": str(ROOT), "JUPYTERLAB_SETTINGS_DIR": str(home / "lab")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
+    command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True"]
+    with (folder / "server.log").open("wb") as log, sync_playwright() as play:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         try:
-            page = browser.new_page(viewport=LAPTOP)
-            tab = Tab(page)
-            page.on("console", lambda message: tab.errors.append(message.text) if message.type == "error" else None)
-            page.on("pageerror", lambda error: tab.errors.append(str(error)))
-            page.goto(f"{server.url}/lab/tree/{notebook}")
-            page.wait_for_function(READY, timeout=180_000)
+            tab = Tab(browser.new_page(viewport=LAPTOP), folder / "server.log")
+            tab.page.set_default_timeout(180_000)
+            tab.page.on("console", lambda line: tab.messages.append(line.text) if line.type == "error" else None)
+            tab.page.on("pageerror", lambda error: tab.messages.append(str(error)))
+            while server.poll() is None:
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status", timeout=5).close()
+                    break
+                time.sleep(0.1)
+            tab.page.goto(f"http://127.0.0.1:{port}/lab/tree/{EXPLORER.name}")
+            tab.page.wait_for_function(READY)
+            tab.command("notebook:run-all-cells")
+            tab.root.wait_for()
             yield tab
         finally:
             browser.close()
+            server.terminate()
+            server.wait()

@@ -1,19 +1,13 @@
-"""Do what an explorer does, without widgets: generate the sides, measure them, plot them, save them.
-
-session = Session(dtviz.load("emoji-dmd"))
-session.run("dog face", seeds=range(8), sides=[{"method": "hybrid", "k": 1}, {"method": "base"}])
-session.look(step=2, box=(0, 0, 32, 64), words=["dog face", "cat face"])
-session.picture()
-"""
+"""Generate, measure, plot and save what an explorer shows, without widgets."""
 
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +15,7 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from matplotlib.figure import Figure
 
+from ..core.decode import fit_preview
 from ..core.generate import generate
 from ..core.pair import Pair
 from ..core.trace import Trace
@@ -28,8 +23,7 @@ from ..files import Unavailable
 from ..metrics.diversity import mean_pairwise, vendi
 from ..metrics.embedders import embedder
 from ..models.registry import SPECS
-from .figure import GREY, REGION, SEED, WORDS, Line, Panel, plot_explorer
-from .view import View, with_preview
+from .view import GREY, REGION, SEED, WORDS, Line, Panel, View, plot_explorer
 
 # Arguments of `generate` that each method uses
 SETTINGS = {
@@ -38,8 +32,6 @@ SETTINGS = {
     "hybrid": ("k", "handover", "steps", "guidance", "base_steps", "base_guidance"),
     "skip": ("k", "steps", "guidance"),
 }
-# Of texts, numbers and lists JSON is Python, with double quotes
-_python = functools.partial(json.dumps, ensure_ascii=False)
 Side = Mapping[str, Any]  # arguments of `generate` that make a side: "method" and its settings
 
 
@@ -67,9 +59,8 @@ class Session:
     def __init__(self, pair: Any = None, *, embed: Any = None, text: Any = None) -> None:
         if pair is not None and not isinstance(pair, Pair | DiffusionPipeline):
             raise ValueError(f"pair is a {type(pair).__name__}: give what dtviz.load(name) returns, or a pipeline")
-        self.decoder, self.pair = pair, pair if isinstance(pair, Pair) else None
-        spec = SPECS.get(self.pair.name) if self.pair else None
-        self.known, embedded = spec is not None, spec is not None and spec.embedded
+        spec = SPECS.get(pair.name) if isinstance(pair, Pair) else None
+        self.pair, self.known, embedded = pair, spec is not None, spec is not None and spec.embedded
         self.embed = embedder(embed) if isinstance(embed, str) else embed  # None: latents are compared
         if pair is not None and embed is None:
             with suppress(Unavailable):
@@ -79,20 +70,19 @@ class Session:
         self.prompt, self.seeds, self.sides, self.opened = "", (), (), False
         self.step, self.seed, self.box, self.words = 0, None, (), ()  # see `look`
 
-    def run(self, prompt: str, *, seeds: Iterable[int], sides: Sequence[Side], progress: Any = None) -> None:
+    def run(self, prompt: str, *, seeds: Iterable[int], sides: Sequence[Side], progress=lambda *_: None) -> None:
         """Generate and measure each side. `progress` takes the work and its share. An exception changes nothing."""
-        if self.pair is None:
+        if not isinstance(self.pair, Pair):
             raise ValueError("there is no pair to run, only traces: give explore a dtviz.Pair or its name")
         seeds, traces, sides = tuple(seeds), [], [check_side(side) for side in sides]
         for side in sides:
 
             def on_call(call, x0, method=side["method"]) -> None:
                 done = seeds.index(call.seeds[0]) + len(call.seeds) * call.index / call.total
-                if progress is not None:
-                    progress(method, done / len(seeds))
+                progress(method, done / len(seeds))
 
             traces.append(generate(self.pair, prompt, seeds=seeds, x_t=True, on_call=on_call, **side))
-        self._show(traces, sides, progress and functools.partial(progress, "decoding and measuring"))
+        self._show(traces, sides, functools.partial(progress, "decoding and measuring"))
         self.opened = False
 
     def open(self, traces: Sequence[Trace | str | os.PathLike]) -> None:
@@ -102,11 +92,11 @@ class Session:
         self._show(traces, [{"method": method} if method in SETTINGS else {} for method in methods])
         self.opened, self.box = True, ()
 
-    def _show(self, traces: list[Trace], sides: list[Side], on_frame: Callable | None = None) -> None:
+    def _show(self, traces: list[Trace], sides: list[Side], on_frame: Callable = lambda share: None) -> None:
         seeds = {trace.seeds or tuple(range(len(trace.final))) for trace in traces}
         if len(traces) not in (1, 2) or len(seeds) > 1:
             raise ValueError(f"{len(traces)} traces of seeds {seeds}: give one, or two of the same seeds")
-        self.views = tuple([View.of(one, pair=self.decoder, embed=self.embed, on_frame=on_frame) for one in traces])
+        self.views = tuple([View.of(one, pair=self.pair, embed=self.embed, on_frame=on_frame) for one in traces])
         self.prompt = traces[0].prompt if isinstance(traces[0].prompt, str) else ""
         self.seeds, self.sides, self.step = seeds.pop(), sides, self.longest
         self.seed = self.seed if self.seed in self.seeds else self.seeds[0]
@@ -118,10 +108,9 @@ class Session:
         return max((view.steps for view in self.views), default=0)
 
     def look(self, *, step: int | None = None, seed: int | None = None, box: Any = None, words: Any = None) -> None:
-        """Look elsewhere. What is not given stays.
+        """Look at another step, `longest` for the final image, another seed's large sample, other words or another region.
 
-        step: position of the slider from 0. `longest` is the final image. seed: of the large sample. words: to follow.
-        box: (top, left, bottom, right) of a region in pixels, bottom and right excluded, or () for none.
+        box: (top, left, bottom, right) in pixels, bottom and right excluded, or () for none. What is not given stays.
         """
         step, seed = self.step if step is None else step, self.seed if seed is None else seed
         box, words = self.box if box is None else tuple(box), self.words if words is None else words
@@ -129,9 +118,12 @@ class Session:
         frame_at(step, 1, self.longest)
         if self.seeds and seed not in self.seeds:
             raise ValueError(f"seed={seed} is not one of the seeds {self.seeds}")
-        for height, width in (view.images.shape[2:4] for view in self.views if box):
+        for view in self.views if box else ():
+            height, width = view.images.shape[2:4]
             if not (len(box) == 4 and 0 <= box[0] < box[2] <= height and 0 <= box[1] < box[3] <= width):
                 raise ValueError(f"box={box} must be 0 <= top < bottom <= {height}, 0 <= left < right <= {width}")
+            if view.embed is None:
+                raise ValueError("a region needs an embedder: give explore a pair, and embed= its name")
         if len(words) > len(WORDS):
             raise ValueError(f"words has {len(words)} entries, at most {len(WORDS)} are allowed")
         if words and self.text is None:
@@ -144,30 +136,26 @@ class Session:
 
     def _panel(self, view: View, side: Side) -> Panel:
         sample, frame = self.seeds.index(self.seed), frame_at(self.step, view.steps, self.longest)
-        last = frame == view.steps
-        lines = [(f"seed {self.seed}", view.distances[:, sample], SEED)]
+        curves = [Line(f"seed {self.seed}", tuple(view.distances[:, sample]), SEED)]
         if len(self.seeds) > 1:
-            lines.append((f"mean of {len(self.seeds)}", view.distances.mean(axis=1), GREY))
+            curves.append(Line(f"mean of {len(self.seeds)}", tuple(view.distances.mean(axis=1)), GREY))
         if self.box:
-            lines.append(("region alone", self._curve(view.region, self.box, sample), REGION, "--"))
-        charts = {"distance to the final image": lines}
+            curves.append(Line("region alone", tuple(self._curve(view.region, self.box, sample)), REGION, "--"))
+        charts = {"distance to the final image": curves}
         if self.words:
             self.text = embedder(self.text) if isinstance(self.text, str) else self.text
-            cosines = self._curve(view.timeline, self.text, self.words, sample)
-            charts["cosine of x0 and words"] = zip(self.words, cosines.T, WORDS, strict=False)
+            cosines = self._curve(view.timeline, self.text, self.words, sample).T
+            lines = map(Line, self.words, map(tuple, cosines), WORDS)
+            charts["cosine of x0 and words"] = list(lines)
+        last, sigma = frame == view.steps, [*view.trace.sigmas, 0][frame]
         return Panel(
             title=_title(view.trace, side),
-            caption="final image"
-            if last
-            else f"x0, step {frame + 1} of {view.steps}, σ {view.trace.sigmas[frame]:.3g}",
-            numbers=f"{view.measure}, {_diversity(view.features[frame])}",
+            caption="final image" if last else f"x0, step {frame + 1} of {view.steps}, σ {sigma:.3g}",
+            numbers=f"{view.embed.title if view.embed else 'latent cosine'} distance, {_diversity(view.features[frame])}",
             x_t=None if view.x_t is None else view.x_t[frame, sample],
             samples=view.images[frame],
             sample=sample,
-            charts=tuple(
-                (label, tuple(Line(name, tuple(values.tolist()), *look) for name, values, *look in lines))
-                for label, lines in charts.items()
-            ),
+            charts=charts,
             share=1.0 if last else (frame + 1) / view.steps,
             box=self.box,
         )
@@ -176,7 +164,7 @@ class Session:
         """Plot what is looked at."""
         if not self.views:
             raise ValueError("there is nothing to show or save yet: press Run, or call run() or open()")
-        source = self.pair.name if self.pair else type(self.decoder).__name__ if self.decoder else "no model"
+        source = getattr(self.pair, "name", type(self.pair).__name__) if self.pair else "no model"
         panels, prompt = self.panels(), self.prompt and f'"{self.prompt}"'
         words = f"words: {self.text.name}, trained on finished images" if self.words else ""
         parts = [prompt, source, f"seed {self.seed} large", self.views[0].colours, words]
@@ -184,19 +172,14 @@ class Session:
 
     def code(self, name: str = "explorer") -> str:
         """Return the lines of Python that make the picture again: of opened traces, from the files that `save` writes."""
-        lines, pair = ["import dtviz", ""], _python(self.pair.name) if self.known else "None"
-        if self.decoder is not None and not self.known:
-            lines, pair = [*lines, f"pair = ...  # your own {type(self.decoder).__name__}"], "pair"
+        pair = f'"{self.pair.name}"' if self.known else "None" if self.pair is None else "..."  # ...: your own
         if self.opened:
-            source, run = f"{_python(self._files(name))}, pair={pair}", ""
+            files = [f"{name}.trace", f"{name}-2.trace"][: len(self.views)]
+            source, run = f"{files}, pair={pair}", ""
         else:
-            whole = self.seeds == tuple(range(len(self.seeds)))
-            seeds = f"range({len(self.seeds)})" if whole else _python(self.seeds)
-            source, run = f"{pair}, prompt={_python(self.prompt)}, seeds={seeds}, sides={_python(self.sides)}", ".run()"
-        look = {"step": self.step, "seed": self.seed, "box": self.box, "words": self.words}
-        look = ", ".join(f"{key}={_python(value)}" for key, value in look.items())
-        lines += [f"explorer = dtviz.explore({source}){run}", f"explorer.look({look}).save({_python(name)})"]
-        return "\n".join(lines)
+            source, run = f"{pair}, prompt={self.prompt!r}, seeds={self.seeds}, sides={self.sides}", ".run()"
+        look = f"step={self.step}, seed={self.seed}, box={self.box}, words={self.words}"
+        return f"import dtviz\n\nexplorer = dtviz.explore({source}){run}\nexplorer.look({look}).save({name!r})"
 
     def save(self, name: str | os.PathLike = "explorer") -> list[Path]:
         """Write `name`.png, the lines of Python that make it (`name`.py), and the sides' traces. Return the paths.
@@ -204,32 +187,25 @@ class Session:
         The traces hold a linear preview of their colours: `dtviz.explore` shows them without a model.
         """
         figure, path = self.picture(), Path(name)
-        if not path.name or path.suffix in (".png", ".py", ".trace"):
-            raise ValueError(f"name={str(name)!r} must be a file name without an ending, such as dog-face")
+        ends = (".png", ".py", ".trace", "-2.trace")[: 2 + len(self.views)]
+        picture, code, *files = paths = [path.with_name(path.name + end) for end in ends]
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(picture := path.with_name(f"{path.name}.png"), dpi=200)
-        code = path.with_name(f"{path.name}.py")
+        figure.savefig(picture, dpi=200)
         code.write_text(self.code(str(name)) + "\n", encoding="utf-8")
-        traces = [view.trace if self.decoder is None else with_preview(view.trace, self.decoder) for view in self.views]
-        return [picture, code, *(trace.save(file) for trace, file in zip(traces, self._files(name), strict=True))]
-
-    def _files(self, name: str | os.PathLike) -> list[str]:
-        return [f"{name}.trace", f"{name}-2.trace"][: len(self.views)]
+        for view, file in zip(self.views, files, strict=True):
+            preview = {"preview": fit_preview(view.trace, self.pair).facts()} if self.pair else {}
+            replace(view.trace, provenance=view.trace.provenance | preview).save(file)
+        return paths
 
 
 def frame_at(position: int, steps: int, longest: int) -> int:
-    """Return the step that a side of `steps` steps shows at a position of the slider: at the same share, as in Figure 5.
-
-    >>> [frame_at(position, 4, 8) for position in range(9)]
-    [0, 0, 1, 1, 2, 2, 3, 3, 4]
-    """
+    """Return the step that a side of `steps` steps shows at a position of the slider: at the same share, as in Figure 5."""
     if not 0 <= position <= longest:
         raise ValueError(f"step={position} must be from 0 to {longest}, which is the final image")
     return steps if position == longest else math.ceil((position + 1) / longest * steps) - 1
 
 
 def _title(trace: Trace, side: Side) -> str:
-    """Return a side's settings, its steps and its denoiser evaluations."""
     names = [f"{name}={value}" if name != "method" else value for name, value in side.items()] or ["trace"]
     steps = " + ".join(f"{count} {role}" for role, count in trace.steps_run.items())
     nfe = sum(trace.provenance.get("nfe", {}).values())

@@ -1,8 +1,4 @@
-"""Explore by hand: widgets that are bound to a `Session`.
-
-dtviz.explore("emoji-dmd")  # press Run, move the slider, draw a box on x0, type words
-dtviz.explore("dog.trace")  # a saved trace, without a model
-"""
+"""Explore by hand: widgets that are bound to a `Session`."""
 
 from __future__ import annotations
 
@@ -16,23 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ipywidgets as ui
 import matplotlib.pyplot as plt
-from ipywidgets import (
-    HTML,
-    Button,
-    Dropdown,
-    FloatProgress,
-    GridBox,
-    HBox,
-    Image,
-    IntSlider,
-    Layout,
-    Play,
-    Text,
-    ToggleButton,
-    VBox,
-    jslink,
-)
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.widgets import RectangleSelector
@@ -41,8 +22,8 @@ from ..core.pair import Pair
 from ..core.trace import Trace
 from ..models.load import load
 from ..plot.style import Limits
-from .figure import REGION, Box, CurvesImage, Panel, montage, to_png, y_limits
 from .session import SETTINGS, Session, Side, check_side
+from .view import REGION, Box, CurvesImage, Panel, montage, to_png, y_limits
 
 _TYPES = {"k": int, "steps": int, "base_steps": int, "guidance": float, "base_guidance": float, "handover": str}
 _WIDE, _LABEL = {"width": "auto", "flex": "1 1 200px"}, {"description_width": "initial"}
@@ -62,35 +43,31 @@ _CSS = """<style>
 </style>"""
 
 
-def _text(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None)
-
-
-class SideControls(HBox):
+class SideControls(ui.HBox):
     """The method of one side, and its settings as text: "k=2, steps=8". What is not given is the pair's own, shown in grey."""
 
     def __init__(self, pair: Pair, side: Side) -> None:
-        self.own = {name: getattr(pair, name, 1) for name in _TYPES}
-        self.method = Dropdown(options=list(SETTINGS), value=side["method"], layout=Layout(width="100px"))
-        settings = _text({name: value for name, value in side.items() if name != "method"})
-        self.settings = Text(settings, description="Settings", style=_LABEL, layout=_WIDE)
-        super().__init__([self.method, self.settings], layout=Layout(flex="1 1 500px"))
+        self.pair, settings = pair, ", ".join(f"{name}={value}" for name, value in side.items() if name != "method")
+        self.method = ui.Dropdown(options=list(SETTINGS), value=side["method"], layout={"width": "100px"})
+        self.settings = ui.Text(settings, description="Settings", style=_LABEL, layout=_WIDE)
+        super().__init__([self.method, self.settings], layout={"flex": "1 1 500px"})
         self.method.observe(self._show_own, "value")
         self._show_own()
 
+    def _show_own(self, _=None) -> None:
+        own = (f"{name}={getattr(self.pair, name, 1)}" for name in SETTINGS[self.method.value])
+        self.settings.placeholder = ", ".join(own)
+
     def side(self) -> dict[str, Any]:
-        """Return the settings. ValueError: one is unknown, or its value no number."""
+        """Return the method and the settings."""
         side = {"method": self.method.value}
-        for setting in filter(None, map(str.strip, self.settings.value.split(","))):
-            name, value = (part.strip() for part in f"{setting}=".split("=")[:2])
+        for setting in filter(str.strip, self.settings.value.split(",")):
+            name, _, value = (part.strip() for part in setting.partition("="))
             try:
                 side[name] = _TYPES.get(name, str)(value)
             except ValueError:
                 raise ValueError(f"{name}={value!r} must be of type {_TYPES[name].__name__}") from None
-        return check_side(side)
-
-    def _show_own(self, _=None) -> None:
-        self.settings.placeholder = _text({name: self.own[name] for name in SETTINGS[self.method.value]})
+        return side
 
 
 class RegionCanvas:
@@ -102,13 +79,12 @@ class RegionCanvas:
 
         plt.switch_backend(backend)  # importing ipympl makes it the backend of all figures
         figure = Figure(figsize=(size / 100, size / 100), dpi=100, facecolor="none")
-        self.widget, self.on_box = Canvas(figure), on_box
+        self.widget, self.on_box = Canvas(figure).add_class(f"dtviz-{size}"), on_box
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of ipympl's toolbar
             FigureManager(self.widget, 0)
         for part in ("toolbar_visible", "header_visible", "footer_visible", "resizable", "capture_scroll"):
             setattr(self.widget, part, False)
-        self.widget.add_class(f"dtviz-{size}")
         self.axes = figure.add_axes((0, 0, 1, 1), aspect="equal")
         self.axes.axis("off")
         self._frame = self.axes.add_patch(Rectangle((0, 0), 0, 0, fill=False, edgecolor=REGION, linewidth=2))
@@ -124,27 +100,23 @@ class RegionCanvas:
 
     def select(self, start: Any, end: Any) -> None:
         """Pass the box on. A box of less than two pixels is a click, which removes the region."""
-        height, width = int(self.axes.get_ylim()[0]), int(self.axes.get_xlim()[1])
-        top, bottom = sorted(min(max(round(event.ydata), 0), height) for event in (start, end))
-        left, right = sorted(min(max(round(event.xdata), 0), width) for event in (start, end))
+        top, bottom = sorted(round(event.ydata) for event in (start, end))
+        left, right = sorted(round(event.xdata) for event in (start, end))
         self._selector.clear()
         self.on_box((top, left, bottom, right) if min(bottom - top, right - left) >= 2 else ())
 
 
-class PanelWidget(VBox):
+class PanelWidget(ui.VBox):
     """Images and curves of one side."""
 
     def __init__(self, on_box: Callable[[Box], None]) -> None:
-        self.title, self.caption = HTML(), HTML()
-        self.x_t, self.x0, self.samples, self.curves = (Image() for _ in range(4))
-        self._curves, self._region, self.canvases = CurvesImage(), None, [RegionCanvas(size, on_box) for size in SIZES]
-        x0 = GridBox([self.x0, *(canvas.widget for canvas in self.canvases)])
-        columns = ((HTML("decoded x_t"), self.x_t), (self.caption, x0), (HTML("all seeds"), self.samples))
-        row = HBox([*map(VBox, columns), self.curves])
-        pictures = ((image, "picture") for image in (self.x_t, self.x0, self.samples))
-        for widget, name in ((row, "row"), (self.curves, "curves"), *pictures):
-            widget.add_class(f"dtviz-{name}")
-        super().__init__([self.title, row])
+        self.title, self.caption, self._region = ui.HTML(), ui.HTML(), None
+        self.x_t, self.x0, self.samples = (ui.Image().add_class("dtviz-picture") for _ in range(3))
+        self.curves, self._curves = ui.Image().add_class("dtviz-curves"), CurvesImage()
+        self.canvases = [RegionCanvas(size, on_box) for size in SIZES]
+        x0 = ui.GridBox([self.x0, *(canvas.widget for canvas in self.canvases)])
+        columns = ((ui.HTML("decoded x_t"), self.x_t), (self.caption, x0), (ui.HTML("all seeds"), self.samples))
+        super().__init__([self.title, ui.HBox([*map(ui.VBox, columns), self.curves]).add_class("dtviz-row")])
 
     def show(self, panel: Panel, limits: Sequence[Limits]) -> None:
         """Show a side's content."""
@@ -160,33 +132,33 @@ class PanelWidget(VBox):
                 canvas.show(*region)
 
 
-class Explorer(VBox):
+class Explorer(ui.VBox):
     """The widgets, as `explore` makes them. `session` holds what they show and has `picture` and `save`."""
 
     def __init__(self, session: Session, *, prompt: str, seeds: Sequence[int], sides: Sequence[Side]) -> None:
         self.session, self.picture, self.save = session, session.picture, session.save
-        self.prompt = Text(prompt, description="Prompt", layout=_WIDE)
-        self.seeds = Text(", ".join(map(str, seeds)), description="Seeds", placeholder="0-7 or 1, 5, 9")
-        self.double = ToggleButton(len(sides) > 1, description="Two sides", icon="columns")
-        self.run_button = Button(description="Run", icon="play", button_style="primary")
-        self.stop_button = Button(description="Stop", icon="stop", disabled=True)
-        self.progress, self.status = FloatProgress(max=1.0, layout=Layout(width="160px")), HTML()
-        self.step = IntSlider(max=1, description="Step", readout=False, style=_LABEL, layout=_WIDE)
-        self.play = Play(max=1, interval=400)
-        jslink((self.play, "value"), (self.step, "value"))
-        self.seed = Dropdown(options=["0"], description="Large image", style=_LABEL, layout=Layout(width="190px"))
-        self.words = Text(description="Words", placeholder="dog face, cat face", continuous_update=False, layout=_WIDE)
-        self.name, self.save_button = Text("explorer", description="Save as"), Button(description="Save", icon="save")
+        self.prompt = ui.Text(prompt, description="Prompt", layout=_WIDE)
+        self.seeds = ui.Text(", ".join(map(str, seeds)), description="Seeds", placeholder="0-7 or 1, 5, 9")
+        self.double = ui.ToggleButton(len(sides) > 1, description="Two sides", icon="columns")
+        pair = session.pair if isinstance(session.pair, Pair) else None
+        self.sides = tuple(SideControls(pair, side) for side in (*sides, *sides)[:2]) if pair else ()
+        self.run_button = ui.Button(description="Run", icon="play", button_style="primary")
+        self.stop_button = ui.Button(description="Stop", icon="stop", disabled=True)
+        self.status, self.play = ui.HTML(), ui.Play(max=1, interval=400)
+        self.step = ui.IntSlider(max=1, description="Step", readout=False, style=_LABEL, layout=_WIDE)
+        ui.jslink((self.play, "value"), (self.step, "value"))
+        self.seed = ui.Dropdown(options=["0"], description="Large image", style=_LABEL, layout={"width": "190px"})
+        self.words = ui.Text(
+            placeholder="dog face, cat face", description="Words", continuous_update=False, layout=_WIDE
+        )
+        self.name = ui.Text("explorer", description="Save as")
+        self.save_button = ui.Button(description="Save", icon="save")
         self.panels = tuple(PanelWidget(lambda box: self._look(box=box)) for _ in range(2))
-        self.sides = tuple(SideControls(session.pair, side) for side in (*sides, *sides)[:2]) if session.pair else ()
-        controls = [
-            HBox([self.prompt, self.seeds, self.double]),
-            HBox(self.sides, layout=Layout(flex_flow="row wrap", grid_gap="0 24px")),
-            HBox([self.run_button, self.stop_button, self.progress]),
-        ]
-        below = HBox([self.words, self.name, self.save_button])
-        self._view = VBox([HBox([self.play, self.step, self.seed]), *self.panels, below])
-        super().__init__([*(controls if self.sides else []), self.status, self._view, HTML(_CSS)])
+        self._rows = (ui.HBox([self.play, self.step, self.seed]), ui.HBox([self.words, self.name, self.save_button]))
+        self._sides, self._view = ui.HBox(layout={"flex_flow": "row wrap", "grid_gap": "0 24px"}), ui.VBox()
+        inputs, buttons = ui.HBox([self.prompt, self.seeds, self.double]), ui.HBox([self.run_button, self.stop_button])
+        controls = [inputs, self._sides, buttons] if pair else []
+        super().__init__([*controls, self.status, self._view, ui.HTML(_CSS)])
         self.add_class("dtviz-explorer")
         self.run_button.on_click(lambda _: setattr(self, "task", asyncio.ensure_future(self._run())))
         self.stop_button.on_click(lambda _: setattr(self, "_stopped", True))
@@ -223,26 +195,18 @@ class Explorer(VBox):
         return {"prompt": self.prompt.value, "seeds": read_seeds(self.seeds.value), "sides": sides}
 
     async def _run(self) -> None:
-        """Generate in a thread, and show its progress from the kernel's own, to which widgets and matplotlib belong."""
-        self._stopped, self._work = False, ("", 0.0)
-        self.run_button.disabled, self.stop_button.disabled = True, False
+        """Generate in a thread, so that the kernel hears *Stop*."""
+        self._stopped, self.run_button.disabled, self.stop_button.disabled = False, True, False
         with self._reporting():
-            run = asyncio.to_thread(self.session.run, **self._arguments(), progress=self._on_progress)
-            run = asyncio.ensure_future(run)
-            while not run.done():
-                await asyncio.wait([run], timeout=0.1)
-                self.progress.value = self._work[1]
-                self._say("{}: {:.0%} done".format(*self._work))
-            run.result()
-            self._say("")
+            await asyncio.to_thread(self.session.run, **self._arguments(), progress=self._on_progress)
             self.refresh()
-        self.progress.value, self.run_button.disabled, self.stop_button.disabled = 0.0, False, True
+            self._say("")
+        self.run_button.disabled, self.stop_button.disabled = False, True
 
     def _on_progress(self, work: str, share: float) -> None:
-        """Note the progress, in the thread."""
-        self._work = work, share
         if self._stopped:
             raise InterruptedError("Stopped. The previous result is still shown.")
+        self._say(f"{work}: {share:.0%} done")
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
@@ -251,22 +215,19 @@ class Explorer(VBox):
             yield
         except Exception as error:
             name = "" if isinstance(error, ValueError | OSError | NotImplementedError) else f"{type(error).__name__}: "
-            self._say(name + " ".join(str(error).split()), alarm=not isinstance(error, InterruptedError))
+            self._say(name + " ".join(str(error).split()), colour="var(--jp-error-color1,#c62828)")
 
-    def _say(self, text: str, alarm: bool = False) -> None:
-        role, colour = ("alert", "var(--jp-error-color1,#c62828)") if alarm else ("status", "inherit")
-        self.status.value = f'<div role="{role}" style="color:{colour}">{html.escape(text)}</div>' if text else ""
+    def _say(self, text: str, colour: str = "inherit") -> None:
+        self.status.value = text and f'<div role="status" style="color:{colour}">{html.escape(text)}</div>'
 
     def _save(self) -> None:
         with self._reporting():
             self._say(f"Saved {', '.join(map(str, self.save(self.name.value)))}.")
 
     def _arrange(self) -> None:
-        """Hide the second side, and everything before the first run."""
-        views = len(self.session.views)
-        shown = [(self.panels[1], views > 1), (self._view, views > 0)]
-        for widget, visible in shown + [(controls, self.double.value) for controls in self.sides[1:]]:
-            widget.layout.display = "" if visible else "none"
+        """Show the controls of one side or two, and the results that there are."""
+        self._sides.children, panels = self.sides[: 1 + self.double.value], self.panels[: len(self.session.views)]
+        self._view.children = [self._rows[0], *panels, self._rows[1]] if panels else []
 
     def _look(self, **where: Any) -> None:
         if any(getattr(self.session, name) != value for name, value in where.items()):
@@ -299,7 +260,6 @@ def explore(
         embed, text: see `Session`.
 
     explorer = dtviz.explore("emoji-dmd", prompt="dog face", sides=[{"method": "hybrid", "k": 1}, {"method": "base"}])
-    explorer.run().look(step=3, words=["dog face", "cat face"]).picture()
     """
     traces = list(source) if isinstance(source, list | tuple) else [source]
     if isinstance(source, Pair) or (isinstance(source, str) and not Path(source).suffix):
@@ -316,11 +276,7 @@ def explore(
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
-    """Read seeds and ranges of seeds.
-
-    >>> read_seeds("0-3, 7")
-    (0, 1, 2, 3, 7)
-    """
+    """Read seeds and ranges of seeds, such as "0-3, 7"."""
     parts = [re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part) for part in text.split(",")]
     ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
     if None in parts or not 0 < sum(map(len, ranges)) <= 1000:

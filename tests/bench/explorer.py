@@ -43,12 +43,10 @@ def measure(tab: browser.Tab) -> list[dict]:
 def main() -> None:
     if browser.CHROMIUM is None:
         return print(browser.MISSING)
-    with tempfile.TemporaryDirectory() as folder:
-        notebook = browser.put(Path(folder))
-        with browser.lab(Path(folder)) as server, browser.browse(server, notebook) as tab:
-            tab.page.set_default_timeout(300_000)
-            tab.run_all()
-            publish(measure(tab), "explorer")
+    with tempfile.TemporaryDirectory() as folder, browser.explorer(Path(folder)) as tab:
+        tab.press("Run")
+        tab.wait_for("base: 20 base steps")
+        publish(measure(tab), "explorer")
 
 
 if __name__ == "__main__":
