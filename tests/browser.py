@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import nbformat
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPLORER = ROOT / "notebooks" / "explorer.ipynb"
@@ -112,11 +110,11 @@ class Tab:
 
 
 @contextlib.contextmanager
-def explorer(folder: Path, **values) -> Iterator[Tab]:
-    """Show the widgets of the explorer's notebook with these parameters, in a JupyterLab of its own."""
+def explorer(folder: Path) -> Iterator[Tab]:
+    """Show the widgets of the explorer's notebook in a JupyterLab of its own."""
     from playwright.sync_api import sync_playwright
 
-    notebook = parameterize_notebook(load_notebook_node(str(EXPLORER)), values)
+    notebook = nbformat.read(EXPLORER, as_version=4)
     shown = next(i for i, cell in enumerate(notebook.cells) if "dtviz.explore(" in cell.source)
     notebook.cells = notebook.cells[: shown + 1]  # what follows is the same by code
     nbformat.write(notebook, folder / EXPLORER.name)

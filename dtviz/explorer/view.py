@@ -179,7 +179,7 @@ def plot_curves(figure: FigureBase, panel: Panel, limits: Sequence[Limits]) -> l
         ax.set_title(label, fontsize=7, pad=3)
         ax.legend(loc="upper right", ncols=3, handlelength=1.2, columnspacing=0.8, labelspacing=0.2, borderaxespad=0)
     axes[-1].set_xlabel("share of the steps done", labelpad=1)
-    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.16, top=0.92, hspace=0.35)
+    figure.subplots_adjust(left=0.14, right=0.98, bottom=0.16, top=0.92, hspace=0.35)
     return markers
 
 
