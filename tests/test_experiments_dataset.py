@@ -329,7 +329,7 @@ def test_what_cannot_be_scored_is_refused(job, lite, tmp_path):
     with pytest.raises(ValueError, match=r"001\.png cannot be read, is it damaged"):
         score_images(plain, embed=lite, cache=cache)
     (job / "images" / "003.png").rename(job / "images" / "other.png")
-    with pytest.raises(ValueError, match="has 12 images for 12 prompts of other names"):
+    with pytest.raises(ValueError, match="has 12 images for 12 prompts, differing in 003"):
         score_images(job, embed=lite, cache=cache)
     (job / "images" / "other.png").rename(job / "images" / "003.png")
     Image.new("RGB", (8, 8)).save(job / "images" / "003.jpg")

@@ -65,7 +65,8 @@ def test_what_a_csv_lacks_is_named(listed, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     edit(listed, file="someone/sliders/age.safetensors")
     with pytest.raises(
-        dtviz.Unavailable, match="age.safetensors of control 'someone/sliders' is not in this machine's hub cache"
+        dtviz.Unavailable,
+        match="age.safetensors of control 'someone/sliders' is neither a file here nor in the hub's cache",
     ):
         cases.load("emoji-dmd", file=listed)
     pd.read_csv(listed).drop(columns=["towards", "scale"]).to_csv(listed, index=False)

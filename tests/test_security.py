@@ -97,6 +97,7 @@ def test_code_in_a_models_folder_is_not_run(tmp_path, monkeypatch, index):
     assert not harm.exists() and len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.filterwarnings("ignore:2 of 2 prompts.*are cut")
 def test_a_job_writes_within_its_folder_alone(pair, tmp_path):
     before = set(os.listdir(ROOT))
     rows = [Row("a-1", "../../etc/passwd; rm -rf ~", 1), Row("b_2", "<script>alert(1)</script>", 2)]

@@ -131,7 +131,8 @@ def _unpack(latents: torch.Tensor, pipe, size: tuple[int, ...] | None) -> torch.
     own, tokens = getattr(pipe, "_unpack_latents", None), latents.shape[1]
     if own is None or list(inspect.signature(own).parameters)[1:] != ["height", "width", "vae_scale_factor"]:
         shape = tuple(latents.shape[1:])
-        raise NotImplementedError(f"{type(pipe).__name__}: unpacking its latents of shape {shape} is not supported")
+        name = "no pipeline" if pipe is None else type(pipe).__name__
+        raise NotImplementedError(f"{name}: unpacking its packed latents of shape {shape} is not supported")
     patch = 2 * pipe.vae_scale_factor
     if size is None:
         side = math.isqrt(tokens)
