@@ -78,7 +78,7 @@ def code_cells(path):
 
 
 # Figures that are older than their notebooks, until `make full ARGS="--only NAME"` has run (half an hour together)
-STALE = ("alternatives", "control_sweep", "semantic_diversity", "why_hybrid")
+STALE = ("control_sweep", "semantic_diversity", "why_hybrid")
 
 
 def test_executed_copies_are_of_todays_notebooks_and_show_their_figures():
