@@ -24,11 +24,8 @@ from torch.utils._pytree import tree_map_only
 from .pair import check_compatible
 
 GUIDANCE_INPUTS = ("timestep_cond", "guidance")  # arguments that `guidance_input` may return
-PROMPT_FIRST = (
-    "LuminaPipeline",
-    "LuminaText2ImgPipeline",
-    "AceStepPipeline",
-)  # in a doubled batch; others: prompt second
+# Pipelines whose doubled batch begins with the prompt. In all others it is second.
+PROMPT_FIRST = ("LuminaPipeline", "LuminaText2ImgPipeline", "AceStepPipeline")
 
 
 def denoiser_of(target: Any) -> torch.nn.Module:

@@ -217,9 +217,8 @@ def _with_guidance(calls: list[DenoiserCall], guidance: Mapping[str, Guidance]) 
 
 def _calls(role: str, scheduler: Any) -> list[DenoiserCall]:
     """Return all calls of a scheduler whose timesteps are set."""
-    if hasattr(
-        scheduler, "set_begin_index"
-    ):  # a spacing may repeat a timestep, which then does not say where the run is
+    # A spacing may repeat a timestep, which then does not say where the run is.
+    if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     marks = _starts_step(scheduler)
     return [DenoiserCall(role, scheduler, t, starts) for t, starts in zip(scheduler.timesteps, marks, strict=True)]
