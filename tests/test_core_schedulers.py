@@ -179,7 +179,9 @@ def test_x0_does_not_depend_on_the_counter(name, monkeypatch):
     how = {"nominal": nominal(name, {"prediction_type": ""}), "shape": SHAPES.get(name, (1, 4, 8, 8))}
     calls = run(scheduler, monkeypatch, steps=steps, check=lambda x0, *_: results.append(x0), **how)
     fresh.set_timesteps(steps)
-    if name == "KDPM2AncestralDiscreteScheduler":  # its last two calls are at two noise levels and, but for rounding, one timestep
+    if (
+        name == "KDPM2AncestralDiscreteScheduler"
+    ):  # its last two calls are at two noise levels and, but for rounding, one timestep
         scheduler.timesteps[-2] = fresh.timesteps[-2] = 0
         for output, _, x_t, _ in (calls.pop(), calls.pop()):
             with pytest.raises(ValueError, match="timestep=0 stands for 2 noise levels"):

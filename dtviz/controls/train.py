@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map, tree_map_only
 from tqdm.auto import tqdm
 
+from ..core.adapters import AdapterSwitch
 from ..core.decode import encode
-from ..core.denoisers import AdapterSwitch, embeds_guidance, network
+from ..core.denoisers import embeds_guidance, network
 from ..core.generate import generate
 from ..core.handover import DenoiserCall, denoising_calls
 from ..core.pair import Pair, role_scheduler
@@ -182,20 +183,22 @@ def training(
     """Attach a new trainable LoRA to a role's network. Yield the network and the hooks. Restore all on every exit."""
     layers, denoiser = trainable_layers(pair, on, modules), network(pair.base, pair.distilled, on)
     required = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
-    switch = AdapterSwitch(pair.base, pair.distilled) if isinstance(pair.distilled, str) else None
-    try:
-        if switch:  # the distillation LoRA
-            switch.use(on)
-        denoiser.requires_grad_(False)
-        with LayerHooks(denoiser, Control("untrained", "lora", _new_factors(layers, rank, seed))) as hooks:
+    with ExitStack() as stack:
+        if isinstance(pair.distilled, str):  # the distillation LoRA
+            switch = AdapterSwitch(pair.base, pair.distilled, fuse=False)
+            stack.enter_context(switch.active())
+            stack.enter_context(switch.role(on))
+        try:
+            denoiser.requires_grad_(False)
+            hooks = stack.enter_context(
+                LayerHooks(denoiser, Control("untrained", "lora", _new_factors(layers, rank, seed)))
+            )
             hooks.tensors = {key: torch.nn.Parameter(t.to(denoiser.device)) for key, t in hooks.tensors.items()}
             hooks.scale = alpha / rank
             yield denoiser, hooks
-    finally:
-        if switch:
-            switch.restore()
-        for parameter, value in required.items():
-            parameter.requires_grad_(value).grad = None
+        finally:
+            for parameter, value in required.items():
+                parameter.requires_grad_(value).grad = None
 
 
 def _new_factors(layers: Mapping[str, torch.nn.Module], rank: int, seed: int) -> dict[str, torch.Tensor]:

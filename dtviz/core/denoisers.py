@@ -13,14 +13,14 @@ import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
+from .adapters import AdapterSwitch, lora_scale, replaced
 from .pair import check_compatible
 
 GUIDANCE_INPUTS = ("timestep_cond", "guidance")  # arguments that `guidance_input` may return
@@ -107,10 +107,11 @@ class DenoiserRouter:
             forwards = {base: base.forward for base in bases}
             for base in bases:
                 check_compatible(base, self.distilled, name="distilled")
-                switch = None
-                if isinstance(self.distilled, str):
-                    switch = AdapterSwitch(base, self.distilled, fuse=self.fuse)
-                    stack.callback(switch.restore)
+                switch = (
+                    AdapterSwitch(base, self.distilled, fuse=self.fuse) if isinstance(self.distilled, str) else None
+                )
+                if switch:
+                    stack.enter_context(switch.active())
                 stack.enter_context(replaced(vars(base), forward=self._routed(base, forwards, switch)))
             yield
 
@@ -119,12 +120,11 @@ class DenoiserRouter:
         first = next(iter(inspect.signature(plain.forward).parameters))  # "sample", or "hidden_states" of transformers
 
         def answer(call: Any, sample: torch.Tensor, args: tuple, kwargs: dict[str, Any]):
-            if switch is not None:
-                switch.use(call.role)
             target = network(base, self.distilled, call.role)
             if target is not base:  # the pipeline made them for the base
                 kwargs = {name: value for name, value in kwargs.items() if name not in GUIDANCE_INPUTS}
-            return self._evaluate(target, forwards.get(target, target), call, sample, args, kwargs)
+            with switch.role(call.role, lora_scale(kwargs)) if switch else nullcontext():
+                return self._evaluate(target, forwards.get(target, target), call, sample, args, kwargs)
 
         @functools.wraps(forwards[base])
         def routed_forward(*args, **kwargs):
@@ -172,129 +172,9 @@ class DenoiserRouter:
         return (output,) if isinstance(result, tuple) else type(result)(sample=output)
 
 
-@contextmanager
-def replaced(values: dict[str, Any], **others: Any) -> Iterator[None]:
-    """Set values inside the block. What was there before, or was missing, is restored."""
-    own = {name: values[name] for name in others if name in values}
-    try:
-        values.update(others)
-        yield
-    finally:
-        values.update(own)
-        for name in others.keys() - own.keys():
-            values.pop(name, None)
-
-
 def _rows(tree: Any, n: int, rows: slice) -> Any:
     """Return these rows of every tensor whose first dimension is the doubled batch."""
     return tree_map_only(torch.Tensor, lambda x: x[rows] if x.ndim and len(x) == n else x, tree)
-
-
-class AdapterSwitch:
-    """Let one network be the base and, with its distillation LoRA, the distilled model. Other adapters act in both roles.
-
-    The `forward` of each LoRA layer is replaced on the instance until `restore`. No weight and no setting is written.
-
-    Args:
-        denoiser: the base, which has the adapter named `distilled`.
-        fuse: add adapters to the weights of layers that have a plain LoRA and are not offloaded one by one. These weights are
-            kept until `restore` if they fill less than half of the free memory, else made anew in each call: the same bits.
-    """
-
-    def __init__(self, denoiser: torch.nn.Module, distilled: str, *, fuse: bool = False) -> None:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        self.denoiser, self.distilled, self.fuse, self.state = denoiser, distilled, fuse, None
-        modules = list(denoiser.modules())
-        self.layers = {layer: {} for layer in modules if isinstance(layer, BaseTunerLayer)}
-        weights = [getattr(layer.get_base_layer(), "weight", torch.empty(0)) for layer in self.layers]
-        device = weights[0].device
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2**31
-        offloaded = any({"_hf_hook", "_diffusers_hook"} & vars(module).keys() for module in modules)
-        self.keep = sum(weight.nbytes for weight in weights) < free / 2 and not offloaded
-        self.use("base")
-        self.forwards = {layer: vars(layer).get("forward") for layer in self.layers}
-        for layer, roles in self.layers.items():
-            layer.forward = self._forward(layer, roles)
-
-    def use(self, role: str) -> None:
-        """Choose the role of the coming calls. Adapters may have been loaded, fused or switched since the last one."""
-        self.role, first, names = role, next(iter(self.layers)), list(getattr(self.denoiser, "peft_config", {}))
-        fused = sum(len(layer.merged_adapters) for layer in self.layers)
-        state = names, first.disable_adapters, list(first.active_adapters), fused
-        if state == self.state:
-            return
-        if self.distilled not in names:
-            raise ValueError(f"distilled={self.distilled!r} is no longer an adapter of the base, which has {names}")
-        for layer, roles in self.layers.items():
-            active = [*([] if layer.disable_adapters else layer.active_adapters), *layer.merged_adapters]
-            others = [name for name in dict.fromkeys(active) if name != self.distilled]
-            roles.update(base=self._change(layer, others), distilled=self._change(layer, [*others, self.distilled]))
-        self.state = state
-
-    def _change(self, layer: Any, names: list[str]) -> tuple[list[str], list[tuple] | None, dict[str, Any]]:
-        """Return adapters, factors that make a layer's weight one with them (None: left to peft), and a place for that weight."""
-        merged = layer.merged_adapters
-        signs = {name: 1 for name in names if name not in merged} | {name: -1 for name in merged if name not in names}
-        factors = _factors(layer, signs) if self.fuse or merged else None
-        if merged and factors is None:
-            raise ValueError(
-                f"distilled={self.distilled!r}: {', '.join(merged)} is fused into a {type(layer).__name__} layer, which cannot "
-                "switch it off exactly: call unfuse_lora() before the block"
-            )
-        return names, factors, {}
-
-    def _forward(self, layer: Any, roles: dict[str, Any]) -> Callable:
-        peft_forward, base = layer.forward, layer.get_base_layer()
-        parameters, run = base._parameters, getattr(base, "_conv_forward", functional.linear)
-
-        def forward(x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-            names, factors, kept = roles[self.role]
-            if factors is None:
-                with replaced(vars(layer), _active_adapter=names, _disable_adapters=not names):
-                    return peft_forward(x, *args, **kwargs)
-            scales = [sign * layer.scaling[name] for name, sign, _, _ in factors]  # a call may change them
-            if kept.get("scales") == scales:
-                weight = kept["weight"]
-            else:
-                weight = parameters["weight"]
-                for (_, _, down, up), scale in zip(factors, scales, strict=True):
-                    weight = torch.addmm(_flat(weight), _flat(up), _flat(down), alpha=scale).view(weight.shape)
-                if self.keep and not torch.compiler.is_compiling():
-                    kept.update(scales=scales, weight=weight)
-            if not (base._forward_hooks or base._forward_pre_hooks):
-                return run(x, weight, parameters["bias"])
-            with replaced(parameters, weight=weight):
-                return base(x)
-
-        return forward
-
-    def restore(self) -> None:
-        for layer, forward in self.forwards.items():
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward
-
-
-def _flat(weight: torch.Tensor) -> torch.Tensor:
-    return weight if weight.ndim == 2 else weight.flatten(1)
-
-
-def _factors(layer: Any, signs: dict[str, int]) -> list[tuple[str, int, torch.Tensor, torch.Tensor]] | None:
-    """Return name, sign, down and up of each adapter, or None if it is no plain LoRA or its weights are elsewhere."""
-    from peft.tuners import lora
-
-    base = layer.base_layer
-    if type(layer) not in (lora.Linear, lora.Conv2d) or type(base) not in (torch.nn.Linear, torch.nn.Conv2d):
-        return None
-    names = [name for name in signs if name in layer.lora_A]
-    parts = [base, *(factors[name] for name in names for factors in (layer.lora_A, layer.lora_B))]
-    special = any(name in layer.lora_variant or layer.lora_bias[name] for name in names)
-    special |= getattr(base, "groups", 1) != 1 or getattr(layer, "fan_in_fan_out", False)
-    offloaded = any("forward" in vars(part) for part in parts)
-    if special or offloaded or len({(part.weight.dtype, part.weight.device) for part in parts}) > 1:
-        return None
-    return [(name, signs[name], layer.lora_A[name].weight, layer.lora_B[name].weight) for name in names]
 
 
 def split_guidance(outputs: list[torch.Tensor], guided: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

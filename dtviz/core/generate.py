@@ -19,8 +19,9 @@ import diffusers
 import torch
 
 from ..files import in_batches
+from .adapters import replaced
 from .capture import capture
-from .denoisers import DenoiserRouter, embeds_guidance, network, replaced
+from .denoisers import DenoiserRouter, embeds_guidance, network
 from .handover import DenoiserCall, Guidance, HandoverScheduler, denoising_calls
 from .pair import HANDOVERS, Pair
 from .trace import Trace
