@@ -207,6 +207,31 @@ def test_an_adapter_of_another_kind_is_left_to_peft(few):
         pytest.fail("the block ran")
 
 
+def test_fused_or_not_a_calls_scale_hooks_and_compilation_are_obeyed(few, monkeypatch):
+    pipe, _, run = few
+    add_lora(pipe.unet, "fast", seed=0)
+    calls, latents, scaled = [], [], {"cross_attention_kwargs": {"scale": 0.5}}
+    for fuse in (False, True):
+        with dtviz.hybrid(pipe, "fast", fuse=fuse):
+            latents.append((run(), run(**scaled)))
+    for left, fused in zip(*latents, strict=True):
+        torch.testing.assert_close(fused, left, **CLOSE)
+    assert not torch.allclose(*latents[0], **CLOSE)
+    with pytest.raises(ValueError, match="'fast' is in use by another block"), dtviz.hybrid(pipe, "fast"):
+        dtviz.hybrid(pipe, "fast").__enter__()
+    layer = pipe.unet.mid_block.resnets[0].conv1
+    with layer.register_forward_hook(lambda *_: calls.append(1)), dtviz.hybrid(pipe, "fast"):
+        torch.testing.assert_close(run(), latents[0][0], **CLOSE)
+    assert len(calls) == 4
+    monkeypatch.setattr("dtviz.core.adapters.CPU_MEMORY", 0)
+    with pytest.warns(UserWarning, match="fuse=True would copy .* left to peft"), dtviz.hybrid(pipe, "fast"):
+        assert torch.equal(run(), latents[0][0])
+    monkeypatch.undo()
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    with torch.compiler.set_stance("force_eager"), dtviz.hybrid(pipe, "fast"):
+        assert torch.equal(run(), latents[1][0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_fusing_a_lora_changes_only_the_rounding(few, dtype):
     pipe, _, run = few

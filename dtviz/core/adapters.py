@@ -11,6 +11,8 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ SCALES = (
     "joint_attention_kwargs",
     "attention_kwargs",
 )  # arguments that may hold a LoRA scale
+CPU_MEMORY = 2**32  # bytes that are taken to be free without a GPU
 
 
 @contextmanager
@@ -73,8 +76,9 @@ class AdapterSwitch:
         """Let the network have this role inside the block. `scale` multiplies every LoRA that the caller has not fused."""
         if self.distilled not in (names := list(getattr(self.denoiser, "peft_config", {}))):
             raise ValueError(f"distilled={self.distilled!r} is no longer an adapter of the base, which has {names}")
-        for layer in self._fused:
-            layer.use(role, scale)
+        with torch.no_grad():
+            for layer in self._fused:
+                layer.use(role, scale)
         before = [(attributes, {name: attributes[name] for name in roles[role]}) for attributes, roles in self._left]
         try:
             for attributes, roles in self._left:
@@ -99,29 +103,33 @@ class AdapterSwitch:
 
     def _take_out(self) -> None:
         layers, offloaded = _adapter_layers(self.denoiser)
-        fuse = self.fuse and not offloaded and _fits([layer for *_, layer in layers])
+        if not layers and self.distilled in getattr(self.denoiser, "peft_config", {}):
+            raise ValueError(
+                f"distilled={self.distilled!r} is in use by another block around this one: they do not nest"
+            )
+        fuse, roles_of = self.fuse and not offloaded and _fits([layer for *_, layer in layers]), cache(self._roles)
         for parent, name, layer in layers:
-            merged, active = layer.merged_adapters, [] if layer.disable_adapters else layer.active_adapters
-            others = [one for one in dict.fromkeys([*active, *merged]) if one != self.distilled]
-            names = {"base": others, "distilled": [*others, self.distilled]}
-            factors = _factors(layer, {*names["distilled"], *merged}) if fuse or (merged and not offloaded) else None
+            merged = tuple(layer.merged_adapters)
+            roles = roles_of(() if layer.disable_adapters else tuple(layer.active_adapters), merged)
+            factors = _factors(layer, roles) if fuse or (merged and not offloaded) else None
             if factors is not None:
-                signs = {
-                    role: {one: 1 for one in on if one not in merged} | {one: -1 for one in merged if one not in on}
-                    for role, on in names.items()
-                }
-                self._fused.append(_FusedLayer(parent, name, layer, factors, signs))
+                self._fused.append(_FusedLayer(parent, name, layer, factors, roles, merged))
             elif merged:
                 raise ValueError(
                     f"distilled={self.distilled!r}: {', '.join(merged)} is fused into a {type(layer).__name__} layer, which "
                     "cannot switch it off exactly: call unfuse_lora() before the block"
                 )
             else:
-                roles = {role: {"_active_adapter": on, "_disable_adapters": not on} for role, on in names.items()}
-                self._left.append((vars(layer), roles))
+                settings = {role: {"_active_adapter": on, "_disable_adapters": not on} for role, on in roles.items()}
+                self._left.append((vars(layer), settings))
         for layer in self._fused:
             layer.parent[layer.name] = layer.base
         self._taken_out = True
+
+    def _roles(self, active: tuple[str, ...], merged: tuple[str, ...]) -> dict[str, list[str]]:
+        """Return the adapters of each role, of a layer with these active and fused ones."""
+        others = [one for one in dict.fromkeys((*active, *merged)) if one != self.distilled]
+        return {"base": others, "distilled": [*others, self.distilled]}
 
     def _put_back(self) -> None:
         for layer in self._fused:
@@ -130,30 +138,40 @@ class AdapterSwitch:
         self._taken_out, self._fused, self._left = False, [], []
 
 
+@dataclass(eq=False)
 class _FusedLayer:
     """The plain layer inside a LoRA layer, with a weight for each role."""
 
-    def __init__(self, parent: dict, name: str, layer: Any, factors: dict, signs: dict[str, dict[str, int]]) -> None:
-        self.parent, self.name, self.layer, self.base = parent, name, layer, layer.get_base_layer()
-        self.parameters, self.factors, self.signs = self.base._parameters, factors, signs
+    parent: dict[str, torch.nn.Module]  # the modules among which the LoRA layer is
+    name: str
+    layer: torch.nn.Module
+    factors: list[tuple[str, torch.Tensor, torch.Tensor]]  # name, down and up of each adapter
+    roles: dict[str, list[str]]  # the adapters of each role
+    merged: tuple[str, ...]  # those that the weight has already
+
+    def __post_init__(self) -> None:
+        self.base = self.layer._modules["base_layer"]
+        self.parameters, self.weights = self.base._parameters, {}
         self.weight = self.parameters["weight"]
-        self.weights: dict[tuple[str, float], torch.Tensor] = {}
 
     def use(self, role: str, scale: float) -> None:
-        if (role, scale) not in self.weights:
-            self.weights[role, scale] = self._fuse(role, scale)
-        self.parameters["weight"] = self.weights[role, scale]
+        weight = self.weights.get((role, scale))
+        if weight is None:
+            weight = self.weights[role, scale] = self._fuse(self.roles[role], scale)
+        self.parameters["weight"] = weight
 
-    @torch.no_grad()
-    def _fuse(self, role: str, scale: float) -> torch.Tensor:
+    def _fuse(self, names: list[str], scale: float) -> torch.Tensor:
         weight = self.weight
-        for name, sign in self.signs[role].items():
-            if name in self.factors:
-                down, up = (factor if factor.ndim == 2 else factor.flatten(1) for factor in self.factors[name])
-                flat = weight if weight.ndim == 2 else weight.flatten(1)
-                strength = self.layer.scaling[name] * (scale if sign > 0 else -1)
-                weight = torch.addmm(flat, up, down, alpha=strength).view(self.weight.shape)
-        return weight if weight is self.weight else torch.nn.Parameter(weight, requires_grad=False)
+        for name, down, up in self.factors:
+            if (name in names) == (name in self.merged):
+                continue
+            strength = self.layer.scaling[name] * (-1 if name in self.merged else scale)
+            if weight.ndim == 2:
+                weight = torch.addmm(weight, up, down, alpha=strength)
+            else:  # a convolution
+                change = torch.addmm(weight.flatten(1), up.flatten(1), down.flatten(1), alpha=strength)
+                weight = change.view(weight.shape)
+        return weight
 
 
 def lora_scale(arguments: dict[str, Any]) -> float:
@@ -178,28 +196,32 @@ def _adapter_layers(denoiser: torch.nn.Module) -> tuple[list[tuple[dict, str, An
 
 def _fits(layers: list) -> bool:
     """Tell whether a second copy of the layers' weights fills less than half of the free memory. Warn if not."""
-    weights = [weight for layer in layers if (weight := getattr(layer.get_base_layer(), "weight", None)) is not None]
-    needed, device = sum(weight.nbytes for weight in weights), weights[0].device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 2**32
+    weights = [layer._modules["base_layer"]._parameters.get("weight") for layer in layers]
+    weights = [weight for weight in weights if weight is not None]
+    devices, needed = {weight.device for weight in weights}, sum(weight.nbytes for weight in weights)
+    free = min((torch.cuda.mem_get_info(device)[0] for device in devices if device.type == "cuda"), default=CPU_MEMORY)
     if needed > free / 2:
         sizes = f"{needed / 2**30:.1f} GiB, of {free / 2**30:.1f} GiB that are free"
         warnings.warn(f"fuse=True would copy {sizes}: the LoRA is left to peft, as with fuse=False", stacklevel=2)
     return needed <= free / 2
 
 
-def _factors(layer: Any, names: set[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]] | None:
-    """Return down and up of these adapters, or None if the layer is no plain LoRA or more happens in it."""
+def _factors(layer: Any, roles: dict[str, list[str]]) -> list[tuple[str, torch.Tensor, torch.Tensor]] | None:
+    """Return name, down and up of each adapter, or None if the layer is no plain LoRA or more happens in it."""
     from peft.tuners import lora
 
-    base = layer.base_layer
+    modules = layer._modules  # quicker than attributes, and SDXL has 800 layers
+    base = modules["base_layer"]
     if type(layer) not in (lora.Linear, lora.Conv2d) or type(base) not in (torch.nn.Linear, torch.nn.Conv2d):
         return None
-    names = [name for name in names if name in layer.lora_A]
-    special = any(name in layer.lora_variant or layer.lora_bias[name] for name in names)
-    special |= getattr(base, "groups", 1) != 1 or getattr(layer, "fan_in_fan_out", False)
-    special |= bool(layer._forward_hooks or layer._forward_pre_hooks)  # the caller's
-    parts = [base, *(factors[name] for name in names for factors in (layer.lora_A, layer.lora_B))]
-    special |= any("forward" in vars(part) for part in (layer, *parts))
-    if special or len({(part.weight.dtype, part.weight.device) for part in parts}) > 1:
-        return None
-    return {name: (layer.lora_A[name].weight, layer.lora_B[name].weight) for name in names}
+    special = vars(base).get("groups", 1) != 1 or vars(layer).get("fan_in_fan_out", False)
+    special |= "forward" in vars(base) or "forward" in vars(layer)  # the caller's own, and so are hooks
+    special |= bool(layer._forward_hooks or layer._forward_pre_hooks)
+    downs, ups, weight, factors = modules["lora_A"]._modules, modules["lora_B"]._modules, base._parameters["weight"], []
+    for name in roles["distilled"]:
+        if name in downs:
+            down, up = downs[name]._parameters["weight"], ups[name]._parameters["weight"]
+            special |= name in layer.lora_variant or layer.lora_bias[name] or down.dtype != weight.dtype
+            special |= not down.device == up.device == weight.device
+            factors.append((name, down, up))
+    return None if special else factors

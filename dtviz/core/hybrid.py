@@ -44,9 +44,9 @@ def hybrid(
         base_guidance: guidance scale of the base's steps. 0 and 1: the conditional model, as published. Above 1 the call
             needs a guidance_scale above 1, so that the pipeline prepares the unconditional prompt. None: the pipeline's own.
         guidance: guidance scale of the distilled model's steps. None: the pipeline's own.
-        fuse: add a LoRA to the weights, at about a plain network's speed. Until the block ends this keeps fused copies of the
-            weights that it changes, if less than half of the free memory holds them. False: peft adds it to each output, in
-            up to twice the time. The two round differently (docs/pairs.md). Neither writes a weight.
+        fuse: add a LoRA to the weights, at a plain network's speed. Until the block ends this keeps a fused copy of the weights
+            that it changes. False, or where half of the free memory cannot hold them: peft adds it to each output, in up to
+            twice the time. The two round differently (docs/pairs.md). The network is the same after the block, to the bit.
 
     Yields:
         A `HybridRun` with `steps_run` of the last call and `nfe` of all calls.
