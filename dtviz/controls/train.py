@@ -185,9 +185,8 @@ def training(
     required = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
     with ExitStack() as stack:
         if isinstance(pair.distilled, str):  # the distillation LoRA
-            switch = AdapterSwitch(pair.base, pair.distilled, fuse=False)
-            stack.enter_context(switch.active())
-            stack.enter_context(switch.role(on))
+            role = stack.enter_context(AdapterSwitch(pair.base, pair.distilled, fuse=False).active())
+            stack.enter_context(role(on))
         try:
             denoiser.requires_grad_(False)
             hooks = stack.enter_context(

@@ -1,7 +1,7 @@
 """Let one network be the base and, with its distillation LoRA, the distilled model.
 
 switch = AdapterSwitch(denoiser, "dmd2", fuse=True)
-with switch.active(), switch.role("distilled"):
+with switch.active() as role, role("distilled"):
     denoiser(...)
 """
 
@@ -58,16 +58,19 @@ class AdapterSwitch:
         self._left: list[
             tuple[dict, dict[str, dict]]
         ] = []  # of each layer left to peft: its attributes, those of a role
-        self._taken_out = False
+        self._taken_out, self._current = False, None
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        """Take the fused layers out of the network inside the block. diffusers' adapter methods still work there."""
+    def active(self) -> Iterator[Callable]:
+        """Take the fused layers out of the network inside the block, and yield `role`.
+
+        diffusers' adapter methods still work there.
+        """
         try:
             self._take_out()
             methods = {name: self._with_all_layers(getattr(self.denoiser, name)) for name in METHODS}
             with replaced(vars(self.denoiser), **methods):
-                yield
+                yield self.role
         finally:
             self._put_back()
 
@@ -76,9 +79,11 @@ class AdapterSwitch:
         """Let the network have this role inside the block. `scale` multiplies every LoRA that the caller has not fused."""
         if self.distilled not in (names := list(getattr(self.denoiser, "peft_config", {}))):
             raise ValueError(f"distilled={self.distilled!r} is no longer an adapter of the base, which has {names}")
-        with torch.no_grad():
-            for layer in self._fused:
-                layer.use(role, scale)
+        if self._current != (role, scale):
+            with torch.no_grad():
+                for layer in self._fused:
+                    layer.use(role, scale)
+            self._current = role, scale
         before = [(attributes, {name: attributes[name] for name in roles[role]}) for attributes, roles in self._left]
         try:
             for attributes, roles in self._left:
@@ -135,7 +140,7 @@ class AdapterSwitch:
         for layer in self._fused:
             layer.parent[layer.name] = layer.layer
             layer.parameters["weight"] = layer.weight
-        self._taken_out, self._fused, self._left = False, [], []
+        self._taken_out, self._current, self._fused, self._left = False, None, [], []
 
 
 @dataclass(eq=False)

@@ -107,15 +107,13 @@ class DenoiserRouter:
             forwards = {base: base.forward for base in bases}
             for base in bases:
                 check_compatible(base, self.distilled, name="distilled")
-                switch = (
-                    AdapterSwitch(base, self.distilled, fuse=self.fuse) if isinstance(self.distilled, str) else None
-                )
-                if switch:
-                    stack.enter_context(switch.active())
-                stack.enter_context(replaced(vars(base), forward=self._routed(base, forwards, switch)))
+                as_role = lambda role, scale: nullcontext()  # noqa: E731
+                if isinstance(self.distilled, str):
+                    as_role = stack.enter_context(AdapterSwitch(base, self.distilled, fuse=self.fuse).active())
+                stack.enter_context(replaced(vars(base), forward=self._routed(base, forwards, as_role)))
             yield
 
-    def _routed(self, base: torch.nn.Module, forwards: dict[Any, Callable], switch: AdapterSwitch | None) -> Callable:
+    def _routed(self, base: torch.nn.Module, forwards: dict[Any, Callable], as_role: Callable) -> Callable:
         plain = getattr(base, "_orig_mod", base)  # of a compiled module
         first = next(iter(inspect.signature(plain.forward).parameters))  # "sample", or "hidden_states" of transformers
 
@@ -123,7 +121,7 @@ class DenoiserRouter:
             target = network(base, self.distilled, call.role)
             if target is not base:  # the pipeline made them for the base
                 kwargs = {name: value for name, value in kwargs.items() if name not in GUIDANCE_INPUTS}
-            with switch.role(call.role, lora_scale(kwargs)) if switch else nullcontext():
+            with as_role(call.role, lora_scale(kwargs)):
                 return self._evaluate(target, forwards.get(target, target), call, sample, args, kwargs)
 
         @functools.wraps(forwards[base])
