@@ -77,21 +77,17 @@ def code_cells(path):
     ]
 
 
-# Figures that are older than their notebooks, until `make full ARGS="--only NAME"` has run (half an hour together)
-STALE = ("control_sweep", "semantic_diversity", "why_hybrid")
-
-
 def test_executed_copies_are_of_todays_notebooks_and_show_their_figures():
     """After a change of a notebook, `make full ARGS="--only NAME"` runs its copy anew."""
-    copies = [path for path in sorted(FOLDER.parent.glob("figures/*/*.ipynb")) if path.stem not in STALE]
-    assert {path.stem for path in copies} == {path.stem for path in NOTEBOOKS} - set(STALE)
+    copies = sorted(FOLDER.parent.glob("figures/*/*.ipynb"))
+    assert {path.stem for path in copies} == {path.stem for path in NOTEBOOKS}
     cells = {path: code_cells(path) for path in copies}
     sources = {path.name: [cell.source for cell in code_cells(path)] for path in NOTEBOOKS}
     assert [str(path) for path in copies if [cell.source for cell in cells[path]] != sources[path.name]] == []
     outputs = {path: [output.get("data", {}) for cell in cells[path] for output in cell.outputs] for path in copies}
     assert [str(path) for path in copies if not any("image/png" in data for data in outputs[path])] == []
     pictures = sorted(FOLDER.parent.glob("figures/emoji-*/*.png"))
-    current = [path for path in pictures if not path.stem.startswith(("explorer", *STALE))]
+    current = [path for path in pictures if path.stem != "explorer"]
     widths = {str(path): int.from_bytes(path.read_bytes()[16:20], "big") for path in current}  # of a PNG's header
     assert [path for path, width in widths.items() if width > 200 * plot.WIDTH + 20] == []  # 200 dpi, and a rim
 
