@@ -32,10 +32,8 @@ def test_shapes_and_range(pair):
 @pytest.mark.parametrize("key", REFUSED)
 def test_a_pipeline_that_cannot_be_decoded_is_refused_by_name(key):
     pipe, shape = PIPELINES[key]().pipe, (8, 4) if key == "ltx" else (4, 8, 8)
-    with pytest.raises(
-        NotImplementedError,
-        match=rf"{type(pipe).__name__}.* its (packed )?latents of shape \({shape[0]}, .* is not supported",
-    ):
+    words = rf"{type(pipe).__name__}.* its (packed )?latents of shape \({shape[0]}, .* is not supported"
+    with pytest.raises(NotImplementedError, match=words):
         decode_latents(torch.zeros(1, *shape), pipe)
 
 
@@ -68,9 +66,8 @@ def test_latents_that_do_not_fit_are_refused(pipe):
         (SimpleNamespace(), {"vae": Preview(torch.zeros(5, 3), 8, 1.0)}, 3, 8, 8),
         (OtherPacking(), {}, 16, 16),  # Krea 2, NucleusMoE
     ):
-        with pytest.raises(
-            NotImplementedError, match=rf"its (packed )?latents of shape \({shape[0]}, .* is not supported"
-        ):
+        words = rf"its (packed )?latents of shape \({shape[0]}, .* is not supported"
+        with pytest.raises(NotImplementedError, match=words):
             decode_latents(torch.zeros(1, *shape), host, **options)
 
 

@@ -19,11 +19,6 @@ from dtviz.explorer.widgets import SIZES, PanelWidget, read_seeds
 
 
 @pytest.fixture(scope="module")
-def emoji():
-    return dtviz.load("emoji-dmd")
-
-
-@pytest.fixture(scope="module")
 def trace(emoji):
     return dtviz.generate(emoji, "dog face", method="hybrid", seeds=range(5), x_t=True)
 

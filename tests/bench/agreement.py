@@ -4,8 +4,6 @@ Two packages are no dependencies: `pip install --no-deps --target DIR pytorch-fi
 `PYTHONPATH=.:DIR python -m tests.bench.agreement`.
 """
 
-from __future__ import annotations
-
 from importlib.metadata import version
 
 import numpy as np

@@ -1,7 +1,5 @@
 """dtviz beside what a user would do instead: `make bench` writes figures/bench/costs.csv. Ratios within one run, in turns."""
 
-from __future__ import annotations
-
 import multiprocessing
 import tempfile
 from functools import partial

@@ -4,8 +4,6 @@ Images are drawn with replacement from populations whose mean distance is known:
 features of `emoji-dmd`'s own 100 samples of each prompt, base and distilled model, for which it is the mean over all prompts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

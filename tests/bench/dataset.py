@@ -4,8 +4,6 @@ emoji-dmd, hybrid, 360 images in batches of ten, one thread per process. The pro
 only images per second are compared. The two take turns, and the images have to be the same bits.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import tempfile

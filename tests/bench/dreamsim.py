@@ -5,8 +5,6 @@ seconds. All of dtviz's work is timed. Of the 4,950 and 499,500 pairs the first 
 costs the same.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import os

@@ -4,8 +4,6 @@ Features of two known Gaussians, whose covariance falls as network features' doe
 pair equal (true FD 0), one with shifted means (true FD 4).
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from dtviz.metrics.quality import frechet_distance

@@ -4,8 +4,6 @@ SDXL's published sizes, random weights, float16, 1024 px, one sample: whole call
 it is compared with. Seconds are medians. `--tiny` is a dry run of the same rows at tiny sizes, on a CPU too.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext

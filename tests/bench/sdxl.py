@@ -1,7 +1,5 @@
 """SDXL's pipeline with random weights, made on the device: at its published sizes, or with as many modules at tiny width."""
 
-from __future__ import annotations
-
 import string
 
 import diffusers

@@ -1,7 +1,5 @@
 """The benchmarks in one page: `make bench` writes it from their CSVs into figures/bench/README.md."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from .measure import FOLDER
