@@ -5,15 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import LCMScheduler
-from peft import LoraConfig
 from safetensors.torch import load_file
 
 import dtviz
 from dtviz import controls
 from dtviz.controls.control import DOWN, UP, Control
 
-from .conftest import answer, change, random_factors, tiny_unet
-from .tiny import PIPELINES
+from .conftest import answer, change, random_factors
+from .tiny import PIPELINES, add_lora, tiny_unet
 
 RUN = {"seeds": range(2), "prompt": "a dog"}
 SCALES = (-1.0, 2.0)
@@ -43,32 +42,27 @@ def changed(unet, control: Control, scale: float):
 
 
 @pytest.fixture
-def control(pipe) -> Control:
+def smile(pipe) -> Control:
     """A control of the tiny network."""
-    return Control("x", "slider", random_factors(pipe.unet))
-
-
-@pytest.fixture
-def smile(pair) -> Control:
-    return Control("smile", "slider", random_factors(pair.base))
+    return Control("smile", "slider", random_factors(pipe.unet))
 
 
 # On networks
 
 
-def test_attached_equals_weights_added_by_hand(pipe, control):
+def test_attached_equals_weights_added_by_hand(pipe, smile):
     for scale in SCALES:
-        with controls.attach(pipe, control, scale=scale):
-            assert (answer(pipe.unet) - answer(changed(pipe.unet, control, scale))).abs().max() < TOLERANCE
+        with controls.attach(pipe, smile, scale=scale):
+            assert (answer(pipe.unet) - answer(changed(pipe.unet, smile, scale))).abs().max() < TOLERANCE
 
 
-def test_every_exit_leaves_the_network_as_it_was(pipe, control):
+def test_every_exit_leaves_the_network_as_it_was(pipe, smile):
     unet, before, random, plain = pipe.unet, state(pipe.unet), torch.get_rng_state(), answer(pipe.unet)
     modules = [(name, id(module)) for name, module in unet.named_modules()]
-    with controls.attach(unet, control, scale=2.0):
+    with controls.attach(unet, smile, scale=2.0):
         assert (answer(unet) - plain).abs().max() > 0.01
     assert_untouched(unet, before)
-    with pytest.raises(KeyError, match="mine"), controls.attach(unet, control):
+    with pytest.raises(KeyError, match="mine"), controls.attach(unet, smile):
         raise KeyError("mine")
     assert_untouched(unet, before)
     assert modules == [(name, id(module)) for name, module in unet.named_modules()]
@@ -77,42 +71,41 @@ def test_every_exit_leaves_the_network_as_it_was(pipe, control):
     assert torch.equal(answer(unet), plain)
 
 
-def test_two_controls_add_up(pipe, control):
+def test_two_controls_add_up(pipe, smile):
     second = Control("y", "style", random_factors(pipe.unet, seed=5))
-    by_hand = answer(changed(changed(pipe.unet, second, 0.5), control, -2.0))
-    with controls.attach(pipe, control.at(-2.0), second, scale=0.5) as attached:
+    by_hand = answer(changed(changed(pipe.unet, second, 0.5), smile, -2.0))
+    with controls.attach(pipe, smile.at(-2.0), second, scale=0.5) as attached:
         assert (answer(pipe.unet) - by_hand).abs().max() < TOLERANCE
         assert [facts["scale"] for facts in attached.facts()] == [-2.0, 0.5]
 
 
 @pytest.mark.parametrize("own", ["off", "on", "fused"])
-def test_adapters_of_the_caller_stay_as_they_are(pipe, control, own):
+def test_adapters_of_the_caller_stay_as_they_are(pipe, smile, own):
     unet = pipe.unet
-    torch.manual_seed(4)
-    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False), "own")
+    add_lora(unet, "own", modules=("to_q", "to_k"))
     unet.requires_grad_(False)
     {"off": unet.disable_adapters, "on": unet.enable_adapters, "fused": unet.fuse_lora}[own]()
     plain, before = answer(unet), state(unet)
     trainable = [parameter.requires_grad for parameter in unet.parameters()]
-    with controls.attach(unet, control):
+    with controls.attach(unet, smile):
         strong = answer(unet)
     assert_untouched(unet, before)
     assert list(unet.peft_config) == ["own"]
     assert trainable == [parameter.requires_grad for parameter in unet.parameters()]
     assert torch.equal(answer(unet), plain)
-    with pytest.raises(ValueError, match="takes no such change"), controls.attach(unet, control, NORM):
+    with pytest.raises(ValueError, match="takes no such change"), controls.attach(unet, smile, NORM):
         pass
     assert_untouched(unet, before)
-    for module in control.modules:  # the same change in the layers' own weights
+    for module in smile.modules:  # the same change in the layers' own weights
         layer = unet.get_submodule(module)
-        getattr(layer, "base_layer", layer).weight.data += change(control, module)
+        getattr(layer, "base_layer", layer).weight.data += change(smile, module)
     assert (strong - answer(unet)).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize(("family", "ending"), [("sdxl", "attn1.to_k"), ("flux", "attn.to_k")])
 def test_fused_attention_is_refused_until_it_is_unfused(family, ending):
-    pipe = PIPELINES[family]().pipe
-    denoiser = pipe.components["unet" if family == "sdxl" else "transformer"]
+    tiny = PIPELINES[family]()
+    denoiser = getattr(tiny.pipe, tiny.denoiser)
     name, layer = next((name, module) for name, module in denoiser.named_modules() if name.endswith(ending))
     factors = {name + DOWN: torch.ones(2, layer.in_features), name + UP: torch.ones(layer.out_features, 2)}
     control = Control("x", "lora", factors)
@@ -127,13 +120,7 @@ def test_fused_attention_is_refused_until_it_is_unfused(family, ending):
 @pytest.mark.parametrize("family", ["sdxl-refiner", "flux"])
 def test_other_families_equal_diffusers_own_loading(family, tmp_path):
     tiny = PIPELINES[family]()
-    denoiser = getattr(tiny.pipe, "unet", None) or tiny.pipe.transformer
-    part = "transformer" if denoiser is getattr(tiny.pipe, "transformer", None) else "unet"
-
-    def run() -> torch.Tensor:
-        torch.manual_seed(0)
-        return torch.as_tensor(getattr(tiny.pipe(**tiny.call, output_type=tiny.latent), tiny.field))
-
+    denoiser, part = getattr(tiny.pipe, tiny.denoiser), tiny.denoiser
     generator, tensors = torch.Generator().manual_seed(0), {}
     for name, module in denoiser.named_modules():
         if name.endswith(("to_q", "to_v")):
@@ -141,13 +128,13 @@ def test_other_families_equal_diffusers_own_loading(family, tmp_path):
             tensors[name + UP] = torch.randn(module.out_features, 2, generator=generator)
     path = Control("x", "lora", tensors, part=part).save(tmp_path / "x.safetensors")
     assert all(key.startswith(f"{part}.") for key in load_file(path))
-    plain = run()
+    plain = tiny.run("latent")
     with controls.attach(tiny.pipe, controls.load(path)):
-        strong = run()
+        strong = tiny.run("latent")
     assert (strong - plain).abs().max() > 100 * TOLERANCE
-    assert torch.equal(run(), plain)
+    assert torch.equal(tiny.run("latent"), plain)
     denoiser.load_lora_adapter(path, prefix=part, adapter_name="reference")
-    assert (run() - strong).abs().max() < TOLERANCE
+    assert (tiny.run("latent") - strong).abs().max() < TOLERANCE
 
 
 def test_what_does_not_fit_is_refused(pipe, smile):
@@ -238,15 +225,12 @@ def test_a_window_is_of_noise_levels(pair, smile, method):
     assert 0 < sum(facts["calls"].values()) < sum(expected.steps_run.values())
 
 
-@pytest.mark.parametrize(("method", "segment"), [("hybrid", "both"), ("hybrid", "base"), ("hybrid", "distilled")])
-def test_one_network_whose_distilled_model_is_an_adapter(pipe, smile, method, segment):
+@pytest.mark.parametrize("segment", ["both", "base", "distilled"])
+def test_one_network_whose_distilled_model_is_an_adapter(pipe, smile, segment):
     """As with two networks."""
-    distilled = tiny_unet(1)
-    torch.manual_seed(3)
-    config = LoraConfig(r=2, target_modules=["to_q", "to_v", "proj_in"], init_lora_weights=False)
-    for unet in (distilled, pipe.unet):
-        unet.add_adapter(config, adapter_name="distilled")
-    pipe.unet.load_state_dict(distilled.state_dict())
+    distilled, method = tiny_unet(1), "hybrid"
+    for unet in (distilled, pipe.unet):  # which have the same weights
+        add_lora(unet, "distilled", modules=("to_q", "to_v", "proj_in"))
     pipe.unet.disable_adapters()
     distilled.fuse_lora()
     distilled.unload_lora()

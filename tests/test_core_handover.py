@@ -6,7 +6,6 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
-from peft import LoraConfig
 
 import dtviz
 from dtviz.core.denoisers import DenoiserRouter
@@ -14,7 +13,7 @@ from dtviz.core.handover import DenoiserCall, HandoverScheduler, denoising_calls
 
 from .oracle import Watch, WatchPython
 from .test_core_generate import CLOSE, TIMES, reference
-from .tiny import PIPELINES, tiny_unet
+from .tiny import PIPELINES, add_lora, tiny_unet
 
 
 def heun(pair: dtviz.Pair, kind: str = "HeunDiscreteScheduler"):
@@ -204,7 +203,7 @@ def test_no_step_makes_the_host_wait(pair, base, handover):
 def test_no_routed_call_makes_the_host_wait(pair):
     """A guidance scale that is an input is copied to the device once. A LoRA's weights are there."""
     base, distilled = tiny_unet(1), tiny_unet(2, time_cond_proj_dim=8).to("meta")
-    base.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="fast")
+    add_lora(base, "fast")
     base.to("meta")
     x, t, text = (torch.empty(shape, device="meta") for shape in ((2, 4, 8, 8), (), (2, 4, 16)))
     for network in (distilled, "fast"):

@@ -3,7 +3,6 @@
 import copy
 import functools
 import inspect
-import warnings
 from dataclasses import replace
 
 import diffusers
@@ -11,12 +10,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, HeunDiscreteScheduler, LCMScheduler, UNet2DConditionModel
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
-from peft import LoraConfig
 from torch.nn import Module
 
 import dtviz
 
-from .tiny import PIPELINES, Tiny, tiny_unet
+from .tiny import PIPELINES, Tiny, add_lora, tiny_unet
 
 FAMILIES = (
     "sd", "sd-guided", "sd-controlnet", "sdxl", "sdxl-img2img", "sdxl-inpaint", "sd3", "flux", "qwenimage", "sana", "wan22",
@@ -125,13 +123,6 @@ def test_a_distilled_model_with_guidance_as_an_input(few):
             images.append(run())
     assert not torch.allclose(*images)
     assert facts.nfe == {"base": 1, "distilled": 3}
-
-
-def add_lora(unet, name: str, seed: int, **options) -> None:
-    torch.manual_seed(seed)
-    config = LoraConfig(r=2, lora_alpha=1, target_modules=["to_q", "to_v", "conv1"], init_lora_weights=False, **options)
-    with warnings.catch_warnings(action="ignore"):  # peft's, about a second adapter
-        unet.add_adapter(config, adapter_name=name)
 
 
 def use_adapters(pipe, *names: str) -> dict:

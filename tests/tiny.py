@@ -5,6 +5,7 @@ latents = tiny.run("latent")
 """
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.pipelines.stable_cascade.pipeline_stable_cascade import PaellaVQModel
+from peft import LoraConfig
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 WIDTH = 16  # of the prompt embeddings, plain and pooled
@@ -132,6 +134,16 @@ def tiny_unet(seed: int, **config: Any) -> diffusers.UNet2DConditionModel:
     """A random two-level denoiser on 4-channel 8x8 latents."""
     torch.manual_seed(seed)
     return _unet(**config).eval()
+
+
+def add_lora(
+    network: torch.nn.Module, name: str, *, modules=("to_q", "to_v", "conv1"), seed: int = 0, **options
+) -> None:
+    """Add a random adapter of rank 2 and switch it on."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=2, lora_alpha=1, target_modules=list(modules), init_lora_weights=False, **options)
+    with warnings.catch_warnings(action="ignore"):  # peft's, about a second adapter
+        network.add_adapter(config, adapter_name=name)
 
 
 def _fill_zeros(module: torch.nn.Module) -> torch.nn.Module:
