@@ -26,10 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def write(folder: Path, name: str, source: str, *, parameters: str = PARAMETERS, tags=("parameters",)) -> None:
-    cells = [
-        nbformat.v4.new_code_cell(parameters, metadata={"tags": list(tags)}),
-        nbformat.v4.new_code_cell(source),
-    ]
+    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": list(tags)}), nbformat.v4.new_code_cell(source)]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / f"{name}.ipynb")
 

@@ -118,13 +118,8 @@ class Bench:
             denoiser.enable_group_offload(torch.device(DEVICE), offload_type="leaf_level", use_stream=DEVICE == "cuda")
         for call in ("first", "second"):
             seconds = timed(hybrid)
-            self.add(
-                f"hybrid, offloaded, {call} call",
-                seconds=seconds,
-                compared_with="on the GPU",
-                ratio=seconds / usual,
-                asked=2,
-            )
+            compared = {"compared_with": "on the GPU", "ratio": seconds / usual, "asked": 2}
+            self.add(f"hybrid, offloaded, {call} call", seconds=seconds, **compared)
         self.memory("hybrid of two networks, offloaded", hybrid, idle)
         return self.rows
 
