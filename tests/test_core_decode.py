@@ -45,13 +45,6 @@ def test_packed_latents_of_another_size_are_refused():
         decode_latents(torch.zeros(1, 24, 16), pipe, size=(64, 64))
 
 
-class OtherPacking:
-    vae_scale_factor = 8
-
-    def _unpack_latents(self, latents, height, width):
-        pytest.fail("an unknown method was called")
-
-
 def test_latents_that_do_not_fit_are_refused(pipe):
     mono = diffusers.AutoencoderKL(out_channels=1, block_out_channels=(8,), norm_num_groups=4)
     new = copy.deepcopy(pipe.vae)
@@ -64,7 +57,7 @@ def test_latents_that_do_not_fit_are_refused(pipe):
         (SimpleNamespace(vae=mono), {}, 4, 8, 8),  # spectrograms
         (SimpleNamespace(vae=new), {}, 4, 8, 8),  # an unknown scale
         (SimpleNamespace(), {"vae": Preview(torch.zeros(5, 3), 8, 1.0)}, 3, 8, 8),
-        (OtherPacking(), {}, 16, 16),  # Krea 2, NucleusMoE
+        (SimpleNamespace(vae_scale_factor=8, _unpack_latents=pytest.fail), {}, 16, 16),  # Krea 2, NucleusMoE
     ):
         words = rf"its (packed )?latents of shape \({shape[0]}, .* is not supported"
         with pytest.raises(NotImplementedError, match=words):

@@ -267,9 +267,8 @@ def test_a_class_without_x0_is_refused_by_name_and_reason():
         dtviz.predict_x0(own(), torch.zeros(1, 4), 1, torch.zeros(1, 4))
 
 
-@pytest.mark.parametrize(
-    ("name", "configuration", "reason"),
-    [
+def test_settings_without_x0_are_refused():
+    for name, configuration, reason in (
         ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "v_prediction"}, "v_prediction"),
         ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction"}, "use_flow_sigmas=False"),
         ("KDPM2DiscreteScheduler", {"prediction_type": "sample"}, "'sample'"),
@@ -278,10 +277,8 @@ def test_a_class_without_x0_is_refused_by_name_and_reason():
         ("HeliosScheduler", {}, "stages=3"),
         ("FlowMatchLCMScheduler", {"invert_sigmas": True}, "its step ignores it"),
         ("DDIMScheduler", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "zero signal"),
-    ],
-)
-def test_settings_without_x0_are_refused(name, configuration, reason):
-    scheduler = CLASSES[name](**configuration)
-    scheduler.set_timesteps(4, **({"stage_index": 0} if name == "HeliosScheduler" else {}))
-    with pytest.raises(NotImplementedError, match=reason):
-        dtviz.predict_x0(scheduler, torch.zeros(1, 4, 2, 2), scheduler.timesteps[0], torch.zeros(1, 4, 2, 2))
+    ):
+        scheduler, x = CLASSES[name](**configuration), torch.zeros(1, 4, 2, 2)
+        scheduler.set_timesteps(4, **({"stage_index": 0} if name == "HeliosScheduler" else {}))
+        with pytest.raises(NotImplementedError, match=reason):
+            dtviz.predict_x0(scheduler, x, scheduler.timesteps[0], x)

@@ -4,14 +4,13 @@ import doctest
 import importlib
 import inspect
 import re
-from pathlib import Path
 
 import pdoc
 import pytest
 
 import dtviz
+from dtviz.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = sorted(dtviz._PUBLIC)
 EXAMPLES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

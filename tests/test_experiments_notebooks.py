@@ -146,9 +146,11 @@ def test_an_interrupt_ends_the_kernels_and_leaves_nothing_behind(folder, tmp_pat
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["pid"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_bad_input_is_refused_and_nothing_is_written(folder, tmp_path):
+    for name in ("fig5_curve", "table3_a", "table3_b"):
+        write(folder, name, "print(1)")
+    write(folder, "plain_note", "print(1)", tags=())
+    for arguments, message in (
         ({"names": ["fig55"]}, "no notebook 'fig55'; there are: fig5_curve, .*plain_note"),
         ({"names": ["table3"]}, "'table3' may be any of table3_a, table3_b"),
         ({"names": ["plain"]}, "plain_note has no parameter 'pair'; it has: no cell tagged `parameters`"),
@@ -157,14 +159,9 @@ def test_an_interrupt_ends_the_kernels_and_leaves_nothing_behind(folder, tmp_pat
         ({"parameters": {"pair": "sdxl-dmd"}}, "'pair' is given as pair="),
         ({"profile": "fast"}, "profile='fast' is not one of quick, full, paper"),
         ({"jobs": 0}, "jobs=0 must be at least 1"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_refused_and_nothing_is_written(folder, tmp_path, arguments, message):
-    for name in ("fig5_curve", "table3_a", "table3_b"):
-        write(folder, name, "print(1)")
-    write(folder, "plain_note", "print(1)", tags=())
-    with pytest.raises(ValueError, match=message):
-        notebooks.run(**arguments, out=tmp_path / "out", folder=folder)
+    ):
+        with pytest.raises(ValueError, match=message):
+            notebooks.run(**arguments, out=tmp_path / "out", folder=folder)
     assert not (tmp_path / "out").exists()
 
 
