@@ -47,6 +47,18 @@ def answer(unet) -> torch.Tensor:
         return unet(sample, 500, text, **added)[0]
 
 
+def snapshot(*networks: torch.nn.Module) -> list:
+    """Everything about networks that a block could leave changed."""
+    modules = [(name, type(module), len(module._forward_hooks)) for n in networks for name, module in n.named_modules()]
+    flags = [(name, p.requires_grad, p.grad is None) for n in networks for name, p in n.named_parameters()]
+    return [modules, flags, [value.clone() for n in networks for value in n.state_dict().values()]]
+
+
+def assert_same(before: list, after: list) -> None:
+    assert before[:2] == after[:2]
+    assert all(torch.equal(x, y) for x, y in zip(before[2], after[2], strict=True))
+
+
 @pytest.fixture
 def pipe() -> StableDiffusionPipeline:
     """A tiny random Stable Diffusion pipeline with a DDIM scheduler."""
