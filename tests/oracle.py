@@ -2,7 +2,8 @@
 
 Every noise that a scheduler draws is made orthogonal to the clean sample and to all earlier noise, and of unit size. So
 a sample a x0 + b n gives its a and b back exactly, whatever a stochastic scheduler added, and the exact output of a
-denoiser follows from the sample alone: no noise level of dtviz takes part in it.
+denoiser follows from the sample alone: no noise level of dtviz takes part in it. `Watch` and `WatchPython` are the oracle of
+what would make the host of a GPU wait.
 """
 
 import inspect
