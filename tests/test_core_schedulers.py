@@ -145,7 +145,7 @@ def nominal(name: str, configuration: dict):
 
 
 @pytest.mark.filterwarnings("ignore:`algorithm_types dpmsolver:FutureWarning")
-@pytest.mark.parametrize(("name", "configuration"), settings(), ids=str)
+@pytest.mark.parametrize(("name", "configuration"), list(settings()), ids=str)
 def test_known_x0(name, configuration, monkeypatch):
     """With exact denoiser outputs x0 is the known one, at every call of a whole run on the scheduler's own samples."""
     scheduler = CLASSES[name](**configuration)
