@@ -15,16 +15,6 @@ from dtviz.files import ROOT
 
 SETTINGS = {"pair": "emoji-dmd", "prompt": "dog face", "seeds": [0, 1], "guidance": 3.0, "k": None}
 ARRAYS = {"x0": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "n": np.array(7), "mask": np.array([True, False])}
-LOAD = """
-import os, signal, sys, time
-import numpy as np
-from dtviz.experiments.cache import Cache
-cache = Cache(sys.argv[1])
-"""
-
-
-def process(code, root, **options):
-    return subprocess.Popen([sys.executable, "-c", LOAD + code, str(root)], cwd=ROOT, **options)
 
 
 def never():
@@ -102,13 +92,17 @@ def test_a_failed_write_leaves_nothing_and_frees_the_key(tmp_path, monkeypatch):
 
 def test_processes_that_need_the_same_compute_it_once(tmp_path):
     code = """
+import sys, time
+import numpy as np
+from dtviz.experiments.cache import Cache
 def compute():
     with open(sys.argv[1] + "/log", "a") as log:
         log.write("computed\\n")
     time.sleep(0.5)
     return {"x": np.arange(5)}
-print(cache.get_or_compute("a", {}, compute)["x"].sum())
+print(Cache(sys.argv[1]).get_or_compute("a", {}, compute)["x"].sum())
 """
-    children = [process(code, tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    command = [sys.executable, "-c", code, tmp_path]
+    children = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [child.communicate(timeout=60)[0].strip() for child in children] == ["10"] * 3
     assert (tmp_path / "log").read_text() == "computed\n"

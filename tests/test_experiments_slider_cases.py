@@ -64,10 +64,8 @@ def test_a_csv_says_what_each_was_trained_on(listed):
 def test_what_a_csv_lacks_is_named(listed, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     edit(listed, file="someone/sliders/age.safetensors")
-    with pytest.raises(
-        dtviz.Unavailable,
-        match="age.safetensors of control 'someone/sliders' is neither a file here nor in the hub's cache",
-    ):
+    words = "age.safetensors of control 'someone/sliders' is neither a file here nor in the hub's cache"
+    with pytest.raises(dtviz.Unavailable, match=words):
         cases.load("emoji-dmd", file=listed)
     pd.read_csv(listed).drop(columns=["towards", "scale"]).to_csv(listed, index=False)
     with pytest.raises(ValueError, match="lacks the columns towards, scale; it has control, file, prompt"):

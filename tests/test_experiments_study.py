@@ -210,9 +210,8 @@ def test_save_writes_the_figure_with_caption_table_and_provenance(tiny, tmp_path
     assert names == ["x.png", "x.pdf", "x.json", "x.csv"]
     assert all((tmp_path / "figures" / name).stat().st_size for name in names)
     text = " ".join(figure.get_supxlabel().split())
-    assert text.startswith(
-        "custom, 1 prompt x 3 seeds, quick profile. Distance: pixel. Steps run: distilled: 4"
-    ) and text.endswith("Bars: 95%.")
+    start = "custom, 1 prompt x 3 seeds, quick profile. Distance: pixel. Steps run: distilled: 4"
+    assert text.startswith(start) and text.endswith("Bars: 95%.")
     facts = json.loads((tmp_path / "figures" / "x.json").read_text())
     assert (facts["figure"], facts["prompts"], facts["tests"], facts["profile"]) == ("x", ["a dog"], ["p"], "quick")
     assert tiny.save(Figure(), "y", text="Seed 0.") == ["y.png", "y.pdf", "y.json"]

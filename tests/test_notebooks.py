@@ -42,9 +42,8 @@ def test_form(path):
     """Title, question, method and claim first; typed parameters with help; no functions and little code; no outputs."""
     notebook = nbformat.read(path, as_version=4)
     first, *rest = notebook.cells
-    assert re.fullmatch(
-        r"# .+\n\n\*\*Question\.\*\* .*\*\*Method\.\*\* .*\*\*The paper's claim\.\*\* .+", first.source, re.S
-    )
+    form = r"# .+\n\n\*\*Question\.\*\* .*\*\*Method\.\*\* .*\*\*The paper's claim\.\*\* .+"
+    assert re.fullmatch(form, first.source, re.S)
     parameters = [cell for cell in rest if "parameters" in cell.metadata.get("tags", [])]
     assert parameters == [rest[0]]
     for line in parameters[0].source.splitlines():
@@ -69,12 +68,8 @@ def test_the_index_leads_to_every_notebook():
 
 
 def code_cells(path):
-    cells = nbformat.read(path, as_version=4).cells
-    return [
-        cell
-        for cell in cells
-        if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
-    ]
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    return [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
 
 
 def test_executed_copies_are_of_todays_notebooks_and_show_their_figures():
@@ -97,7 +92,7 @@ def test_an_unavailable_pair_stops_a_notebook_at_once(path, monkeypatch, tmp_pat
     """The first cell after the parameters raises an error that names the missing files."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    cells = code_cells(path)
     names = {"pair": "sdxl-dmd", "profile": "paper", "out": str(tmp_path / "out")}
     scope = {"__name__": path.stem}
     exec(compile(cells[0].source, path.name, "exec"), scope)
