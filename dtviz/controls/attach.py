@@ -114,29 +114,22 @@ def _layers(denoiser: torch.nn.Module, control: Control) -> dict[str, torch.nn.M
     modules = dict(denoiser.named_modules())
     if any(module._compiled_call_impl is not None for module in modules.values()) or "_orig_mod" in modules:
         raise ValueError("the network is compiled, which skips hooks: attach to one that torch.compile has not seen")
-    names: dict[str, str | None] = {}
-    for name in modules:  # kohya's files have underscores for dots
-        flat = name.replace(".", "_")
-        names[flat] = None if flat in names else name
-    names |= {name: name for name in modules}
+    flat = Counter(name.replace(".", "_") for name in modules)  # kohya's files have underscores for dots
+    names = {name.replace(".", "_"): name for name in modules} | {name: name for name in modules}
     problem = f"control {control.name!r} is not for this {type(denoiser).__name__}"
-    if missing := [name for name in control.modules if names.get(name) is None]:
+    if missing := [name for name in control.modules if name not in names or flat[name] > 1]:
         count = f"{len(missing)} of its {len(control.modules)} modules are not there"
         raise ValueError(f"{problem}: {count}, such as {', '.join(missing[:SHOWN])}")
     layers = {name: getattr(modules[names[name]], "base_layer", modules[names[name]]) for name in control.modules}
     for name, layer in layers.items():
         if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) or getattr(layer, "groups", 1) != 1:
             raise ValueError(f"{problem}: {name} is a {type(layer).__name__} there, which takes no such change")
-        shape = (len(control.tensors[name + UP]), *control.tensors[name + DOWN].shape[1:])
-        if shape != layer.weight.shape:
-            raise ValueError(
-                f"{problem}: it changes {name} by {shape}, whose weight is {tuple(layer.weight.shape)} there"
-            )
+        shape, own = (len(control.tensors[name + UP]), *control.tensors[name + DOWN].shape[1:]), layer.weight.shape
+        if shape != own:
+            raise ValueError(f"{problem}: it changes {name} by {shape}, whose weight is {tuple(own)} there")
         attention = modules[names[name].rpartition(".")[0]]
-        fused = (
-            isinstance(attention, AttentionModuleMixin)
-            or "Fused" in type(getattr(attention, "processor", None)).__name__
-        )
-        if fused and getattr(attention, "fused_projections", False):  # UNets leave the flag when they unfuse
+        processor = type(getattr(attention, "processor", None)).__name__  # UNets leave the flag when they unfuse
+        fused = isinstance(attention, AttentionModuleMixin) or "Fused" in processor
+        if fused and getattr(attention, "fused_projections", False):
             raise ValueError(f"attention is fused and does not evaluate {name}: call unfuse_qkv_projections() first")
     return layers

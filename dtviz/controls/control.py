@@ -122,9 +122,8 @@ class Applied:
 
     def facts(self) -> dict[str, Any]:
         """Return name, fingerprint and settings, JSON-compatible."""
-        window = None if self.window is None else [float(level) for level in self.window]
-        settings = {"scale": float(self.scale), "segment": self.segment, "window": window}
-        return {"name": self.control.name, "fingerprint": self.control.fingerprint} | settings
+        facts = {"name": self.control.name, "fingerprint": self.control.fingerprint, "segment": self.segment}
+        return facts | {"scale": float(self.scale), "window": self.window and [float(level) for level in self.window]}
 
     def __str__(self) -> str:
         """Return a label such as "smile x 2 (base, sigma 4.2 to 0)"."""
@@ -151,10 +150,9 @@ def load(path: str | Path, *, weight_name: str | None = None, name: str = "") ->
     try:
         if HEADER in header:
             record = json.loads(header[HEADER])
-            part = record.get("part", "unet")
-            own = {key.removeprefix(f"{part}."): tensor for key, tensor in tensors.items()}
-            control = Control(name or record["name"], record["kind"], own, dict(record["facts"]), part)
-            if record.get("fingerprint", control.fingerprint) != control.fingerprint:
+            own = {key.removeprefix(f"{record['part']}."): tensor for key, tensor in tensors.items()}
+            control = Control(name or record["name"], record["kind"], own, dict(record["facts"]), record["part"])
+            if record["fingerprint"] != control.fingerprint:
                 raise ValueError("it is damaged: its tensors are not those that it was saved with")
             return control
         settings = json.loads(header.get(PEFT_SETTINGS, "{}"))
@@ -201,8 +199,7 @@ def _lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str,
         else:
             wrong.append(bare)
     left_out = [f"{part}, {n} tensors" for part, n in sorted(others.items())]
-    wrong += [f"{module}.alpha" for module in alphas if module + UP not in factors]
-    if wrong:
+    if wrong := wrong + [f"{module}.alpha" for module in alphas if module + UP not in factors]:
         raise ValueError(f"{len(wrong)} of its {len(tensors)} tensors are no LoRA factors: {', '.join(wrong[:SHOWN])}")
     if not factors:
         raise ValueError(f"none of it is for the denoiser, but {'; '.join(left_out) or 'for nothing at all'}")
@@ -233,10 +230,8 @@ def _converted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _bare(key: str) -> str:
     """Return a name without the prefix of the denoiser, in peft's words."""
-    key = re.sub(r"^(unet\.|transformer\.|lora_unet_|lora_transformer_)", "", key)
-    for old, new in ((".default.weight", ".weight"), (".lora_down.", ".lora_A."), (".lora_up.", ".lora_B.")):
-        key = key.replace(old, new)
-    return key
+    key = re.sub(r"^(unet\.|transformer\.|lora_unet_|lora_transformer_)", "", key).replace(".default.weight", ".weight")
+    return key.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
 
 
 def _find(path: str | Path, weight_name: str | None) -> Path:
@@ -258,7 +253,6 @@ def _find(path: str | Path, weight_name: str | None) -> Path:
             return Path(hf_hub_download(repo, wanted))
         except Exception as error:  # of the hub's client and of the library below it, with many lines
             reason = f"the model hub does not give it: {one_line(error)}"
+    problem = f"{wanted} of control {repo!r} is neither a file here nor in the hub's cache, and {reason}"
     cure = f"where there is a network, run `hf download {repo} {wanted}` and set HF_HOME to its cache"
-    raise Unavailable(
-        f"{wanted} of control {repo!r} is neither a file here nor in the hub's cache, and {reason}; {cure}"
-    )
+    raise Unavailable(f"{problem}; {cure}")

@@ -73,16 +73,15 @@ def sweep(scales, scores, *, over: str = "prompts") -> Sweep:
     units = scores.mean(axis=1 + axis)  # (scale, prompt) or (scale, seed)
     tests = [paired_test(above, below) for below, above in itertools.pairwise(units)]
     steps = [_columns("step", test.mean, test.low, test.high) for test in tests]
-    table = pd.DataFrame([vars(mean_interval(values)) for values in units], index=scales).drop(columns="n")
-    table = table.rename_axis("scale").reset_index()
+    table = pd.DataFrame([vars(mean_interval(values)) for values in units]).drop(columns="n")
+    table.insert(0, "scale", scales)
     table = table.join(pd.DataFrame([{}, *steps]).assign(p=[np.nan, *holm([test.p for test in tests])]))
     order = stats.rankdata(scales) - (len(scales) + 1) / 2
     ranks = stats.rankdata(scores, axis=0) - (len(scales) + 1) / 2
     norm = np.sqrt((ranks**2).sum(axis=0) * (order**2).sum())
     products = np.einsum("s,sij->ij", order, ranks)
     rho = np.divide(products, norm, out=np.zeros_like(norm), where=norm > 0)  # a score that never changes has no trend
-    each = rho.mean(axis=axis)
-    trend = paired_test(each, np.zeros_like(each))
+    trend = paired_test(rho.mean(axis=axis), np.zeros(units.shape[1]))
     rising = float((np.diff(scores, axis=0) > 0).mean())
     return Sweep(table, Estimate(trend.mean, trend.low, trend.high, trend.n), trend.p, rising)
 

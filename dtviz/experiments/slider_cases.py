@@ -71,9 +71,8 @@ def load(pair: str, *, file: str | Path = "", trained_on: str = "base") -> list[
             should come nearer to), `scale`, and optionally `away` (the text of the other end) and `trained_on`.
         trained_on: "base", or the pair whose distilled model the controls were trained on ("emoji-dmd").
     """
-    embedded = spec_of(pair).embedded
+    embedded, columns = spec_of(pair).embedded, ", ".join(COLUMNS)
     if not file and not embedded:
-        columns = ", ".join(COLUMNS)
         raise ValueError(f"no controls are shipped for {pair!r}: give file=, a CSV with the columns {columns}")
     clip = embedder("emoji-clip" if embedded else CLIP)
     return list(_listed(Path(file), trained_on, clip) if file else _shipped(trained_on, clip))
@@ -90,17 +89,16 @@ def _listed(file: Path, trained_on: str, clip: Embedder) -> Iterator[Case]:
         table = pd.read_csv(file, keep_default_na=False)
     if missing := [name for name in COLUMNS if name not in table.columns]:
         raise ValueError(f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}")
-    origins = table.get("trained_on", pd.Series("base", index=table.index))
-    for name, rows in table[origins == trained_on].groupby("control", sort=False):
+    table = table.assign(away=table.get("away", ""), trained_on=table.get("trained_on", "base"))
+    for name, rows in table[table["trained_on"] == trained_on].groupby("control", sort=False):
         path, inside = file.parent / rows["file"].iloc[0], None
         if not path.exists():
             owner, repo, *inside = Path(rows["file"].iloc[0]).parts
             path, inside = f"{owner}/{repo}", "/".join(inside) or None
         control = load_control(path, weight_name=inside, name=str(name))
-        towards = dict(zip(rows["prompt"], rows["towards"], strict=True))
-        both_ends = "away" in table.columns and bool((rows["away"] != "").all())
-        away = dict(zip(rows["prompt"], rows["away"], strict=True)) if both_ends else {}
-        yield Case(control, tuple(towards), tuple(_similarities(clip, towards, away)), float(rows["scale"].iloc[0]))
+        towards, away = (dict(zip(rows["prompt"], rows[end], strict=True)) for end in ("towards", "away"))
+        measures = _similarities(clip, towards, away if all(away.values()) else {})
+        yield Case(control, tuple(towards), tuple(measures), float(rows["scale"].iloc[0]))
 
 
 def _shipped(trained_on: str, clip: Embedder) -> Iterator[Case]:
@@ -134,14 +132,13 @@ def posterior(classifier: Classifier, truth: Mapping[str, str], among: Mapping[s
 
 def _similarities(clip: Embedder, towards: Mapping[str, str], away: Mapping[str, str]) -> list[Measure]:
     """Return 100 times the cosine with a text for each prompt, and its contrast with the other end if that is known."""
-    name = "CLIP" if clip.name.startswith("clip:") else clip.name
-    ends = [dict(zip(texts, clip.text(list(texts.values())), strict=True)) for texts in (towards, away) if texts]
-    targets = {"score": ends[0]}
+    name, row = "CLIP" if clip.name.startswith("clip:") else clip.name, list(towards).index
+    texts = {"score": clip.text(list(towards.values()))}
     if away:
-        targets["contrast"] = {prompt: ends[0][prompt] - ends[1][prompt] for prompt in towards}
+        texts["contrast"] = texts["score"] - clip.text(list(away.values()))
     return [
-        Measure(f"{name} {kind}", clip.name, lambda prompt, features, texts=texts: 100 * features @ texts[prompt])
-        for kind, texts in targets.items()
+        Measure(f"{name} {kind}", clip.name, lambda prompt, features, rows=rows: 100 * features @ rows[row(prompt)])
+        for kind, rows in texts.items()
     ]
 
 
@@ -176,13 +173,13 @@ def score_controls(study: Study, cases: Iterable[Case], method: str, *, n_prompt
     """Score images with and without each control: `control`, `measure`, `prompt`, `seed`, `original`, `controlled`."""
     tables = []
     for case in cases:
-        prompts, controls = case.prompts[:n_prompts], [case.control.at(case.scale)]
+        prompts = case.prompts[:n_prompts]
+        index = pd.MultiIndex.from_product([prompts, study.seeds], names=["prompt", "seed"])
         for score in case.measures:
-            index = pd.MultiIndex.from_product([prompts, study.seeds], names=["prompt", "seed"])
             table = index.to_frame(index=False).assign(control=case.control.name, measure=score.name)
             table["original"] = scores(study, score, prompts, method).ravel()
-            table["controlled"] = scores(study, score, prompts, method, controls=controls).ravel()
-            tables.append(table)
+            controlled = scores(study, score, prompts, method, controls=[case.control.at(case.scale)])
+            tables.append(table.assign(controlled=controlled.ravel()))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -191,13 +188,13 @@ def effects(scored: pd.DataFrame, *, base: str = "base") -> pd.DataFrame:
 
     Intervals and tests are over seeds if there are fewer than eight prompts: then hardly any p is below .05.
     """
-    tables = {}
-    for key, part in scored.groupby(["control", "measure"], sort=False):
-        count, pairs = part["prompt"].nunique(), {}
-        for model, rows in part.groupby("model", sort=False):
-            pairs[model] = tuple(rows[name].to_numpy().reshape(count, -1) for name in ("original", "controlled"))
-        tables[key] = effect(pairs, base=base, over="prompts" if count >= 8 else "seeds")
-    return pd.concat(tables, names=["control", "measure"]).reset_index([0, 1]).reset_index(drop=True)
+    tables = []
+    for (control, measure), part in scored.groupby(["control", "measure"], sort=False):
+        count, models = part["prompt"].nunique(), part.groupby("model", sort=False)[["original", "controlled"]]
+        pairs = {model: rows.to_numpy().T.reshape(2, count, -1) for model, rows in models}
+        table = effect(pairs, base=base, over="prompts" if count >= 8 else "seeds")
+        tables.append(pd.DataFrame({"control": control, "measure": measure} | dict(table)))
+    return pd.concat(tables, ignore_index=True)
 
 
 def conclude_effects(table: pd.DataFrame, *, base: str = "base") -> list[str]:

@@ -156,7 +156,7 @@ def case_images(study: Study, classifier: Any, case: Any, *, columns: int) -> di
     The box is where hiding a patch of x0 lowers the log posterior of the missing concept most.
     """
     trace, step, i = study.trace(case.source, case.model), case.step - 1, study.seeds.index(case.seed)
-    steps = np.unique(np.linspace(0, len(trace.sigmas) - 1, min(columns, len(trace.sigmas))).round().astype(int))
+    steps = np.unique(np.linspace(0, len(trace.sigmas) - 1, columns).round().astype(int))
     steps[np.abs(steps - step).argmin()] = step
     *x0, final = decode_latents(torch.cat([trace.x0[steps, i], trace.final[[i]]]), study.pair).numpy()
     image = x0[list(steps).index(step)]

@@ -56,14 +56,12 @@ def load(
         dtype = getattr(torch, spec.dtype) if device.startswith("cuda") else torch.float32
     variants = spec.variants if dtype == torch.float16 else (None, None)
     folders = check_available(name, variants)
-    if None in folders:
-        folders = _download(spec, variants)
+    folders = _download(spec, variants) if None in folders else folders
     fingerprints = _fingerprints(spec, folders)  # checks hashes before anything reads the files
     options = {"dtype": dtype, "use_safetensors": True}
     with files.no_progress_bars(), reading(f"pair {name!r}, {spec.base}"):
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            folders[0], variant=variants[0], **options, **spec.pipeline_options
-        )
+        own = options | spec.pipeline_options | {"variant": variants[0]}
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folders[0], **own)
     pipeline.to(device).set_progress_bar_config(disable=True)
     base = denoiser_of(pipeline)
     with files.no_progress_bars(), reading(f"pair {name!r}, {spec.distilled}"):
@@ -74,7 +72,7 @@ def load(
             distilled.to("cpu" if offload else device).eval().requires_grad_(False)
     stream = device.startswith("cuda")  # moves the next layer from page-locked memory while this one runs
     moves = {"offload_type": "leaf_level", "use_stream": stream, "record_stream": stream}
-    for network in [base, *([] if spec.adapter else [distilled])] if offload else []:
+    for network in ([base] if spec.adapter else [base, distilled]) if offload else []:
         network.enable_group_offload(torch.device(device), **moves)
 
     kind = getattr(diffusers, spec.scheduler)
@@ -94,16 +92,13 @@ def check_available(name: str, variants: tuple = ANY) -> tuple:
     if missing and spec.embedded:
         hint = "restore them, or set DTVIZ_MODELS to the folder data/models of a checkout of dtviz"
         raise Unavailable(f"pair {name!r} lacks files of {', '.join(missing)} in {files.data('models')}: {hint}")
-    if paths := [repo for repo in missing if repo.count("/") != 1 or repo[0] in "./~"]:
-        raise Unavailable(
-            f"pair {name!r}: {', '.join(paths)} is no complete model folder, and no repository (owner/name)"
-        )
+    if paths := ", ".join(repo for repo in missing if repo.count("/") != 1 or repo[0] in "./~"):
+        raise Unavailable(f"pair {name!r}: {paths} is no complete model folder, and no repository (owner/name)")
     if missing and not files.hub_reachable():
+        problem = f"is not on this machine (missing: {', '.join(missing)}) and the model hub is out of reach"
         commands = " and ".join(f"`hf download {repo} --revision {commit}`" for repo, commit in missing.items())
-        raise Unavailable(
-            f"pair {name!r} is not on this machine (missing: {', '.join(missing)}) and the model hub is out of reach. "
-            f"Run {commands} where there is a network and set HF_HOME to that cache, or use an embedded pair: emoji-dmd"
-        )
+        cure = f"Run {commands} where there is a network and set HF_HOME to that cache"
+        raise Unavailable(f"pair {name!r} {problem}. {cure}, or use an embedded pair: emoji-dmd")
     return folders
 
 
@@ -172,9 +167,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if path.is_file():
         with reading(path):
             return load_file(path)
-    pickle = path.with_suffix(".bin")
-    warnings.warn(f"there is no {path.name}: {pickle.name} is a pickle, read as weights only", stacklevel=2)
-    return files.load_weights_only(pickle)
+    warnings.warn(f"there is no {path.name}: {path.stem}.bin is a pickle, read as weights only", stacklevel=2)
+    return files.load_weights_only(path.with_suffix(".bin"))
 
 
 def _load_network(spec: Spec, folder: Path, base: torch.nn.Module, **options: Any) -> torch.nn.Module:
