@@ -52,13 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _figures(args: argparse.Namespace) -> None:
-    names = None if args.only is None else [name.strip() for name in args.only.split(",")]
     options = {name: getattr(args, name) for name in ("pair", "profile", "jobs", "out")}
-    notebooks.run(names, **options, parameters={name: _value(text) for name, text in args.parameter})
-
-
-def _pairs(args: argparse.Namespace) -> None:
-    print(registry.pairs().to_string())
+    notebooks.run(args.only, **options, parameters={name: _value(text) for name, text in args.parameter})
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -107,14 +102,16 @@ def _parser() -> argparse.ArgumentParser:
     figures = commands.add_parser("figures", help="run the notebooks that make the figures and tables")
     figures.set_defaults(command=_figures)
     figures.add_argument("--pair", default="emoji-dmd", metavar="NAME", help="models to show (default: %(default)s)")
-    figures.add_argument("--only", metavar="NAMES", help="notebooks to run: fig5,table3 (default: all)")
+    names = {"type": lambda text: [name.strip() for name in text.split(",")], "metavar": "NAMES"}
+    figures.add_argument("--only", **names, help="notebooks to run: fig5,table3 (default: all)")
     figures.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (default: by cores; hub pairs: 1)")
     figures.add_argument("--profile", choices=paper.PROFILES, default="quick", help="how many seeds and prompts")
     figures.add_argument("--out", metavar="DIR", help="folder (default: figures/NAME, quick: figures/NAME/quick)")
     repeated = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     figures.add_argument("-p", "--parameter", **repeated, help="a parameter of every notebook; may be repeated")
 
-    commands.add_parser("pairs", help="list the pairs of models").set_defaults(command=_pairs)
+    pairs = commands.add_parser("pairs", help="list the pairs of models")
+    pairs.set_defaults(command=lambda _: print(registry.pairs().to_string()))
 
     job = commands.add_parser("generate", help="generate one image per row of a prompts file; run again to go on")
     job.set_defaults(command=_generate)

@@ -45,7 +45,7 @@ def attach(target: Any, *controls: Control | Applied, scale: float = 1.0) -> Ite
             elif not always:
                 raise ValueError(f"control {name!r}: a segment or window needs a dtviz.Pair as target")
             for denoiser in map(denoiser_of, networks):
-                hooks.append(stack.enter_context(LayerHooks(denoiser, applied.control)))
+                hooks.append(LayerHooks(denoiser, applied.control, stack))
                 hooks[-1].scale = applied.scale if always else 0.0
             if not any(tensor.any() for key, tensor in applied.control.tensors.items() if key.endswith(UP)):
                 raise ValueError(f"control {name!r} changes nothing: its weights are 0, is it untrained?")
@@ -76,37 +76,29 @@ class Attached:
 
 
 class LayerHooks:
-    """A control on one network: a forward hook on each changed layer, until the end of a `with` block. Off at scale 0.
+    """A control on one network: a forward hook on each changed layer, until `stack` is closed. Off at scale 0.
 
     `tensors` are cast to the layer's input when used. A `Parameter` in training is not cast.
     """
 
-    def __init__(self, denoiser: torch.nn.Module, control: Control) -> None:
+    def __init__(self, denoiser: torch.nn.Module, control: Control, stack: ExitStack) -> None:
         self.scale, self.tensors, self.layers = 0.0, dict(control.tensors), _layers(denoiser, control)
-
-    def __enter__(self) -> LayerHooks:
-        self._handles = [layer.register_forward_hook(partial(self._add, name)) for name, layer in self.layers.items()]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        for name, layer in self.layers.items():
+            stack.enter_context(layer.register_forward_hook(partial(self._add, name)))
 
     def _add(self, module: str, layer: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
         if self.scale == 0:
             return None
-        down, up = (self._tensor(module + form, inputs[0]) for form in (DOWN, UP))
+        keys = (module + DOWN, module + UP)
+        if not isinstance(self.tensors[keys[0]], torch.nn.Parameter):
+            self.tensors |= {key: self.tensors[key].to(inputs[0]) for key in keys}
+        down, up = (self.tensors[key] for key in keys)
         x = inputs[0].to(down.dtype)
         if isinstance(layer, torch.nn.Linear):
             change = F.linear(F.linear(x, down), up)
         else:
             change = F.conv2d(layer._conv_forward(x, down, None), up)
         return (output + self.scale * change).to(output.dtype)
-
-    def _tensor(self, key: str, like: torch.Tensor) -> torch.Tensor:
-        if not isinstance(self.tensors[key], torch.nn.Parameter):
-            self.tensors[key] = self.tensors[key].to(like)
-        return self.tensors[key]
 
 
 def _layers(denoiser: torch.nn.Module, control: Control) -> dict[str, torch.nn.Module]:

@@ -128,8 +128,7 @@ class Applied:
     def __str__(self) -> str:
         """Return a label such as "smile x 2 (base, sigma 4.2 to 0)"."""
         limits = [self.segment] * (self.segment != "both")
-        if self.window is not None:
-            limits.append(f"sigma {self.window[0]:g} to {self.window[1]:g}")
+        limits += [f"sigma {self.window[0]:g} to {self.window[1]:g}"] if self.window else []
         return f"{self.control.name} x {self.scale:g}" + (f" ({', '.join(limits)})" if limits else "")
 
 

@@ -23,11 +23,7 @@ class Sweep:
     spearman: Estimate  # mean over images of the rank correlation of score and scale (Page's trend test, rescaled)
     p: float  # two-sided sign-flip p of that correlation
     rising: float  # share of all seeds' steps that rise; 0.5 for noise
-
-    @property
-    def monotone(self) -> bool:
-        """Whether the mean rises at every step."""
-        return bool((self.table["step"].iloc[1:] > 0).all())
+    monotone: bool  # the mean rises at every step
 
 
 def effect(scores: Mapping[str, tuple], *, base: str = "base", over: str = "prompts") -> pd.DataFrame:
@@ -82,8 +78,8 @@ def sweep(scales, scores, *, over: str = "prompts") -> Sweep:
     products = np.einsum("s,sij->ij", order, ranks)
     rho = np.divide(products, norm, out=np.zeros_like(norm), where=norm > 0)  # a score that never changes has no trend
     trend = paired_test(rho.mean(axis=axis), np.zeros(units.shape[1]))
-    rising = float((np.diff(scores, axis=0) > 0).mean())
-    return Sweep(table, Estimate(trend.mean, trend.low, trend.high, trend.n), trend.p, rising)
+    rising, monotone = float((np.diff(scores, axis=0) > 0).mean()), all(test.mean > 0 for test in tests)
+    return Sweep(table, Estimate(trend.mean, trend.low, trend.high, trend.n), trend.p, rising, monotone)
 
 
 def outside(before, after) -> np.ndarray:

@@ -173,9 +173,7 @@ def trainable_layers(pair: Pair, on: str, modules: Sequence[str]) -> dict[str, t
 
 
 @contextmanager
-def training(
-    pair: Pair, on: str, modules: Sequence[str], *, rank: int, alpha: float = 1.0, seed: int = 0
-) -> Iterator[tuple[torch.nn.Module, LayerHooks]]:
+def training(pair: Pair, on: str, modules: Sequence[str], *, rank: int, alpha: float = 1.0, seed: int = 0) -> Iterator:
     """Attach a new trainable LoRA to a role's network. Yield the network and the hooks. Restore all on every exit."""
     layers, denoiser = trainable_layers(pair, on, modules), network(pair.base, pair.distilled, on)
     with ExitStack() as stack:
@@ -186,10 +184,10 @@ def training(
             stack.callback(switch.restore)
             switch.use(on)
         denoiser.requires_grad_(False)
-        hooks = LayerHooks(denoiser, Control("untrained", "lora", _new_factors(layers, rank, seed)))
+        hooks = LayerHooks(denoiser, Control("untrained", "lora", _new_factors(layers, rank, seed)), stack)
         hooks.tensors = {key: torch.nn.Parameter(t.to(denoiser.device)) for key, t in hooks.tensors.items()}
         hooks.scale = alpha / rank
-        yield denoiser, stack.enter_context(hooks)
+        yield denoiser, hooks
 
 
 def _new_factors(layers: Mapping[str, torch.nn.Module], rank: int, seed: int) -> dict[str, torch.Tensor]:
@@ -245,10 +243,7 @@ def sampler_calls(pair: Pair, role: str, *, steps: int, guidance: float) -> list
 
 
 @torch.no_grad()
-def rollout(
-    denoiser: torch.nn.Module, calls: Sequence[DenoiserCall], stop: int, conditions: Conditions,
-    prompts: Sequence[str], generator: torch.Generator,
-) -> torch.Tensor:  # fmt: skip
+def rollout(denoiser, calls: list[DenoiserCall], stop: int, conditions: Conditions, prompts: Sequence[str], generator):
     """Sample x_t before call number `stop`, from pure noise. Guidance evaluates both rows in one call."""
     noise = torch.randn(len(prompts), *conditions.shape, generator=generator)
     x_t = noise.to(denoiser.device) * calls[0].scheduler.init_noise_sigma
@@ -265,10 +260,7 @@ def rollout(
     return x_t
 
 
-def optimise(
-    hooks: LayerHooks, loss: Callable[[int, torch.Generator], torch.Tensor], *,
-    name: str, kind: str, facts: dict[str, Any], progress: bool = True,
-) -> Control:  # fmt: skip
+def optimise(hooks: LayerHooks, loss: Callable, *, name: str, kind: str, facts: dict, progress: bool = True) -> Control:
     """Minimise `loss(iteration, generator)` with AdamW. The loss in the control's facts is the mean of the last tenth."""
     lr, losses = facts["lr"], []
     optimiser = torch.optim.AdamW(hooks.tensors.values(), lr=lr, weight_decay=WEIGHT_DECAY)

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..controls.control import Control, shipped
-from ..controls.control import load as load_control
-from ..controls.effects import effect, outside
+from ..controls import Control, effect, outside, shipped
+from ..controls import load as load_control
 from ..files import reading
 from ..metrics.embedders import Embedder, embedder
 from ..metrics.statistics import LEVEL, mean_interval
@@ -36,14 +35,11 @@ COLUMNS = ("control", "file", "prompt", "towards", "scale")
 
 @dataclass(frozen=True)
 class Measure:
-    """A score of images: `measure(prompt, features)` takes the embedder's features (n, d) and returns (n,)."""
+    """A score of images: `score(prompt, features)` takes the embedder's features (n, d) and returns (n,)."""
 
     name: str
     embedder: str
     score: Callable[[str, np.ndarray], np.ndarray]
-
-    def __call__(self, prompt: str, features: np.ndarray) -> np.ndarray:
-        return self.score(prompt, features)
 
 
 @dataclass(frozen=True)
@@ -152,15 +148,13 @@ EFFECT_UNITS |= dict.fromkeys(("p", "transfer", "transfer_low", "transfer_high")
 def scores(study: Study, measure: Measure, prompts: Iterable[str], method: str, **settings: Any) -> np.ndarray:
     """Return a case's measure of the images of every prompt, (prompt, seed)."""
     study = replace(study, embed=_embedder(measure.embedder))
-    return np.stack([measure(prompt, study.features(prompt, method, **settings)) for prompt in prompts])
+    return np.stack([measure.score(prompt, study.features(prompt, method, **settings)) for prompt in prompts])
 
 
-def gains(
-    study: Study, measure: Measure, prompts: Sequence[str], method: str, controls: Mapping[Any, list], **settings: Any
-):
-    """Return scores of each list of controls and "none", label -> (seed,), and a table of their gains over "none".
+def gains(study: Study, measure: Measure, prompts: Sequence[str], method: str, controls: Mapping, **settings: Any):
+    """Return mean scores over prompts of each list of controls and "none", label -> (seed,), and a table of their gains.
 
-    Scores are means over prompts. The gains have 95% t intervals over seeds.
+    The gains are over "none", with 95% t intervals over seeds.
     """
     runs = {**controls, "none": []}
     measured = {label: scores(study, measure, prompts, method, **settings, controls=on) for label, on in runs.items()}

@@ -117,10 +117,7 @@ def measure(study: Study, prompts: Sequence[str], methods: Methods, *, classifie
     return pd.DataFrame(rows)
 
 
-def missing_concepts(
-    posteriors: Mapping[tuple[str, str], np.ndarray], asked: Mapping[str, Any], alone: Mapping[str, str], *,
-    classes: Sequence[str], seeds: Sequence[int], present: float, absent: float,
-) -> pd.DataFrame:  # fmt: skip
+def missing_concepts(posteriors, asked, alone, *, classes, seeds, present: float, absent: float) -> pd.DataFrame:
     """List the concepts that a final image lacks, and how clearly x0 showed each on the way (Figure 3).
 
     Args:

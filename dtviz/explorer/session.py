@@ -145,8 +145,7 @@ class Session:
         if self.words:
             self.text = embedder(self.text) if isinstance(self.text, str) else self.text
             cosines = self._curve(view.timeline, self.text, self.words, sample).T
-            lines = map(Line, self.words, map(tuple, cosines), WORDS)
-            charts["cosine of x0 and words"] = list(lines)
+            charts["cosine of x0 and words"] = list(map(Line, self.words, map(tuple, cosines), WORDS))
         last, sigma = frame == view.steps, [*view.trace.sigmas, 0][frame]
         return Panel(
             title=_title(view.trace, side),
