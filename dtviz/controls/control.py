@@ -87,8 +87,8 @@ class Control:
         """Write one safetensors file, for `load`. diffusers' `load_lora_weights` reads it too."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"facts": dict(self.facts)}
-        record |= {key: getattr(self, key) for key in ("name", "kind", "part", "fingerprint")}
+        record = {name: getattr(self, name) for name in ("name", "kind", "part", "fingerprint")}
+        record["facts"] = dict(self.facts)
         tensors = {f"{self.part}.{key}": self.tensors[key].detach().cpu().contiguous() for key in sorted(self.tensors)}
         write_atomic(path, save(tensors, metadata={HEADER: json.dumps(record, sort_keys=True)}))
         return path

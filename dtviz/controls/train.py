@@ -32,7 +32,6 @@ from .control import DOWN, UP, Control
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # self- and cross-attention, as in diffusers' DreamBooth LoRA
 CROSS_ATTENTION = ("attn2.to_k", "attn2.to_v")  # keys and values of the text, as in Custom Diffusion
 GUIDANCE = 3.0  # of a slider's rollouts on the base, as published
-WEIGHT_DECAY = 0.01
 
 
 def train_slider(
@@ -263,7 +262,7 @@ def rollout(denoiser, calls: list[DenoiserCall], stop: int, conditions: Conditio
 def optimise(hooks: LayerHooks, loss: Callable, *, name: str, kind: str, facts: dict, progress: bool = True) -> Control:
     """Minimise `loss(iteration, generator)` with AdamW. The loss in the control's facts is the mean of the last tenth."""
     lr, losses = facts["lr"], []
-    optimiser = torch.optim.AdamW(hooks.tensors.values(), lr=lr, weight_decay=WEIGHT_DECAY)
+    optimiser = torch.optim.AdamW(hooks.tensors.values(), lr=lr)
     bar = tqdm(range(facts["iterations"]), desc=name, disable=not progress)
     for iteration in bar:
         value = loss(iteration, iteration_generator(facts["seed"], iteration))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as memoize
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,9 +24,7 @@ from ..metrics.statistics import LEVEL, mean_interval
 from ..models.classifiers import Classifier, load_classifier
 from ..models.registry import spec_of
 from .paper import EMOJI_PROMPTS
-
-if TYPE_CHECKING:
-    from .study import Study
+from .study import Study
 
 DISTILLED = {"dmd": "DMD", "lcm": "LCM", "turbo": "Turbo", "lightning": "Lightning"}  # the paper's four, in its order
 CLIP = "clip:openai/clip-vit-large-patch14"  # of hub pairs

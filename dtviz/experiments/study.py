@@ -77,8 +77,7 @@ class Study:
             embedder_name: "" takes EfficientNet-Lite0 for embedded pairs and DreamSim for hub pairs.
             out, settings: folder of the figures, and attributes of the `Pair` to change, such as base_steps.
         """
-        seeds = tuple(seeds)
-        if not seeds:
+        if not (seeds := tuple(seeds)):
             raise ValueError(f"seeds={seeds} must hold at least one seed")
         check_profile(profile)
         check_available(pair)

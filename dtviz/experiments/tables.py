@@ -49,14 +49,11 @@ def save(table: pd.DataFrame, path: str | Path, *, units: Mapping[str, str]) -> 
 
 
 def load(path: str | Path) -> pd.DataFrame:
-    """Read a table that `save` wrote. Its units are in `table.attrs["units"]`. ValueError: the file is no table."""
+    """Read a table that `save` wrote, without its units. ValueError: the file is no table."""
     # Only an empty cell is missing: "NA" and "null" are words that a prompt may hold.
     with reading(path):
         table = pd.read_csv(path, keep_default_na=False, na_values=[""])
-    heads = {head: match for head in table.columns if (match := re.fullmatch(r"(.*) \[(.*)\]", head))}
-    table = table.rename(columns={head: match[1] for head, match in heads.items()})
-    table.attrs["units"] = {match[1]: match[2] for match in heads.values()}
-    return table
+    return table.rename(columns=lambda head: re.sub(r" \[.*\]$", "", head))
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:

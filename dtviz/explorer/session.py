@@ -96,7 +96,7 @@ class Session:
         seeds = {trace.seeds or tuple(range(len(trace.final))) for trace in traces}
         if len(traces) not in (1, 2) or len(seeds) > 1:
             raise ValueError(f"{len(traces)} traces of seeds {seeds}: give one, or two of the same seeds")
-        self.views = tuple([View.of(one, pair=self.pair, embed=self.embed, on_frame=on_frame) for one in traces])
+        self.views = tuple([View(one, pair=self.pair, embed=self.embed, on_frame=on_frame) for one in traces])
         self.prompt = traces[0].prompt if isinstance(traces[0].prompt, str) else ""
         self.seeds, self.sides, self.step = seeds.pop(), sides, self.longest
         self.seed = self.seed if self.seed in self.seeds else self.seeds[0]

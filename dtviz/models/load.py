@@ -1,7 +1,4 @@
-"""Load a pair by its name: local files first, then the model hub, else one clear error.
-
-pair = load("sdxl-dmd", device="cuda", dtype=torch.float16, offload=True)
-"""
+"""Load a pair by its name: local files first, then the model hub, else one clear error."""
 
 from __future__ import annotations
 
