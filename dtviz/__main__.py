@@ -52,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _figures(args: argparse.Namespace) -> None:
+    names = args.only and args.only.replace(" ", "").split(",")
     options = {name: getattr(args, name) for name in ("pair", "profile", "jobs", "out")}
-    notebooks.run(args.only, **options, parameters={name: _value(text) for name, text in args.parameter})
+    notebooks.run(names, **options, parameters={name: _value(text) for name, text in args.parameter})
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -102,8 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     figures = commands.add_parser("figures", help="run the notebooks that make the figures and tables")
     figures.set_defaults(command=_figures)
     figures.add_argument("--pair", default="emoji-dmd", metavar="NAME", help="models to show (default: %(default)s)")
-    names = {"type": lambda text: [name.strip() for name in text.split(",")], "metavar": "NAMES"}
-    figures.add_argument("--only", **names, help="notebooks to run: fig5,table3 (default: all)")
+    figures.add_argument("--only", metavar="NAMES", help="notebooks to run: fig5,table3 (default: all)")
     figures.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (default: by cores; hub pairs: 1)")
     figures.add_argument("--profile", choices=paper.PROFILES, default="quick", help="how many seeds and prompts")
     figures.add_argument("--out", metavar="DIR", help="folder (default: figures/NAME, quick: figures/NAME/quick)")

@@ -28,7 +28,6 @@ from ..files import Unavailable, data, hub_reachable, load_weights_only, one_lin
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 SEGMENTS = ("both", "base", "distilled")
 HEADER = "dtviz"  # in a file's metadata: everything of a control but its tensors, as JSON
-PEFT_SETTINGS = "lora_adapter_metadata"  # in the metadata of a diffusers file
 DEFAULT = "pytorch_lora_weights.safetensors"  # diffusers' name for a LoRA
 REPO = r"[\w-][\w.-]*/[\w-][\w.-]*"  # owner/name
 SHOWN = 3  # names in an error
@@ -154,7 +153,7 @@ def load(path: str | Path, *, weight_name: str | None = None, name: str = "") ->
             if record["fingerprint"] != control.fingerprint:
                 raise ValueError("it is damaged: its tensors are not those that it was saved with")
             return control
-        settings = json.loads(header.get(PEFT_SETTINGS, "{}"))
+        settings = json.loads(header.get("lora_adapter_metadata", "{}"))  # of a diffusers file
         return _lora(name or Path(path).name.removesuffix(file.suffix), tensors, settings)
     except Exception as error:  # diffusers and peft document no error for names that they do not know
         reason = str(error) if type(error) is ValueError else one_line(error)

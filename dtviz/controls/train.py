@@ -31,7 +31,6 @@ from .control import DOWN, UP, Control
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # self- and cross-attention, as in diffusers' DreamBooth LoRA
 CROSS_ATTENTION = ("attn2.to_k", "attn2.to_v")  # keys and values of the text, as in Custom Diffusion
-GUIDANCE = 3.0  # of a slider's rollouts on the base, as published
 
 
 def train_slider(
@@ -60,7 +59,8 @@ def train_slider(
     texts = {"target": targets} | {part: _texts(part, given, len(targets)) for part, given in ends.items()}
     if texts["positive"] == texts["negative"]:
         raise ValueError(f"positive={positive!r} and negative are the same: there is nothing between them")
-    own_steps, guidance = (pair.base_steps, GUIDANCE) if on == "base" else (pair.steps, pair.guidance)
+    # 3 is the guidance of the rollouts on the base, as published
+    own_steps, guidance = (pair.base_steps, 3.0) if on == "base" else (pair.steps, pair.guidance)
     steps = own_steps if steps is None else steps
     numbers = _numbers(rank, alpha, batch_size, iterations, lr, eta=eta, steps=steps)
     trainable_layers(pair, on, modules)
@@ -120,8 +120,7 @@ def train_customisation(
     if class_prompt:  # by the untrained network
         priors = generate(pair, class_prompt, method=on, seeds=range(seed, seed + prior_images)).final.to(latents)
     facts = _facts(pair, on, prompts=list(dict.fromkeys(texts)), modules=list(modules), seed=seed, licence=licence)
-    facts |= numbers | {"class_prompt": class_prompt, "prior_weight": prior_weight, "drop": drop}
-    facts["images"] = {"number": len(images)}
+    facts |= numbers | {"class_prompt": class_prompt, "prior_weight": prior_weight, "drop": drop, "images": len(images)}
     noising = DDPMScheduler.from_config(pair.base_scheduler.config)
     times = torch.arange(noising.config.num_train_timesteps)
     if on == "distilled":

@@ -37,7 +37,6 @@ from ..metrics.embedders import Embedder
 from ..metrics.statistics import Estimate
 from .cache import Cache
 
-FORMAT = "dtviz.dataset/1"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _CASE = re.compile(r"[A-Za-z0-9_-]{1,200}")  # a file name that stays in its folder and fits every file system
 
@@ -183,8 +182,8 @@ def _job_settings(pair: Pair, rows: list[Row], settings: dict[str, Any], size: i
     names = ["steps", "base_steps", "timesteps", "guidance", "base_guidance", "handover", "size"]
     chosen = {name: getattr(pair, name) for name in names + ["call"] * bool(pair.call)}
     chosen |= {name: value for name, value in settings.items() if value is not None}
-    job = {"format": FORMAT, "pair": pair.name, "weights": pair.fingerprint, "settings": chosen, "batch_size": size}
-    job |= {"rows": len(rows), "prompts": hashlib.sha256(repr(rows).encode()).hexdigest()}
+    job = {"format": "dtviz.dataset/1", "pair": pair.name, "weights": pair.fingerprint, "settings": chosen}
+    job |= {"batch_size": size, "rows": len(rows), "prompts": hashlib.sha256(repr(rows).encode()).hexdigest()}
     job |= {"numbers": [str(pair.base.dtype), pair.base.device.type, version("torch"), version("diffusers")]}
     return json.loads(json.dumps(job))
 

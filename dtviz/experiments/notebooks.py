@@ -69,8 +69,7 @@ def run(
     check_available(pair)  # before papermill is loaded
     target, folder = figures_folder(pair, profile, out or "").resolve(), Path(folder or ROOT / "notebooks")
     values = {"pair": pair, "profile": profile} | dict(parameters or {})
-    if out is not None:
-        values["out"] = os.path.relpath(target, ROOT)
+    values |= {} if out is None else {"out": os.path.relpath(target, ROOT)}
     chosen = [folder / f"{name}.ipynb" for name in _choose(names, notebooks(folder), values)]
     at_once = jobs or (min(_cores(), 4) if spec_of(pair).embedded else 1)  # two hub pairs may not fit an accelerator
     return _run_all(chosen, values, target, min(at_once, len(chosen)))

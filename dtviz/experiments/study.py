@@ -46,7 +46,6 @@ from .tables import save as save_table
 Methods = Mapping[str, tuple[str, dict[str, Any]]]  # label -> (method, settings)
 
 version = memoize(installed_version)  # it reads a file each time
-_CAPTION_RUNS = 4  # more are not listed in a caption; the provenance has all
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ class Study:
         for label, run in self.runs.items():
             parts = [f"{n} {role} (guidance {_scales(run[names[role]])})" for role, n in run["steps_run"].items()]
             runs.append(f"{label}: {' + '.join(parts)}")
-        return f"{text} Steps run: {'; '.join(runs)}." if 0 < len(runs) <= _CAPTION_RUNS else text
+        return f"{text} Steps run: {'; '.join(runs)}." if 0 < len(runs) <= 4 else text  # the provenance has all
 
     def provenance(self) -> dict[str, Any]:
         """Return how the results were made, JSON-compatible."""

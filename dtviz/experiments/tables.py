@@ -59,8 +59,7 @@ def load(path: str | Path) -> pd.DataFrame:
 def wide(table: pd.DataFrame) -> pd.DataFrame:
     """Return the values of a long table as prompts x methods, in order of appearance. Twice or missing: ValueError."""
     cells = table.pivot(index="prompt", columns="method", values="value")  # refuses what is there twice
-    if cells.isna().any(axis=None):
-        missing = cells.isna().stack().loc[lambda gap: gap].index.tolist()
+    if missing := cells.isna().stack().loc[lambda gap: gap].index.tolist():
         raise ValueError(f"table lacks the values of {missing}: each method needs each prompt, of one pair")
     return cells.reindex(index=table["prompt"].unique(), columns=table["method"].unique())
 
@@ -73,8 +72,7 @@ def add_average(table: pd.DataFrame) -> pd.DataFrame:
     if (table["prompt"] == AVERAGE).any():
         raise ValueError(f"table already has the prompt {AVERAGE!r}: give the prompts' rows only")
     means = [{"prompt": AVERAGE, "method": name} | vars(mean_interval(values)) for name, values in wide(table).items()]
-    rows = pd.DataFrame(means)
-    return pd.concat([table, rows if "n" in table else rows.drop(columns="n")], ignore_index=True)
+    return pd.concat([table, pd.DataFrame(means).drop(columns=[] if "n" in table else "n")], ignore_index=True)
 
 
 def means(table: pd.DataFrame, by: Sequence[str], column: str = "value") -> pd.DataFrame:
@@ -127,19 +125,16 @@ def missing_concepts(posteriors, asked, alone, *, classes, seeds, present: float
     rows = []
     for model, prompt in itertools.product(dict.fromkeys(model for model, _ in posteriors), asked):
         first, second, others = asked[prompt]
-        conditions = {
-            "asked for": [(prompt, first), (prompt, second)],
-            "not asked for, same images": [(prompt, name) for name in others],
-            "not asked for, own prompt": [(alone[first], second), (alone[second], first)],
-        }
-        for condition, images in conditions.items():
-            for source, concept in images:
-                *steps, final = posteriors[model, source]
-                change = concepts.changes_of_mind(steps, final, present=present, absent=absent)
-                column = classes.index(concept)
-                for i in np.flatnonzero(final[:, column] <= absent):
-                    row = (model, prompt, condition, concept, seeds[i], source, change.level[i, column])
-                    rows.append((*row, change.step[i, column] + 1, classes[final[i].argmax()]))
+        images = [("asked for", prompt, name) for name in (first, second)]
+        images += [("not asked for, same images", prompt, name) for name in others]
+        images += [("not asked for, own prompt", alone[a], b) for a, b in ((first, second), (second, first))]
+        for condition, source, concept in images:
+            *steps, final = posteriors[model, source]
+            change = concepts.changes_of_mind(steps, final, present=present, absent=absent)
+            column = classes.index(concept)
+            for i in np.flatnonzero(final[:, column] <= absent):
+                row = (model, prompt, condition, concept, seeds[i], source, change.level[i, column])
+                rows.append((*row, change.step[i, column] + 1, classes[final[i].argmax()]))
     names = ["model", "prompt", "condition", "concept", "seed", "source", "level", "step", "final"]
     return pd.DataFrame(rows, columns=names)
 

@@ -174,8 +174,7 @@ def plot_curves(figure: FigureBase, panel: Panel, limits: Sequence[Limits]) -> l
 class CurvesImage:
     """Draw one side's curves as PNG. While they stay the same, draw only the step markers again."""
 
-    def __init__(self) -> None:
-        self._content = None
+    _content = None
 
     def png(self, panel: Panel, limits: Sequence[Limits]) -> bytes:
         if self._content != (panel.charts, limits):

@@ -51,8 +51,8 @@ class SideControls(ui.HBox):
         self.method = ui.Dropdown(options=list(SETTINGS), value=side["method"], layout={"width": "100px"})
         self.settings = ui.Text(settings, description="Settings", style=_LABEL, layout=_WIDE)
         super().__init__([self.method, self.settings], layout={"flex": "1 1 500px"})
-        own = lambda method: ", ".join(f"{name}={getattr(pair, name, 1)}" for name in SETTINGS[method])  # noqa: E731
-        ui.dlink((self.method, "value"), (self.settings, "placeholder"), own)
+        own = {key: ", ".join(f"{name}={getattr(pair, name, 1)}" for name in names) for key, names in SETTINGS.items()}
+        ui.dlink((self.method, "value"), (self.settings, "placeholder"), own.get)
 
     def side(self) -> dict[str, Any]:
         """Return the method and the settings."""

@@ -9,6 +9,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import huggingface_hub
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
 from .. import files
 from ..files import Unavailable, one_line, reading
 from .registry import LORA, Spec, spec_of
@@ -49,8 +52,7 @@ def load(
     from ..core.pair import Pair
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype is None:
-        dtype = getattr(torch, spec.dtype) if device.startswith("cuda") else torch.float32
+    dtype = dtype or (getattr(torch, spec.dtype) if device.startswith("cuda") else torch.float32)
     variants = spec.variants if dtype == torch.float16 else (None, None)
     folders = check_available(name, variants)
     folders = _download(spec, variants) if None in folders else folders
@@ -102,8 +104,7 @@ def check_available(name: str, variants: tuple = ANY) -> tuple:
 def local_folders(spec: Spec, variants: tuple = ANY) -> tuple:
     """Return the local folders of base and distilled model, None for one that is not complete. Use no network."""
     base, distilled = map(_local_folder, (spec.base, spec.distilled), spec.revisions)
-    if base and not all(_has_weights(path, variants[0]) for path in _networks(base)):
-        base = None
+    base = base if base and all(_has_weights(path, variants[0]) for path in _networks(base)) else None
     return base, distilled if distilled and _has_weights(distilled / spec.file, variants[1]) else None
 
 
@@ -112,11 +113,8 @@ def _local_folder(repo: str, revision: str | None) -> Path | None:
     folder = Path(repo) if "/" in repo else files.data("models", missing_ok=True) / repo
     if folder.is_dir() or "/" not in repo:
         return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):  # the last: no name of a repository
         return None
 
@@ -142,14 +140,13 @@ def _has_weights(path: Path, variant: str | None) -> bool:
 def _download(spec: Spec, variants: tuple) -> tuple:
     """Download both models of a pair from the hub, and return their folders."""
     import diffusers
-    from huggingface_hub import snapshot_download
 
     options = {"revision": spec.revisions[0], "variant": variants[0], "use_safetensors": True} | spec.pipeline_options
     stem, dot, _ = spec.file.rpartition(".")
-    pattern = f"{stem}.*" if dot else f"{spec.file}/*".lstrip("/")  # a file, or the pickle beside it; or a folder
+    names = f"{stem}.*" if dot else f"{spec.file}/*".lstrip("/")  # a file, or the pickle beside it; or a folder
     try:
         base = diffusers.DiffusionPipeline.download(spec.base, **options)
-        distilled = snapshot_download(spec.distilled, revision=spec.revisions[1], allow_patterns=[pattern])
+        distilled = huggingface_hub.snapshot_download(spec.distilled, revision=spec.revisions[1], allow_patterns=names)
     except Exception as error:  # of the hub's client and of the library below it
         cure = "if a licence must be accepted, do so on its page and run `hf auth login`"
         failure = f"the model hub does not give {spec.base} or {spec.distilled}: {one_line(error)}"

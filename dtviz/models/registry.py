@@ -64,8 +64,7 @@ REPOS: dict[str, tuple[str, str | None, str | None]] = {
     "black-forest-labs/FLUX.1-schnell": ("Apache-2.0", "741f7c3ce8b383c54771c7003378a50191e9efe9", None),
 }
 
-_SHARED = ("base_steps", "base_guidance", "batch_size", "handover")
-# base: dtype, those settings, pipeline_options
+# base: dtype, base_steps, base_guidance, batch_size, handover, pipeline_options
 _BASES: dict[str, tuple[str, int, float, int, str, dict[str, Any]]] = {
     "emoji-base": ("float32", 20, 5.0, 10, "distilled-scheduler", {}),
     SDXL: ("float16", 50, 5.0, 1, "distilled-scheduler", {}),
@@ -112,7 +111,8 @@ _PAIRS: dict[str, tuple] = {
 
 def _spec(name, base, distilled, file, scheduler, settings=None, paper_settings=None) -> Spec:
     dtype, *shared, pipeline_options = _BASES[base]
-    settings = dict(zip(_SHARED, shared, strict=True)) | (settings or {})
+    names = ("base_steps", "base_guidance", "batch_size", "handover")
+    settings = dict(zip(names, shared, strict=True)) | (settings or {})
     licences, revisions, variants = zip(*(REPOS.get(repo, _EMBEDDED) for repo in (base, distilled)), strict=True)
     licence = licences[0] if licences[0] == licences[1] else f"{licences[0]} (base), {licences[1]} (distilled)"
     traits = (name.endswith("-lora"), dtype, pipeline_options, licence, revisions, variants)
