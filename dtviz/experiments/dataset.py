@@ -155,7 +155,7 @@ def _warn_of_long_prompts(pair: Pair, rows: Sequence[Row]) -> None:
     tokenizers = [part for name, part in pair.pipeline.components.items() if name.startswith("tokenizer") and part]
     if not tokenizers:
         return
-    tokenizer = max(tokenizers, key=lambda tokenizer: tokenizer.model_max_length)
+    tokenizer = max(tokenizers, key=lambda one: one.model_max_length)
     tokens, most = tokenizer([row.prompt for row in rows], verbose=False)["input_ids"], tokenizer.model_max_length
     if long := [row.case for row, ids in zip(rows, tokens, strict=True) if len(ids) > most]:
         count = f"{len(long)} of {len(rows)} prompts, first that of case {long[0]},"
@@ -243,8 +243,7 @@ def score_images(
         distance = quality.frechet_distance(features, image_features(real, embed, cache=cache))
         add("FID" if inception else "FD", distance, embed, real)
     if embed.classifies and len(files) > 10:
-        score = quality.inception_score(embed.classify(features))
-        add("Inception score" if inception else "class score", score, embed)
+        add("Inception score" if inception else "class score", quality.inception_score(embed.classify(features)), embed)
     if text:
         score = quality.clip_score(image_features(files, text, cache=cache), words, prompts=texts)
         add(f"{'CLIP' if text.name.startswith('clip:') else text.name} score", score, text)

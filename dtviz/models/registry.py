@@ -109,10 +109,9 @@ _PAIRS: dict[str, tuple] = {
 }
 
 
-def _spec(name, base, distilled, file, scheduler, settings=None, paper_settings=None) -> Spec:
+def _spec(name, base, distilled, file, scheduler, own=None, paper_settings=None) -> Spec:
     dtype, *shared, pipeline_options = _BASES[base]
-    names = ("base_steps", "base_guidance", "batch_size", "handover")
-    settings = dict(zip(names, shared, strict=True)) | (settings or {})
+    settings = dict(zip(("base_steps", "base_guidance", "batch_size", "handover"), shared, strict=True)) | (own or {})
     licences, revisions, variants = zip(*(REPOS.get(repo, _EMBEDDED) for repo in (base, distilled)), strict=True)
     licence = licences[0] if licences[0] == licences[1] else f"{licences[0]} (base), {licences[1]} (distilled)"
     traits = (name.endswith("-lora"), dtype, pipeline_options, licence, revisions, variants)
