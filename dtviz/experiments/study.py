@@ -146,7 +146,7 @@ class Study:
         images = decode_latents(getattr(trace, what)[steps, 0], self.pair).numpy()
         images = np.pad(images, [(0, spare), (0, 0), (0, 0), (0, 0)], constant_values=np.nan)
         captions = [f"step {step + 1}/{len(trace.sigmas)}" for step in steps] + [""] * spare
-        numbers = {name: np.float64(getattr(trace, f"{name}s")[steps]) for name in ("timestep", "sigma")}
+        numbers = {name: getattr(trace, f"{name}s")[steps].double().numpy() for name in ("timestep", "sigma")}
         return images, captions, pd.DataFrame({"step": steps + 1} | numbers)
 
     def features_of(self, images: np.ndarray) -> np.ndarray:
