@@ -155,7 +155,7 @@ def test_seconds_are_the_fastest_warm_turn_of_the_whole_call(tiny, monkeypatch):
     """Generation takes 40 s (base) or 4 s, decoding 8 s; the first turn 100 s more and the others a little more."""
     now, calls = [0.0], []
 
-    def generate(self, prompt, method, seeds, settings):
+    def generate(self, prompt, method, seeds, **settings):
         calls.append((prompt, method, list(seeds), settings))
         now[0] += {"base": 40, "distilled": 4}[method] + (100, 3, 0, 7)[sum(call[1] == method for call in calls) - 1]
 

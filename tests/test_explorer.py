@@ -74,9 +74,9 @@ def test_a_saved_trace_needs_no_model(session, trace, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=message):
             explorer.look(**what)
     bare = replace(trace, x_t=None, provenance={})
-    assert "false colours" in View.of(bare).colours
+    assert "false colours" in View(bare).colours
     with pytest.raises(NotImplementedError, match=r"packed latents of shape \(16, 64\)"):
-        View.of(replace(bare, x0=trace.x0.flatten(3), final=trace.final.flatten(2)))
+        View(replace(bare, x0=trace.x0.flatten(3), final=trace.final.flatten(2)))
 
 
 def test_own_pipeline_decodes_what_it_captured(emoji, tmp_path, monkeypatch):
