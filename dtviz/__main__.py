@@ -52,13 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _figures(args: argparse.Namespace) -> None:
-    names = None if args.only is None else [name.strip() for name in args.only.split(",")]
+    names = args.only and args.only.replace(" ", "").split(",")
     options = {name: getattr(args, name) for name in ("pair", "profile", "jobs", "out")}
     notebooks.run(names, **options, parameters={name: _value(text) for name, text in args.parameter})
-
-
-def _pairs(args: argparse.Namespace) -> None:
-    print(registry.pairs().to_string())
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -114,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     repeated = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     figures.add_argument("-p", "--parameter", **repeated, help="a parameter of every notebook; may be repeated")
 
-    commands.add_parser("pairs", help="list the pairs of models").set_defaults(command=_pairs)
+    pairs = commands.add_parser("pairs", help="list the pairs of models")
+    pairs.set_defaults(command=lambda _: print(registry.pairs().to_string()))
 
     job = commands.add_parser("generate", help="generate one image per row of a prompts file; run again to go on")
     job.set_defaults(command=_generate)

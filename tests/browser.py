@@ -1,7 +1,5 @@
 """The explorer's notebook in JupyterLab, in Debian's headless Chromium, driven by Playwright."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,19 +1,14 @@
 """Tiny random models in diffusers' own classes, built offline."""
 
-import json
-import tempfile
-from functools import cache
-from pathlib import Path
-
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, StableDiffusionPipeline
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 
 import dtviz
 from dtviz.controls.control import DOWN, UP
 
-from .tiny import SD, tiny_unet
+from .repos import clip_text, tiny_tokenizer
+from .tiny import SD, _vae, tiny_unet
 
 torch.set_num_threads(1)
 
@@ -42,13 +37,9 @@ def answer(unet) -> torch.Tensor:
     """Output of a UNet for one small random input, always the same."""
     generator, config, added = torch.Generator().manual_seed(0), unet.config, {}
     if config.addition_embed_type == "text_time":
-        pooled = config.projection_class_embeddings_input_dim - config.addition_time_embed_dim
-        added = {
-            "added_cond_kwargs": {
-                "text_embeds": torch.randn(1, pooled, generator=generator),
-                "time_ids": torch.ones(1, 1),
-            }
-        }
+        width = config.projection_class_embeddings_input_dim - config.addition_time_embed_dim
+        pooled = torch.randn(1, width, generator=generator)
+        added = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": torch.ones(1, 1)}}
     side = 2 ** len(config.block_out_channels)
     sample = torch.randn(1, config.in_channels, side, side, generator=generator)
     text = torch.randn(1, 4, config.cross_attention_dim, generator=generator)
@@ -56,40 +47,27 @@ def answer(unet) -> torch.Tensor:
         return unet(sample, 500, text, **added)[0]
 
 
-@cache
-def tiny_tokenizer() -> CLIPTokenizer:
-    """A byte tokenizer: every letter is a token. Made from files, which old and new transformers read."""
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-        Path(folder, "merges.txt").write_text("#version: 0.2\n")
-        return CLIPTokenizer.from_pretrained(folder, model_max_length=16)
+def snapshot(*networks: torch.nn.Module) -> list:
+    """Everything about networks that a block could leave changed."""
+    modules = [(name, type(module), len(module._forward_hooks)) for n in networks for name, module in n.named_modules()]
+    flags = [(name, p.requires_grad, p.grad is None) for n in networks for name, p in n.named_parameters()]
+    return [modules, flags, [value.clone() for n in networks for value in n.state_dict().values()]]
+
+
+def assert_same(before: list, after: list) -> None:
+    assert before[:2] == after[:2]
+    assert all(torch.equal(x, y) for x, y in zip(before[2], after[2], strict=True))
 
 
 @pytest.fixture
 def pipe() -> StableDiffusionPipeline:
     """A tiny random Stable Diffusion pipeline with a DDIM scheduler."""
     torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4, sample_size=16,
-    )  # fmt: skip
     pipeline = StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=CLIPTextModel(text).eval(),
-        tokenizer=tokenizer,
-        unet=tiny_unet(1),
-        scheduler=DDIMScheduler(**SD, clip_sample=False, timestep_spacing="trailing"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+        vae=_vae(block_out_channels=(8, 16), sample_size=16).eval(), text_encoder=clip_text().eval(), unet=tiny_unet(1),
+        tokenizer=tiny_tokenizer(), scheduler=DDIMScheduler(**SD, clip_sample=False, timestep_spacing="trailing"),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -97,12 +75,12 @@ def pipe() -> StableDiffusionPipeline:
 @pytest.fixture
 def pair(pipe: StableDiffusionPipeline) -> dtviz.Pair:
     """A base and a distilled model with other random weights, DMD2's scheduler and timesteps."""
-    return dtviz.Pair(
-        pipe,
-        tiny_unet(2),
-        distilled_scheduler=LCMScheduler.from_config(pipe.scheduler.config),
-        timesteps=(999, 749, 499, 249),
-        base_steps=8,
-        base_guidance=3.0,
-        batch_size=2,
-    )
+    settings = {"timesteps": (999, 749, 499, 249), "base_steps": 8, "base_guidance": 3.0, "batch_size": 2}
+    scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    return dtviz.Pair(pipe, tiny_unet(2), distilled_scheduler=scheduler, **settings)
+
+
+@pytest.fixture(scope="session")
+def emoji() -> dtviz.Pair:
+    """The shipped pair, loaded once. Tests leave it as it is."""
+    return dtviz.load("emoji-dmd")

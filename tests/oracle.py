@@ -2,15 +2,17 @@
 
 Every noise that a scheduler draws is made orthogonal to the clean sample and to all earlier noise, and of unit size. So
 a sample a x0 + b n gives its a and b back exactly, whatever a stochastic scheduler added, and the exact output of a
-denoiser follows from the sample alone: no noise level of dtviz takes part in it.
+denoiser follows from the sample alone: no noise level of dtviz takes part in it. `Watch` and `WatchPython` are the oracle of
+what would make the host of a GPU wait.
 """
-
-from __future__ import annotations
 
 import inspect
 import sys
 
 import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import dtviz
 from dtviz.core.schedulers import find, index_of, prediction
@@ -53,21 +55,14 @@ class Truth:
         """What an exact denoiser returns, from the definitions."""
         a, b, n = self.parts(x_t)
         x_t, x0, config = x_t.double(), self.x0, scheduler.config
+        v = (a * n - b * x0) / (a**2 + b**2) ** 0.5
+        linear = {
+            "epsilon": n, "negative epsilon": -n, "score": -n / b, "sample": x0, "flow_prediction": n - x0,
+            "velocity to the data": x0 - n, "v_prediction": v, "trigflow": v,
+        }  # fmt: skip
+        if kind in linear:
+            return linear[kind].float()
         match kind:
-            case "epsilon":
-                value = n
-            case "negative epsilon":
-                value = -n
-            case "sample":
-                value = x0
-            case "v_prediction" | "trigflow":
-                value = (a * n - b * x0) / (a**2 + b**2) ** 0.5
-            case "flow_prediction":
-                value = n - x0
-            case "velocity to the data":
-                value = x0 - n
-            case "score":
-                value = -n / b
             case "edm":  # the network F whose preconditioned output is the clean sample
                 data, sign = config.sigma_data, -1 if config.prediction_type == "v_prediction" else 1
                 skip, out = data**2 / (b**2 + data**2), sign * b * data / (b**2 + data**2) ** 0.5
@@ -159,3 +154,42 @@ def _arguments(scheduler, timesteps, i: int, t, truth: Truth, earlier_x0) -> tup
             return int(t), {}
         case _:
             return t, {}
+
+
+class Waits(Exception):
+    """The host would wait for the device."""
+
+
+class Watch(TorchDispatchMode):
+    """Fail on copies between the CPU and the samples' device, meta, and on read-backs. Page-locked targets may be filled."""
+
+    locked: frozenset[int] = frozenset()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, kwargs = func.overloadpacket.__name__, dict(kwargs or {})
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        # a CPU scalar mixes with a CUDA tensor without a copy
+        devices = {x.device.type for x in tensors if x.ndim or name in ("copy_", "_to_copy")}
+        if tensors and kwargs.get("device") is not None:
+            devices.add(torch.device(kwargs["device"]).type)
+        if name == "copy_" and args[0].untyped_storage()._cdata in self.locked and args[2:] == (True,):
+            return args[0]
+        reads = name in ("_local_scalar_dense", "nonzero", "equal") and any(x.is_meta for x in tensors)
+        if reads or len(devices) > 1:
+            raise Waits(f"{func} on {devices}")
+        locked = kwargs.pop("pin_memory", False)
+        result = func(*args, **kwargs)
+        if locked:
+            self.locked |= {result.untyped_storage()._cdata}
+        return result
+
+
+class WatchPython(TorchFunctionMode):
+    """Fail on a tensor made from numbers on the device."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        made = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], torch.Tensor)
+        if made and "meta" in str(kwargs.get("device")):
+            raise Waits(func)
+        return func(*args, **kwargs)

@@ -3,10 +3,10 @@
 pipe = BASES[SDXL]()
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from string import ascii_lowercase
 
 import diffusers
 from transformers import (
@@ -24,11 +24,19 @@ from transformers import (
 
 from dtviz.models.registry import FLUX, SD15, SD35, SDXL
 
-from .conftest import tiny_tokenizer
 from .tiny import NO_QUANT, SD, WIDTH, _flow, _model, _unet, _vae
 
 
-def _clip(kind: type = CLIPTextModel):
+@cache
+def tiny_tokenizer(length: int = 16) -> CLIPTokenizer:
+    """A byte tokenizer: every letter is a token."""
+    letters = [letter + end for end in ("", "</w>") for letter in ascii_lowercase]
+    words = {word: i for i, word in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
+    return CLIPTokenizer(vocab=words, merges=[], model_max_length=length)
+
+
+def clip_text(kind: type = CLIPTextModel):
+    """A random text encoder for the tokenizer."""
     return kind(
         CLIPTextConfig(
             vocab_size=len(tiny_tokenizer()), hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=1,
@@ -49,8 +57,8 @@ def _t5(width: int = WIDTH) -> dict:
 def sdxl() -> diffusers.DiffusionPipeline:
     added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "cross_attention_dim": 2 * WIDTH}
     return diffusers.StableDiffusionXLPipeline(
-        unet=_unet(**added, projection_class_embeddings_input_dim=6 * 8 + WIDTH), text_encoder=_clip(),
-        vae=_vae(force_upcast=False, scaling_factor=0.13025), text_encoder_2=_clip(CLIPTextModelWithProjection),
+        unet=_unet(**added, projection_class_embeddings_input_dim=6 * 8 + WIDTH), text_encoder=clip_text(),
+        vae=_vae(force_upcast=False, scaling_factor=0.13025), text_encoder_2=clip_text(CLIPTextModelWithProjection),
         tokenizer=tiny_tokenizer(), tokenizer_2=tiny_tokenizer(), scheduler=diffusers.EulerDiscreteScheduler(**SD),
         add_watermarker=False,
     )  # fmt: skip
@@ -58,7 +66,7 @@ def sdxl() -> diffusers.DiffusionPipeline:
 
 def sd15() -> diffusers.DiffusionPipeline:
     return diffusers.StableDiffusionPipeline(
-        unet=_unet(), vae=_vae(), text_encoder=_clip(), tokenizer=tiny_tokenizer(), safety_checker=None,
+        unet=_unet(), vae=_vae(), text_encoder=clip_text(), tokenizer=tiny_tokenizer(), safety_checker=None,
         scheduler=diffusers.PNDMScheduler(**SD, skip_prk_steps=True, set_alpha_to_one=False),
         feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
@@ -70,7 +78,7 @@ def sd35() -> diffusers.DiffusionPipeline:
         "SD3Transformer2DModel", joint_attention_dim=width, pooled_projection_dim=width, qk_norm="rms_norm"
     )
     return diffusers.StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=_flow(shift=3.0), text_encoder=_clip(clip), text_encoder_2=_clip(clip),
+        transformer=transformer, scheduler=_flow(shift=3.0), text_encoder=clip_text(clip), text_encoder_2=clip_text(clip),
         vae=_vae(scaling_factor=1.5305, shift_factor=0.0609, **NO_QUANT), text_encoder_3=t5["text_encoder"],
         tokenizer=tiny_tokenizer(), tokenizer_2=tiny_tokenizer(), tokenizer_3=t5["tokenizer"],
     )  # fmt: skip
@@ -80,7 +88,7 @@ def flux() -> diffusers.DiffusionPipeline:
     t5 = _t5()
     return diffusers.FluxPipeline(
         transformer=_model("FluxTransformer2DModel"), scheduler=_flow(shift=3.0, use_dynamic_shifting=True),
-        vae=_vae(scaling_factor=0.3611, shift_factor=0.1159, **NO_QUANT), text_encoder=_clip(),
+        vae=_vae(scaling_factor=0.3611, shift_factor=0.1159, **NO_QUANT), text_encoder=clip_text(),
         text_encoder_2=t5["text_encoder"], tokenizer=tiny_tokenizer(), tokenizer_2=t5["tokenizer"],
     )  # fmt: skip
 
@@ -90,7 +98,7 @@ BASES: dict[str, Callable[[], diffusers.DiffusionPipeline]] = {SDXL: sdxl, SD15:
 
 def save_clip(folder: Path, *, length: int) -> None:
     """Save a random CLIP that reads `length` letters and images of 64 px, in transformers' files."""
-    letters = CLIPTokenizer(vocab=tiny_tokenizer().get_vocab(), merges=[], model_max_length=length)
+    letters = tiny_tokenizer(length)
     half = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     text = half | ends | {"vocab_size": len(letters), "max_position_embeddings": length, "projection_dim": 24}

@@ -1,118 +1,93 @@
 """Attached controls against weights changed by hand: on networks, in runs, by segment and noise level, and restored."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import LCMScheduler
-from peft import LoraConfig
 from safetensors.torch import load_file
 
 import dtviz
 from dtviz import controls
 from dtviz.controls.control import DOWN, UP, Control
 
-from .conftest import answer, change, random_factors, tiny_unet
-from .tiny import PIPELINES
+from .conftest import answer, assert_same, change, random_factors, snapshot
+from .tiny import PIPELINES, add_lora, tiny_unet
 
 RUN = {"seeds": range(2), "prompt": "a dog"}
-SCALES = (-1.0, 2.0)
 TOLERANCE = 1e-5  # float32 outputs of size one, after some thirty layers
 NORM = Control("norm", "slider", {"conv_norm_out" + DOWN: torch.ones(2, 16), "conv_norm_out" + UP: torch.ones(16, 2)})
 NEAR = 1e-4  # latents of size one after twelve evaluations, each equal to about 1e-6
 
 
-def state(unet) -> dict[str, torch.Tensor]:
-    return {key: tensor.clone() for key, tensor in unet.state_dict().items()}
-
-
-def assert_untouched(unet, before) -> None:
-    after = unet.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
-    assert not any(module._forward_hooks for module in unet.modules())
-
-
 def changed(unet, control: Control, scale: float):
     """A copy of the network with the change in its weights."""
-    copy = type(unet).from_config(unet.config).eval()
-    weights = unet.state_dict()
+    other, weights = type(unet).from_config(unet.config).eval(), unet.state_dict()
     changes = {f"{m}.weight": weights[f"{m}.weight"] + scale * change(control, m) for m in control.modules}
-    copy.load_state_dict(weights | changes)
-    return copy
+    other.load_state_dict(weights | changes)
+    return other
 
 
 @pytest.fixture
-def control(pipe) -> Control:
+def smile(pipe) -> Control:
     """A control of the tiny network."""
-    return Control("x", "slider", random_factors(pipe.unet))
-
-
-@pytest.fixture
-def smile(pair) -> Control:
-    return Control("smile", "slider", random_factors(pair.base))
+    return Control("smile", "slider", random_factors(pipe.unet))
 
 
 # On networks
 
 
-def test_attached_equals_weights_added_by_hand(pipe, control):
-    for scale in SCALES:
-        with controls.attach(pipe, control, scale=scale):
-            assert (answer(pipe.unet) - answer(changed(pipe.unet, control, scale))).abs().max() < TOLERANCE
-
-
-def test_every_exit_leaves_the_network_as_it_was(pipe, control):
-    unet, before, random, plain = pipe.unet, state(pipe.unet), torch.get_rng_state(), answer(pipe.unet)
+def test_every_exit_leaves_the_network_as_it_was(pipe, smile):
+    unet, before, random, plain = pipe.unet, snapshot(pipe.unet), torch.get_rng_state(), answer(pipe.unet)
     modules = [(name, id(module)) for name, module in unet.named_modules()]
-    with controls.attach(unet, control, scale=2.0):
+    with controls.attach(unet, smile, scale=2.0):
         assert (answer(unet) - plain).abs().max() > 0.01
-    assert_untouched(unet, before)
-    with pytest.raises(KeyError, match="mine"), controls.attach(unet, control):
+    assert_same(before, snapshot(unet))
+    with pytest.raises(KeyError, match="mine"), controls.attach(unet, smile):
         raise KeyError("mine")
-    assert_untouched(unet, before)
+    assert_same(before, snapshot(unet))
     assert modules == [(name, id(module)) for name, module in unet.named_modules()]
     assert not getattr(unet, "peft_config", {})
     assert torch.equal(random, torch.get_rng_state())
     assert torch.equal(answer(unet), plain)
 
 
-def test_two_controls_add_up(pipe, control):
+def test_one_and_two_attached_controls_equal_weights_added_by_hand(pipe, smile):
     second = Control("y", "style", random_factors(pipe.unet, seed=5))
-    by_hand = answer(changed(changed(pipe.unet, second, 0.5), control, -2.0))
-    with controls.attach(pipe, control.at(-2.0), second, scale=0.5) as attached:
+    with controls.attach(pipe, smile, scale=2.0):
+        assert (answer(pipe.unet) - answer(changed(pipe.unet, smile, 2.0))).abs().max() < TOLERANCE
+    by_hand = answer(changed(changed(pipe.unet, second, 0.5), smile, -2.0))
+    with controls.attach(pipe, smile.at(-2.0), second, scale=0.5) as attached:
         assert (answer(pipe.unet) - by_hand).abs().max() < TOLERANCE
         assert [facts["scale"] for facts in attached.facts()] == [-2.0, 0.5]
 
 
 @pytest.mark.parametrize("own", ["off", "on", "fused"])
-def test_adapters_of_the_caller_stay_as_they_are(pipe, control, own):
+def test_adapters_of_the_caller_stay_as_they_are(pipe, smile, own):
     unet = pipe.unet
-    torch.manual_seed(4)
-    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False), "own")
+    add_lora(unet, "own", modules=("to_q", "to_k"))
     unet.requires_grad_(False)
     {"off": unet.disable_adapters, "on": unet.enable_adapters, "fused": unet.fuse_lora}[own]()
-    plain, before = answer(unet), state(unet)
-    trainable = [parameter.requires_grad for parameter in unet.parameters()]
-    with controls.attach(unet, control):
+    plain, before = answer(unet), snapshot(unet)
+    with controls.attach(unet, smile):
         strong = answer(unet)
-    assert_untouched(unet, before)
+    assert_same(before, snapshot(unet))
     assert list(unet.peft_config) == ["own"]
-    assert trainable == [parameter.requires_grad for parameter in unet.parameters()]
     assert torch.equal(answer(unet), plain)
-    with pytest.raises(ValueError, match="takes no such change"), controls.attach(unet, control, NORM):
+    with pytest.raises(ValueError, match="takes no such change"), controls.attach(unet, smile, NORM):
         pass
-    assert_untouched(unet, before)
-    for module in control.modules:  # the same change in the layers' own weights
+    assert_same(before, snapshot(unet))
+    for module in smile.modules:  # the same change in the layers' own weights
         layer = unet.get_submodule(module)
-        getattr(layer, "base_layer", layer).weight.data += change(control, module)
+        getattr(layer, "base_layer", layer).weight.data += change(smile, module)
     assert (strong - answer(unet)).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize(("family", "ending"), [("sdxl", "attn1.to_k"), ("flux", "attn.to_k")])
 def test_fused_attention_is_refused_until_it_is_unfused(family, ending):
-    pipe = PIPELINES[family]().pipe
-    denoiser = pipe.components["unet" if family == "sdxl" else "transformer"]
+    tiny = PIPELINES[family]()
+    denoiser = getattr(tiny.pipe, tiny.denoiser)
     name, layer = next((name, module) for name, module in denoiser.named_modules() if name.endswith(ending))
     factors = {name + DOWN: torch.ones(2, layer.in_features), name + UP: torch.ones(layer.out_features, 2)}
     control = Control("x", "lora", factors)
@@ -127,13 +102,7 @@ def test_fused_attention_is_refused_until_it_is_unfused(family, ending):
 @pytest.mark.parametrize("family", ["sdxl-refiner", "flux"])
 def test_other_families_equal_diffusers_own_loading(family, tmp_path):
     tiny = PIPELINES[family]()
-    denoiser = getattr(tiny.pipe, "unet", None) or tiny.pipe.transformer
-    part = "transformer" if denoiser is getattr(tiny.pipe, "transformer", None) else "unet"
-
-    def run() -> torch.Tensor:
-        torch.manual_seed(0)
-        return torch.as_tensor(getattr(tiny.pipe(**tiny.call, output_type=tiny.latent), tiny.field))
-
+    denoiser, part = getattr(tiny.pipe, tiny.denoiser), tiny.denoiser
     generator, tensors = torch.Generator().manual_seed(0), {}
     for name, module in denoiser.named_modules():
         if name.endswith(("to_q", "to_v")):
@@ -141,17 +110,17 @@ def test_other_families_equal_diffusers_own_loading(family, tmp_path):
             tensors[name + UP] = torch.randn(module.out_features, 2, generator=generator)
     path = Control("x", "lora", tensors, part=part).save(tmp_path / "x.safetensors")
     assert all(key.startswith(f"{part}.") for key in load_file(path))
-    plain = run()
+    plain = tiny.run("latent")
     with controls.attach(tiny.pipe, controls.load(path)):
-        strong = run()
+        strong = tiny.run("latent")
     assert (strong - plain).abs().max() > 100 * TOLERANCE
-    assert torch.equal(run(), plain)
+    assert torch.equal(tiny.run("latent"), plain)
     denoiser.load_lora_adapter(path, prefix=part, adapter_name="reference")
-    assert (run() - strong).abs().max() < TOLERANCE
+    assert (tiny.run("latent") - strong).abs().max() < TOLERANCE
 
 
 def test_what_does_not_fit_is_refused(pipe, smile):
-    before, name = state(pipe.unet), smile.modules[0]
+    before, name = snapshot(pipe.unet), smile.modules[0]
     foreign = Control("xl", "slider", {f"deeper.{key}": tensor for key, tensor in smile.tensors.items()})
     wide = Control("wide", "slider", {name + DOWN: torch.ones(2, 99), name + UP: torch.ones(7, 2)})
     zero = Control("zero", "slider", {key: t * (not key.endswith(UP)) for key, t in smile.tensors.items()})
@@ -164,7 +133,7 @@ def test_what_does_not_fit_is_refused(pipe, smile):
     ):
         with pytest.raises(ValueError, match=message):
             controls.attach(pipe, smile, other).__enter__()
-        assert_untouched(pipe.unet, before)
+        assert_same(before, snapshot(pipe.unet))
     with pytest.raises(ValueError, match="without a denoiser"):
         controls.attach("emoji-dmd", smile).__enter__()
     pipe.unet.mid_block._compiled_call_impl = print  # by `compile`, which skips hooks that are added later
@@ -225,7 +194,7 @@ def test_a_window_is_of_noise_levels(pair, smile, method):
     final, [facts] = run(pair, smile.at(0.7, window=(float(((1 - alpha) / alpha) ** 0.5), 0.0)), **settings)
     handles = []
     for network in (pair.base, pair.distilled):
-        plain, strong = state(network), state(changed(network, smile, 0.7))
+        plain, strong = copy.deepcopy(network.state_dict()), changed(network, smile, 0.7).state_dict()
 
         def choose(module, args, kwargs, plain=plain, strong=strong):
             module.load_state_dict(strong if float(args[1]) <= 500 else plain)
@@ -238,15 +207,12 @@ def test_a_window_is_of_noise_levels(pair, smile, method):
     assert 0 < sum(facts["calls"].values()) < sum(expected.steps_run.values())
 
 
-@pytest.mark.parametrize(("method", "segment"), [("hybrid", "both"), ("hybrid", "base"), ("hybrid", "distilled")])
-def test_one_network_whose_distilled_model_is_an_adapter(pipe, smile, method, segment):
+@pytest.mark.parametrize("segment", ["both", "base", "distilled"])
+def test_one_network_whose_distilled_model_is_an_adapter(pipe, smile, segment):
     """As with two networks."""
-    distilled = tiny_unet(1)
-    torch.manual_seed(3)
-    config = LoraConfig(r=2, target_modules=["to_q", "to_v", "proj_in"], init_lora_weights=False)
-    for unet in (distilled, pipe.unet):
-        unet.add_adapter(config, adapter_name="distilled")
-    pipe.unet.load_state_dict(distilled.state_dict())
+    distilled, method = tiny_unet(1), "hybrid"
+    for unet in (distilled, pipe.unet):  # which have the same weights
+        add_lora(unet, "distilled", modules=("to_q", "to_v", "proj_in"))
     pipe.unet.disable_adapters()
     distilled.fuse_lora()
     distilled.unload_lora()

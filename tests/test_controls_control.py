@@ -1,6 +1,7 @@
 """Control files: other people's formats against diffusers' own loading, refusals, and what dtviz ships."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,6 @@ def test_own_file_comes_back_and_is_a_diffusers_lora(sdxl, factors, tmp_path):
     assert controls.load(path, name="grin").name == "grin"
     assert path.read_bytes() == control.save(tmp_path / "again.safetensors").read_bytes()
     assert_as_diffusers(sdxl, path, loaded)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="smile.safetensors: it is damaged"):
-        controls.load(path)
 
 
 def test_kohya_and_its_copy(sdxl, factors, tmp_path):
@@ -194,50 +190,33 @@ LOHA = {f"lora_unet_down_blocks_1_transformer_blocks_{i}_attn1_to_k.hada_w1_a": 
 HALF = {key: tensor for key, tensor in KOHYA.items() if "lora_up" not in key}
 
 
-@pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        (LOHA, "722 of its 722 tensors are no LoRA factors: lora_unet_down_blocks_1_.*hada_w1_a"),
-        (KOHYA | {"lora_unet_b.lokr_w1": torch.ones(2, 2)}, "1 of its 4 .*: lora_unet_b.lokr_w1"),
-        (KOHYA | {"lora_unet_b.lora_mid.weight": torch.ones(2, 2)}, "1 of its 4 .*: lora_unet_b.lora_mid.weight"),
-        (PLAIN | {f"unet.{QUERY}.lora_magnitude_vector": torch.ones(4)}, "1 of its 3 .*magnitude_vector"),
-        (KOHYA | {"lora_unet_a.dora_scale": torch.ones(4)}, "1 of its 4 .*: lora_unet_a.dora_scale"),
-        ({f"base_model.model.{key}": tensor for key, tensor in PLAIN.items()}, "it is a peft adapter without its alpha"),
-        (PLAIN | {f"unet.{QUERY}.lora_B.bias": torch.ones(4)}, "1 of its 3 tensors are no LoRA factors: .*lora_B.bias"),
-        (PLAIN | {"unet.conv_in.weight": torch.ones(4)}, "1 of its 3 tensors are no LoRA factors: conv_in.weight"),
-        (KOHYA | {"lora_unet_a.diff": torch.ones(4), "lora_unet_a.diff_b": torch.ones(4)}, "2 of its 5 .*: a.diff, a.diff_b"),
-        (KOHYA | {"strange": torch.ones(1)}, "1 of its 4 tensors are no LoRA factors: strange"),
-        (KOHYA | {"lora_unet_b.alpha": torch.ones(1)}, "1 of its 4 tensors are no LoRA factors: b.alpha"),
-        (HALF, "no LoRA factors: down_blocks_0.*alpha"),
-        ({f"unet.a{DOWN}": torch.ones(2, 3)}, r"module 'a' needs lora_A.weight .* and has \(2, 3\) and None"),
-        ({f"unet.a{DOWN}": torch.ones(2, 3), f"unet.a{UP}": torch.ones(4, 3)}, r"module 'a' needs .* has \(2, 3\) and \(4, 3\)"),
-        (PLAIN | {f"unet.{QUERY}{UP}": torch.full((4, 2), torch.nan)}, f"tensor '{QUERY}.lora_B.weight' .* nan or inf"),
-        ({key: t * (torch.inf if "lora_up" in key else 1) for key, t in KOHYA.items()}, "holds nan or infinity"),
-        ({"x.processor.to_k_custom_diffusion.weight": torch.ones(2, 2)}, "1 of its 1 .*to_k_custom_diffusion.weight"),
-    ],
-    ids=lambda value: value[:20] if isinstance(value, str) else "",
-)  # fmt: skip
+REFUSED = [
+    (LOHA, "722 of its 722 tensors are no LoRA factors: lora_unet_down_blocks_1_.*hada_w1_a"),
+    (KOHYA | {"lora_unet_b.lokr_w1": torch.ones(2, 2)}, "1 of its 4 .*: lora_unet_b.lokr_w1"),
+    (KOHYA | {"lora_unet_b.lora_mid.weight": torch.ones(2, 2)}, "1 of its 4 .*: lora_unet_b.lora_mid.weight"),
+    (PLAIN | {f"unet.{QUERY}.lora_magnitude_vector": torch.ones(4)}, "1 of its 3 .*magnitude_vector"),
+    (KOHYA | {"lora_unet_a.dora_scale": torch.ones(4)}, "1 of its 4 .*: lora_unet_a.dora_scale"),
+    ({f"base_model.model.{key}": tensor for key, tensor in PLAIN.items()}, "it is a peft adapter without its alpha"),
+    (PLAIN | {f"unet.{QUERY}.lora_B.bias": torch.ones(4)}, "1 of its 3 tensors are no LoRA factors: .*lora_B.bias"),
+    (PLAIN | {"unet.conv_in.weight": torch.ones(4)}, "1 of its 3 tensors are no LoRA factors: conv_in.weight"),
+    (KOHYA | {"lora_unet_a.diff": torch.ones(4), "lora_unet_a.diff_b": torch.ones(4)}, "2 of its 5 .*: a.diff, a.diff_b"),
+    (KOHYA | {"strange": torch.ones(1)}, "1 of its 4 tensors are no LoRA factors: strange"),
+    (KOHYA | {"lora_unet_b.alpha": torch.ones(1)}, "1 of its 4 tensors are no LoRA factors: b.alpha"),
+    (HALF, "no LoRA factors: down_blocks_0.*alpha"),
+    ({f"unet.a{DOWN}": torch.ones(2, 3)}, r"module 'a' needs lora_A.weight .* and has \(2, 3\) and None"),
+    ({f"unet.a{DOWN}": torch.ones(2, 3), f"unet.a{UP}": torch.ones(4, 3)}, r"module 'a' needs .* has \(2, 3\) and \(4, 3\)"),
+    (PLAIN | {f"unet.{QUERY}{UP}": torch.full((4, 2), torch.nan)}, f"tensor '{QUERY}.lora_B.weight' .* nan or inf"),
+    ({key: t * (torch.inf if "lora_up" in key else 1) for key, t in KOHYA.items()}, "holds nan or infinity"),
+    ({"x.processor.to_k_custom_diffusion.weight": torch.ones(2, 2)}, "1 of its 1 .*to_k_custom_diffusion.weight"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tensors", "message"), REFUSED, ids=range(len(REFUSED)))
 def test_what_cannot_be_applied_exactly_is_refused_in_one_line(tensors, message, tmp_path):
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=message) as error:
         controls.load(tmp_path / "x.safetensors")
-    text = str(error.value).removeprefix(f"{tmp_path}/")
-    assert text.startswith("x.safetensors: ")
-    assert len(text) < 300
-    assert "\n" not in text
-
-
-def test_no_code_of_a_file_is_run(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (print, ("owned",))
-
-    torch.save({"lora_unet_a.lora_down.weight": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="cannot be read as weights only; nothing in it was run"):
-        controls.load(tmp_path / "evil.pt")
-    (tmp_path / "cut.safetensors").write_bytes(b"\x10")
-    with pytest.raises(ValueError, match="cannot be read, is it damaged"):
-        controls.load(tmp_path / "cut.safetensors")
+    assert re.fullmatch(r"x\.safetensors: .{,284}", str(error.value).removeprefix(f"{tmp_path}/"))  # one line
 
 
 def test_missing_files(factors, tmp_path, monkeypatch):
@@ -302,7 +281,7 @@ def test_applied_says_when_it_is_on(factors):
     assert json.loads(json.dumps(applied.facts()))["window"] == [4.0, 1.0]
 
 
-def test_shipped_controls_are_small_safe_and_documented():
+def test_shipped_controls_are_small_safe_and_documented(emoji):
     """Licences follow the drawings, origins are today's models, and no style was trained on a studied prompt."""
     from dtviz.experiments.paper import EMOJI_PROMPTS
 
@@ -313,7 +292,6 @@ def test_shipped_controls_are_small_safe_and_documented():
     assert all(f"| {control.name} |" in card for control in shipped)
     names = {(control.kind, control.name) for control in shipped if control.facts["trained_on"]["role"] == "base"}
     assert min([kind for kind, _ in names].count(kind) for kind in ("slider", "style")) >= 3
-    pair = dtviz.load("emoji-dmd", device="cpu")
     specs = {name: SPECS[name] for name in {control.facts["trained_on"]["pair"] for control in shipped}}
     prints = {name: _fingerprints(spec, local_folders(spec)) for name, spec in specs.items()}
     for control in shipped:
@@ -326,5 +304,5 @@ def test_shipped_controls_are_small_safe_and_documented():
         else:
             assert facts["towards"] in load_classifier("style").classes
             assert not set(facts["prompts"]) & set(EMOJI_PROMPTS)
-        with controls.attach(pair, control) as block:
+        with controls.attach(emoji, control) as block:
             assert len(block.hooks[0]) == 2

@@ -3,38 +3,21 @@
 import inspect
 from dataclasses import replace
 
+import diffusers
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-    UNet2DConditionModel,
-)
-from peft import LoraConfig
+from diffusers import DDIMScheduler, LCMScheduler
 from torch.nn import functional as F
 
 import dtviz
 from dtviz import controls
-from dtviz.controls import train_customisation, train_slider
-from dtviz.controls.train import (
-    ATTENTION,
-    CROSS_ATTENTION,
-    Conditions,
-    iteration_generator,
-    optimise,
-    predict,
-    rollout,
-    sampler_calls,
-    trainable_layers,
-    training,
-)
+from dtviz.controls import train, train_customisation, train_slider
+from dtviz.controls.train import ATTENTION, CROSS_ATTENTION, Conditions, iteration_generator, predict, training
 from dtviz.core.decode import encode
 
 from . import repos
-from .tiny import PIPELINES
+from .conftest import assert_same, snapshot
+from .tiny import PIPELINES, add_lora
 
 TEXTS = {"target": ["a dog", "a cat"], "positive": "happy", "negative": "sad"}
 QUICK = {"iterations": 1, "batch_size": 2, "progress": False}
@@ -49,36 +32,20 @@ def sdxl() -> dtviz.Pair:
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2, pipe.vae):
         part.eval()
-    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     distilled = type(pipe.unet).from_config(pipe.unet.config).eval()
-    scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
     return dtviz.Pair(pipe, distilled, distilled_scheduler=scheduler, size=(16, 16), base_steps=6, base_guidance=3.0)
 
 
 @pytest.fixture
 def one_network(pipe) -> dtviz.Pair:
     """A pair whose distilled model is a LoRA on the base, switched off as `dtviz.load` leaves it."""
-    torch.manual_seed(4)
-    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=list(CROSS_ATTENTION), init_lora_weights=False), "distilled")
+    add_lora(pipe.unet, "distilled", modules=CROSS_ATTENTION)
     pipe.unet.disable_adapters()
     pipe.unet.requires_grad_(False)
     scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     return dtviz.Pair(pipe, "distilled", distilled_scheduler=scheduler, base_steps=8, base_guidance=3.0)
-
-
-def snapshot(pair: dtviz.Pair) -> list:
-    """Everything about a pair's networks that a training could leave changed."""
-    networks = [pair.base] if isinstance(pair.distilled, str) else [pair.base, pair.distilled]
-    names = [[(name, type(module)) for name, module in network.named_modules()] for network in networks]
-    flags = [[(name, p.requires_grad, p.grad is None) for name, p in net.named_parameters()] for net in networks]
-    hooks = [len(module._forward_hooks) for network in networks for module in network.modules()]
-    tensors = [value.clone() for network in networks for value in network.state_dict().values()]
-    return [names, flags, hooks, tensors]
-
-
-def assert_same(before: list, after: list) -> None:
-    assert before[:3] == after[:3]
-    assert all(torch.equal(x, y) for x, y in zip(before[3], after[3], strict=True))
 
 
 @BOTH
@@ -89,7 +56,8 @@ def test_a_slider_starts_from_the_samplers_own_x_t_and_the_formula_and_leaves_no
     At first the slider changes nothing, so that its loss is eta² mean((e(pos) - e(neg))²) at the rollout's x_t.
     """
     pair = request.getfixturevalue(kind)
-    before = snapshot(pair)
+    networks = [pair.base, *([] if isinstance(pair.distilled, str) else [pair.distilled])]
+    before = snapshot(*networks)
     expected = dtviz.generate(pair, "a dog", method=on, seeds=[7], base_guidance=3.0).final
     torch.manual_seed(0)
     slider = train_slider(pair, name="x", on=on, eta=3.0, **TEXTS, **QUICK)
@@ -97,24 +65,24 @@ def test_a_slider_starts_from_the_samplers_own_x_t_and_the_formula_and_leaves_no
     base = on == "base"
     settings = {"steps": pair.base_steps if base else pair.steps, "guidance": 3.0 if base else pair.guidance}
     conditions = Conditions(pair, ["a dog", "a cat", "happy", "sad"])
-    draws, calls = iteration_generator(0, 0), sampler_calls(pair, on, **settings)
+    draws, calls = iteration_generator(0, 0), train.sampler_calls(pair, on, **settings)
     prompts = [TEXTS["target"][row] for row in torch.randint(2, (2,), generator=draws).tolist()]
     call = calls[int(torch.randint(len(calls), (), generator=draws))]
     with training(pair, on, ATTENTION, rank=2) as (denoiser, _), torch.no_grad():
-        x_t = rollout(denoiser, calls, call.index, conditions, prompts, draws)
+        x_t = train.rollout(denoiser, calls, call.index, conditions, prompts, draws)
         x_t = call.scheduler.scale_model_input(x_t, call.timestep)
         ends = [predict(denoiser, x_t, call.timestep, conditions.rows([end] * 2)) for end in ("happy", "sad")]
-        calls, generator = sampler_calls(pair, on, **settings), torch.Generator().manual_seed(7)
-        final = rollout(denoiser, calls, len(calls), conditions, ["a dog"], generator)
+        calls, generator = train.sampler_calls(pair, on, **settings), torch.Generator().manual_seed(7)
+        final = train.rollout(denoiser, calls, len(calls), conditions, ["a dog"], generator)
     assert slider.facts["loss"] == pytest.approx(9 * F.mse_loss(*ends).item(), rel=1e-4)
     torch.testing.assert_close(final, expected, atol=1e-4, rtol=1e-4)  # only the order of sums in batches differs
     assert final.std() > 0.1
     dreambooth = {"prompts": "q dog", "class_prompt": "dog", "on": on, "prior_images": 2, "modules": ATTENTION}
     train_customisation(pair, torch.rand(2, 3, 16, 16), name="x", **dreambooth, **QUICK)
-    assert_same(before, snapshot(pair))
+    assert_same(before, snapshot(*networks))
     with pytest.raises(KeyError), training(pair, on, CROSS_ATTENTION, rank=2):
         raise KeyError("in the middle of it")
-    assert_same(before, snapshot(pair))
+    assert_same(before, snapshot(*networks))
 
 
 def test_both_directions_of_a_slider_are_learnt(pair):
@@ -159,23 +127,22 @@ def test_the_first_loss_of_a_customisation_is_the_models_own(pair, kind, on):
     times = torch.arange(1000) if on == "base" else torch.tensor([999, 749, 499, 249])
     t = times[torch.randint(len(times), (2,), generator=draws)]
     noise = torch.randn(2, 4, 8, 8, generator=draws)
-    a = DDPMScheduler.from_config(scheduler.config).alphas_cumprod[t].view(-1, 1, 1, 1)
+    a = diffusers.DDPMScheduler.from_config(scheduler.config).alphas_cumprod[t].view(-1, 1, 1, 1)
     x_t = a.sqrt() * x0[rows] + (1 - a).sqrt() * noise
     goal = noise if kind == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * x0[rows]
     with torch.no_grad():
         network = pair.base if on == "base" else pair.distilled
         output = predict(network, x_t, t, Conditions(pair, texts).rows([texts[row] for row in rows]))
     assert control.facts["loss"] == pytest.approx(F.mse_loss(output, goal).item(), rel=1e-4)
-    assert set(control.modules) == set(trainable_layers(pair, on, CROSS_ATTENTION))
+    assert set(control.modules) == set(train.trainable_layers(pair, on, CROSS_ATTENTION))
     assert all(name.endswith(("attn2.to_k", "attn2.to_v")) for name in control.modules)
 
 
 def test_the_prior_adds_to_the_loss(pair):
     options = {"name": "x", "prompts": "q dog", "class_prompt": "dog", "prior_images": 2} | QUICK
     images = torch.rand(2, 3, 16, 16)
-    none, some, more = (
-        train_customisation(pair, images, prior_weight=w, **options).facts["loss"] for w in (0.0, 1.0, 3.0)
-    )
+    trained = [train_customisation(pair, images, prior_weight=weight, **options) for weight in (0.0, 1.0, 3.0)]
+    none, some, more = (control.facts["loss"] for control in trained)
     assert more - none == pytest.approx(3 * (some - none), rel=1e-4)
     assert some > none
 
@@ -189,13 +156,11 @@ def test_what_is_trained_by_adamw_is_what_the_control_does(pair):
         optimiser = torch.optim.AdamW(by_hand.values(), lr=0.1, weight_decay=0.01)
 
         def loss_of(tensors: dict, draws: torch.Generator) -> torch.Tensor:
-            return sum(
-                (tensor - torch.randn(tensor.shape, generator=draws)).square().sum() for tensor in tensors.values()
-            )
+            parts = [tensor - torch.randn(tensor.shape, generator=draws) for tensor in tensors.values()]
+            return sum(part.square().sum() for part in parts)
 
-        control = optimise(
-            hooks, lambda _, draws: loss_of(hooks.tensors, draws), name="x", kind="y", facts=facts, progress=False
-        )
+        options = {"name": "x", "kind": "y", "facts": facts, "progress": False}
+        control = train.optimise(hooks, lambda _, draws: loss_of(hooks.tensors, draws), **options)
         for iteration in range(3):
             optimiser.zero_grad()
             loss_of(by_hand, iteration_generator(5, iteration)).backward()
@@ -205,22 +170,14 @@ def test_what_is_trained_by_adamw_is_what_the_control_does(pair):
         with torch.no_grad():
             expected = predict(denoiser, x_t, 500, conditions.rows(["a dog"] * 2))
         with pytest.raises(FloatingPointError, match="iteration 0.*smaller lr than 0.1"):
-            optimise(
-                hooks, lambda *_: hooks.tensors[next(iter(by_hand))].sum() * torch.inf, name="x", kind="y", facts=facts
-            )
+            train.optimise(hooks, lambda *_: hooks.tensors[next(iter(by_hand))].sum() * torch.inf, **options)
     with controls.attach(pair.base, control, scale=-1.5), torch.no_grad():
         output = predict(pair.base, x_t, 500, conditions.rows(["a dog"] * 2))
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.fixture
-def idle(pair) -> dtviz.Pair:
-    """A pair whose network must not be run."""
+def test_arguments_are_named(pair):
     pair.base.register_forward_pre_hook(lambda *_: pytest.fail("the network was run before the arguments were checked"))
-    return pair
-
-
-def test_arguments_are_named(idle):
     for changed, message in (
         ({"on": "student"}, "on='student' is not one of base, distilled"),
         ({"target": " "}, "target"),
@@ -231,7 +188,7 @@ def test_arguments_are_named(idle):
         ({"modules": ["to_x"]}, "ends in 'to_x'; some end in .*to_k"),
     ):
         with pytest.raises(ValueError, match=message):
-            train_slider(idle, name="x", **(TEXTS | QUICK | changed))
+            train_slider(pair, name="x", **(TEXTS | QUICK | changed))
     for images, changed, message in (
         (torch.rand(3, 16, 16), {}, "images"),
         (torch.rand(1, 3, 16, 16) * 255, {}, r"within \[0, 1\]"),
@@ -239,7 +196,7 @@ def test_arguments_are_named(idle):
         (torch.rand(2, 3, 16, 16), {"drop": 1.0}, "drop=1.0"),
     ):
         with pytest.raises(ValueError, match=message):
-            train_customisation(idle, images, name="x", **({"prompts": "a dog"} | QUICK | changed))
+            train_customisation(pair, images, name="x", **({"prompts": "a dog"} | QUICK | changed))
 
 
 def test_other_errors_are_named(pair):
@@ -248,7 +205,7 @@ def test_other_errors_are_named(pair):
     pipe = PIPELINES["sd3"]().pipe
     with pytest.raises(NotImplementedError, match="SD3Transformer2DModel.*only UNets without guidance input"):
         train_slider(dtviz.Pair(pipe, pipe.transformer), name="x", **TEXTS, **QUICK)
-    guided = UNet2DConditionModel.from_config(pair.base.config, time_cond_proj_dim=8)
+    guided = diffusers.UNet2DConditionModel.from_config(pair.base.config, time_cond_proj_dim=8)
     with pytest.raises(NotImplementedError, match="on='distilled' .*guidance input: True.: only UNets"):
         train_slider(replace(pair, distilled=guided), name="x", on="distilled", **TEXTS, **QUICK)
     pair.base.half()

@@ -31,21 +31,28 @@ def test_special_cases_of_splitting():
     conditional, unconditional = split_guidance([C], C)
     assert torch.equal(conditional, C) and unconditional is None
     assert torch.equal(*split_guidance([torch.cat([C, C])], C))
+    variance = torch.cat([mixed(7.0)[:, :3], C[:, 3:]], dim=1)  # DeepFloyd IF: a learned variance behind it
+    samples = [*C[:, :, None], *U[:, :, None]]  # Z-Image
+    for calls, guided in (([torch.cat([U, C])], variance), ([samples], mixed(6.0))):
+        conditional, unconditional = split_guidance(calls, guided)
+        assert torch.equal(conditional, C) and torch.equal(unconditional, U)
+    spoilt = C.clone()
+    spoilt[0] = torch.nan
+    assert torch.equal(split_guidance([torch.cat([U, spoilt])], U + 5 * (spoilt - U))[1], U)
 
 
-@pytest.mark.parametrize(
-    ("calls", "guided", "words"),
-    [
-        ([torch.cat([U, C, C])], mixed(2.0), "one or two denoiser outputs per step"),
-        ([], C, "one or two denoiser outputs per step"),
-        ([torch.zeros(3, 2, 8, 8)], C, "one or two denoiser outputs per step"),
-        ([C[:2]], C, "one or two denoiser outputs per step"),
+def test_other_kinds_of_guidance_are_refused():
+    several = "one or two denoiser outputs per step"
+    for calls, guided, words in (
+        ([torch.cat([U, C, C])], mixed(2.0), several),
+        ([], C, several),
+        ([torch.zeros(3, 2, 8, 8)], C, several),
+        ([C[:2]], C, several),
         ([torch.cat([U, C])], torch.randn(C.shape, generator=torch.Generator().manual_seed(1)), "not explained"),
-    ],
-)
-def test_other_kinds_of_guidance_are_refused(calls, guided, words):
-    with pytest.raises(NotImplementedError, match=words):
-        split_guidance(calls, guided)
+        ([[U[0], C[:1]]], C, "samples of several shapes"),
+    ):
+        with pytest.raises(NotImplementedError, match=words):
+            split_guidance(calls, guided)
 
 
 def test_a_forward_set_on_the_instance_is_called_and_restored(pair):

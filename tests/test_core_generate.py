@@ -1,7 +1,6 @@
 """Samples against a plain reference loop, seeds against batches, the two hooks, and what is refused."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 
 import diffusers
@@ -17,20 +16,20 @@ CLOSE = {"atol": 5e-3, "rtol": 1e-3}
 
 
 def reference(
-    pair: dtviz.Pair,
-    seed: int,
-    roles: list[str],
+    pair,
+    seed,
+    roles,
     *,
-    base_guidance: float | list[float] = 0.0,
-    formula: bool = False,
-    edit: Callable[[torch.Tensor, int], torch.Tensor] = lambda x0, step: x0,
+    base_guidance=0.0,
+    formula=False,
+    edit=lambda x0, _: x0,
     times=TIMES,
-    start: torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    start=None,
+    generator=None,
 ) -> torch.Tensor:
     """LCM sampling of one seed: x0, then fresh noise to the next timestep.
 
-    With `formula` guidance is u + w (c - u) for every w. `edit` changes x0 of every step.
+    With `formula` guidance is u + w (c - u) for every w. Guidance may be a list. `edit(x0, step)` changes x0 of every step.
     """
     pipe = pair.pipeline
     generator = generator or torch.Generator().manual_seed(seed)
@@ -94,9 +93,8 @@ SCHEDULERS = (
 def test_base_equals_the_plain_pipeline(pair, kind):
     pipe = pair.pipeline
     pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
-    trace = dtviz.generate(
-        dtviz.Pair(pipe, pair.distilled, base_steps=8, base_guidance=3.0), "a dog", method="base", seeds=[7]
-    )
+    pair = dtviz.Pair(pipe, pair.distilled, base_steps=8, base_guidance=3.0)
+    trace = dtviz.generate(pair, "a dog", method="base", seeds=[7])
     options = {"num_inference_steps": 8, "guidance_scale": 3.0, "output_type": "latent"}
     plain = pipe("a dog", generator=[torch.Generator().manual_seed(7)], **options)
     torch.testing.assert_close(trace.final, plain.images, **CLOSE)
@@ -234,9 +232,8 @@ def test_on_call_gets_every_call_with_the_x0_before_it_and_may_end_the_run(pair)
 # What is refused
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
+def test_bad_input_is_refused(pair):
+    for arguments, words in (
         ({"pair": None}, "pair is a NoneType"),
         ({"method": "hybrid", "k": 4}, "k=4 must be from 1 to 3"),
         ({"method": "skip", "k": 0}, "k=0 must be from 1 to 3"),
@@ -244,7 +241,6 @@ def test_on_call_gets_every_call_with_the_x0_before_it_and_may_end_the_run(pair)
         ({"prompt": " "}, "prompt=' '"),
         ({"prompt": ["a", "b"]}, "2 texts for 4 seeds"),
         ({"prompt": ["a", ""], "seeds": [0, 1]}, "prompt='' must be a text"),
-        ({"prompt": ["a", 3], "seeds": [0, 1]}, "prompt=3 must be a text"),
         ({"prompt": None}, "prompt=None must be a text"),
         ({"seeds": []}, r"seeds=\(\)"),
         ({"seeds": [1, 1]}, "different integers"),
@@ -255,11 +251,9 @@ def test_on_call_gets_every_call_with_the_x0_before_it_and_may_end_the_run(pair)
         ({"steps": 0}, "steps=0 must be an integer of at least 1"),
         ({"batch_size": -1}, "batch_size=-1"),
         ({"guidance": -1.0}, "guidance=-1.0 must be at least 0"),
-    ],
-)
-def test_bad_input_is_refused(pair, arguments, words):
-    with pytest.raises(ValueError, match=words):
-        dtviz.generate(**({"pair": pair, "prompt": "a dog"} | arguments))
+    ):
+        with pytest.raises(ValueError, match=words):
+            dtviz.generate(**({"pair": pair, "prompt": "a dog"} | arguments))
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,14 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
-from peft import LoraConfig
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import dtviz
 from dtviz.core.denoisers import DenoiserRouter
 from dtviz.core.handover import DenoiserCall, HandoverScheduler, denoising_calls
 
+from .oracle import Watch, WatchPython
 from .test_core_generate import CLOSE, TIMES, reference
-from .tiny import PIPELINES, tiny_unet
+from .tiny import PIPELINES, add_lora, tiny_unet
 
 
 def heun(pair: dtviz.Pair, kind: str = "HeunDiscreteScheduler"):
@@ -171,26 +169,12 @@ def test_flow_models_hand_over_on_sigma(base):
 def test_guidance_may_change_from_step_to_step(pair):
     """Equal scales are one scale. Different ones are in the reference loop of test_core_generate.py."""
     options = {"method": "hybrid", "k": 2, "handover": "distilled-scheduler", "seeds": [5]}
-    one, same, mixed = (
-        dtviz.generate(pair, "a dog", base_guidance=w, **options) for w in (4.0, [4.0, 4.0], [0.0, 4.0])
-    )
+    scales = (4.0, [4.0, 4.0], [0.0, 4.0])
+    one, same, mixed = (dtviz.generate(pair, "a dog", base_guidance=scale, **options) for scale in scales)
     assert torch.equal(one.final, same.final)
     assert mixed.provenance["nfe"] == {"base": 3, "distilled": 2}
     with pytest.raises(ValueError, match="base_guidance has 3 values for 2 base steps"):
         dtviz.generate(pair, "a dog", base_guidance=[0.0, 4.0, 4.0], **options)
-
-
-class NoWaits(TorchDispatchMode):
-    """Fails on a copy between the CPU and "meta", which stands for a GPU. There it would make the host wait.
-
-    Meta tensors have no values, so that reading one fails by itself.
-    """
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        output = function(*args, **kwargs or {})
-        devices = {x.device.type for x in tree_leaves((args, kwargs, output)) if isinstance(x, torch.Tensor)}
-        assert "copy" not in str(function) or len(devices) == 1, f"{function} copies between {devices}"
-        return output
 
 
 # The schedulers that known pairs have, each as a base or a distilled model's
@@ -210,7 +194,7 @@ def test_no_step_makes_the_host_wait(pair, base, handover):
     scheduler = HandoverScheduler(calls, edit_x0=lambda x0, call: x0 / 2, keep_x0=True)
     scheduler.set_timesteps(device="meta")
     x = torch.empty(2, 4, 8, 8, device="meta")
-    with NoWaits():
+    with Watch(), WatchPython():
         for t in scheduler.timesteps:
             x = scheduler.step(scheduler.scale_model_input(x, t), t, x)[0]
     assert scheduler.index == len(calls)
@@ -219,7 +203,7 @@ def test_no_step_makes_the_host_wait(pair, base, handover):
 def test_no_routed_call_makes_the_host_wait(pair):
     """A guidance scale that is an input is copied to the device once. A LoRA's weights are there."""
     base, distilled = tiny_unet(1), tiny_unet(2, time_cond_proj_dim=8).to("meta")
-    base.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="fast")
+    add_lora(base, "fast")
     base.to("meta")
     x, t, text = (torch.empty(shape, device="meta") for shape in ((2, 4, 8, 8), (), (2, 4, 16)))
     for network in (distilled, "fast"):
@@ -227,6 +211,6 @@ def test_no_routed_call_makes_the_host_wait(pair):
         router = DenoiserRouter(pair.pipeline, base, network, next_call=lambda: calls.pop(0), is_doubled=lambda x: True)  # noqa: B023
         with router.active():
             base(x, t, text), base(x, t, text)
-            with NoWaits():
+            with Watch(), WatchPython():
                 base(x, t, text), base(x, t, text)
         assert router.evaluations["base"] == 4

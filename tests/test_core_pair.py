@@ -77,8 +77,7 @@ def test_a_flow_models_timesteps_are_shifted_as_by_its_pipeline():
     torch.testing.assert_close(sigmas[:-1], trace.sigmas, atol=1e-6, rtol=0)
     arguments = pipeline_timestep_arguments(pipe, pipe.scheduler, {"height": 16, "width": 24})
     assert arguments.even_sigmas and arguments.mu is not None
-    trained = replace(
-        pair, timesteps=(1000, 700, 400, 100), distilled_scheduler=diffusers.FlowMatchEulerDiscreteScheduler()
-    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    trained = replace(pair, timesteps=(1000, 700, 400, 100), distilled_scheduler=scheduler)
     sigmas = role_scheduler(trained, "distilled", 4, None).sigmas
     torch.testing.assert_close(sigmas, torch.tensor([1.0, 0.7, 0.4, 0.1, 0.0]))

@@ -20,34 +20,22 @@ def same(a: dtviz.Trace, b: dtviz.Trace) -> bool:
     return equal and a.facts() == b.facts()
 
 
-def test_save_and_load(tmp_path):
-    trace = make()
-    assert same(dtviz.Trace.load(trace.save(tmp_path / "deep" / "dog.trace")), trace)
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["dog.trace"]
-    assert json.loads(json.dumps(trace.facts())) == trace.facts()
+def test_a_trace_with_all_its_parts_and_one_with_seeds_are_saved_and_selected(pipe, tmp_path):
+    pipe.scheduler = diffusers.HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    with dtviz.capture(pipe, guidance=True, x_t=True) as full:
+        pipe(["a dog"] * 2, num_inference_steps=4, guidance_scale=3.0, output_type="latent")
+    assert {"x_t", "conditional", "unconditional", "later_x0", "call_steps"} <= full.arrays().keys()
+    for trace in (full, make()):
+        again = dtviz.Trace.load(trace.save(tmp_path / "deep" / "dog.trace"))
+        assert [path.name for path in (tmp_path / "deep").iterdir()] == ["dog.trace"]
+        assert same(again, trace) and [call.step for call in again.calls] == [call.step for call in trace.calls]
+        assert json.loads(json.dumps(trace.facts())) == trace.facts()
+        assert same(dtviz.Trace.join([trace.select([0]), trace.select(slice(1, None))]), trace)
+    assert make(seeds=(1, 2, 3)).select(slice(1, None)).seeds == (2, 3)
+    words = "Trace(4 steps, 2 samples, latents (4, 8, 8), sigma 14.6 to 0.693, steps_run={'denoiser': 4})"
+    assert repr(full) == words
     with pytest.raises(FileNotFoundError, match="no trace at"):
         dtviz.Trace.load(tmp_path / "none")
-
-
-def test_a_trace_with_all_its_parts_is_saved_and_selected(pipe, tmp_path):
-    pipe.scheduler = diffusers.HeunDiscreteScheduler.from_config(pipe.scheduler.config)
-    with dtviz.capture(pipe, guidance=True, x_t=True) as trace:
-        pipe(["a dog"] * 2, num_inference_steps=4, guidance_scale=3.0, output_type="latent")
-    again = dtviz.Trace.load(trace.save(tmp_path / "a.trace"))
-    assert {"x_t", "conditional", "unconditional", "later_x0", "call_steps"} <= trace.arrays().keys()
-    assert [call.step for call in again.calls] == [call.step for call in trace.calls]
-    assert same(again, trace)
-    assert same(dtviz.Trace.join([trace.select([0]), trace.select([1])]), trace)
-    assert repr(again) == (
-        "Trace(4 steps, 2 samples, latents (4, 8, 8), sigma 14.6 to 0.693, steps_run={'denoiser': 4})"
-    )
-
-
-def test_select_and_join_are_inverse():
-    trace = make(seeds=(1, 2, 3))
-    parts = [trace.select([0]), trace.select(slice(1, None))]
-    assert parts[1].seeds == (2, 3)
-    assert same(dtviz.Trace.join(parts), trace)
     with pytest.raises(ValueError, match="share prompt and noise levels"):
         dtviz.Trace.join([trace, make(prompt="a cat")])
 

@@ -21,11 +21,6 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def emoji():
-    return dtviz.load("emoji-dmd")
-
-
-@pytest.fixture(scope="module")
 def eight(emoji):
     """Eight samples in one batch."""
     return dtviz.generate(emoji, "dog face", seeds=range(8), batch_size=8, **HYBRID)
@@ -37,7 +32,7 @@ def same(a: dtviz.Trace, b: dtviz.Trace) -> bool:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_samples_are_those_of_the_first_version(emoji, name):
-    """Bit-equal on the machine that made them; 1e-3 of 4.3 allows another processor's order of sums."""
+    """Bit-equal on the machine that made them; another processor's order of sums moved the guided base by 1.8e-4."""
     trace = dtviz.generate(emoji, "dog face", seeds=range(3), batch_size=3, **RUNS[name])
     for part, values in (("final", trace.final), ("x0", trace.x0[:2])):
         torch.testing.assert_close(values, FROZEN[f"{name}: {part}"], atol=1e-3, rtol=0)
@@ -66,16 +61,3 @@ def test_another_batch_size_changes_only_the_last_digits(emoji, eight, size):
     ours, theirs = ((dtviz.decode(each, emoji, final=True) * 255).round() for each in (trace, expected))
     assert (ours - theirs).abs().max() <= 1
     assert (ours != theirs).float().mean() < 1e-3
-
-
-def test_capture_changes_no_bit(emoji):
-    pipe = emoji.pipeline
-
-    def images():
-        seeds = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-        return pipe(["dog face"] * 2, num_inference_steps=4, generator=seeds, output_type="pt").images
-
-    plain = images()
-    with dtviz.capture(pipe, x_t=True, guidance=True, clip=True):
-        captured = images()
-    assert torch.equal(captured, plain) and torch.equal(images(), plain)

@@ -10,21 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from dtviz.experiments.cache import Cache, key
+from dtviz.experiments.cache import Cache
 from dtviz.files import ROOT
 
 SETTINGS = {"pair": "emoji-dmd", "prompt": "dog face", "seeds": [0, 1], "guidance": 3.0, "k": None}
 ARRAYS = {"x0": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "n": np.array(7), "mask": np.array([True, False])}
-LOAD = """
-import os, signal, sys, time
-import numpy as np
-from dtviz.experiments.cache import Cache
-cache = Cache(sys.argv[1])
-"""
-
-
-def process(code, root, **options):
-    return subprocess.Popen([sys.executable, "-c", LOAD + code, str(root)], cwd=ROOT, **options)
 
 
 def never():
@@ -42,7 +32,7 @@ def test_computed_once_then_read(tmp_path):
     same(cache.get_or_compute("images", SETTINGS, lambda: ARRAYS))
     same(Cache(tmp_path).get_or_compute("images", dict(reversed(SETTINGS.items())), never))
     path = cache.path("images", SETTINGS)
-    assert path == tmp_path / "images" / path.stem[:2] / f"{key('images', SETTINGS)}.safetensors"
+    assert path == tmp_path / "images" / path.stem[:2] / f"{path.stem}.safetensors" and len(path.stem) == 64
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert json.loads(header["__metadata__"]["settings"]) == SETTINGS
@@ -67,12 +57,12 @@ def test_every_kind_of_array_comes_back_as_it_was(tmp_path):
 
 
 def test_key_is_known_and_changes_with_everything():
-    assert key("images", {"b": [1, 2], "a": "é"}) == key("images", {"a": "é", "b": (1, 2)})
+    assert Cache().path("images", {"b": [1, 2], "a": "é"}) == Cache().path("images", {"a": "é", "b": (1, 2)})
     different = [("a", {}), ("b", {}), ("a", {"x": 1}), ("a", {"x": 1.5}), ("a", {"x": "1"}), ("a", {"x": None})]
     different += [("a", {"x": True}), ("a", {"x": [1]}), ("a", {"x": [[1]]}), ("a", {"y": 1}), ("a", {"x": {"y": 1}})]
-    assert len({key(kind, settings) for kind, settings in different}) == len(different)
+    assert len({Cache().path(kind, settings) for kind, settings in different}) == len(different)
     # sha256 of 'images\n{"seed":1}': a change of this makes every cached result be computed again
-    assert key("images", {"seed": 1}).startswith("f718274f54d7")
+    assert Cache().path("images", {"seed": 1}).stem.startswith("f718274f54d7")
 
 
 def test_default_root(monkeypatch, tmp_path):
@@ -102,13 +92,17 @@ def test_a_failed_write_leaves_nothing_and_frees_the_key(tmp_path, monkeypatch):
 
 def test_processes_that_need_the_same_compute_it_once(tmp_path):
     code = """
+import sys, time
+import numpy as np
+from dtviz.experiments.cache import Cache
 def compute():
     with open(sys.argv[1] + "/log", "a") as log:
         log.write("computed\\n")
     time.sleep(0.5)
     return {"x": np.arange(5)}
-print(cache.get_or_compute("a", {}, compute)["x"].sum())
+print(Cache(sys.argv[1]).get_or_compute("a", {}, compute)["x"].sum())
 """
-    children = [process(code, tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    command = [sys.executable, "-c", code, tmp_path]
+    children = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [child.communicate(timeout=60)[0].strip() for child in children] == ["10"] * 3
     assert (tmp_path / "log").read_text() == "computed\n"

@@ -122,9 +122,8 @@ def test_missing_and_damaged_images_are_generated_the_same_again(letters, tmp_pa
 def test_prompts_that_are_cut_are_named_once_at_the_start(letters, tmp_path):
     pair, rows = letters  # its tokenizer reads a letter a token, and 16 of them
     long = [*rows[:2], Row("007", "an owl and a fishing dog", 1), Row("008", "a dog and a cat and an owl", 2)]
-    with pytest.warns(
-        UserWarning, match="2 of 4 prompts, first that of case 007, exceed 16 tokens and are cut"
-    ) as said:
+    words = "2 of 4 prompts, first that of case 007, exceed 16 tokens and are cut"
+    with pytest.warns(UserWarning, match=words) as said:
         generate_images(pair, long, tmp_path, settings=HYBRID, progress=False)
     assert len(said) == 1
 
@@ -163,11 +162,7 @@ def test_a_folder_holds_one_job(letters, tmp_path):
 
 def test_bad_arguments_and_images_are_refused(letters, tmp_path):
     pair, rows = letters
-    for bad, size, words in (
-        (rows, 0, "batch_size=0"),
-        ([], 1, "rows has 0"),
-        ([Row("../1", "a", 1)], 1, "case '../1'"),
-    ):
+    for bad, size, words in ((rows, 0, "batch_size=0"), ([], 1, "rows has 0")):
         with pytest.raises(ValueError, match=words):
             generate_images(pair, bad, tmp_path, batch_size=size)
 
@@ -182,53 +177,51 @@ def test_bad_arguments_and_images_are_refused(letters, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def emoji():
-    return dtviz.load("emoji-dmd"), read_prompts(PROMPTS)[:48]
+def work(emoji):
+    """Return a function that makes 48 images in batches of two."""
+    rows, options = read_prompts(PROMPTS)[:48], {"settings": HYBRID, "batch_size": 2, "progress": False}
+    return lambda out: generate_images(emoji, rows, out, **options)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(emoji, tmp_path_factory):
-    """48 images by one process, in batches of two."""
-    out = tmp_path_factory.mktemp("undisturbed")
-    generate_images(*emoji, out, settings=HYBRID, batch_size=2, progress=False)
+def undisturbed(work, tmp_path_factory):
+    """The images by one process."""
+    work(out := tmp_path_factory.mktemp("undisturbed"))
     return contents(out)
 
 
 def test_two_processes_of_torchrun_share_the_work_and_make_the_same_images(undisturbed, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dtviz"]
     few, out = tmp_path / "few.csv", tmp_path / "out"
-    few.write_text("".join(PROMPTS.read_text().splitlines(keepends=True)[:49]))
+    few.write_text("".join(PROMPTS.read_text().splitlines(keepends=True)[:13]))
     command += ["generate", "--prompts", str(few), "--out", str(out), "--batch-size", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert contents(out) == undisturbed
-    counts = re.findall(r"48 images, (\d+) of them generated now by process [12] of 2", done.stdout)
-    assert len(counts) == 2 and sum(map(int, counts)) == 48  # none twice
-    assert "48/48" in done.stderr  # one bar of both processes' images
+    images = contents(out)
+    assert len(images) == 12 and images.items() <= undisturbed.items()
+    counts = re.findall(r"12 images, (\d+) of them generated now by process [12] of 2", done.stdout)
+    assert len(counts) == 2 and sum(map(int, counts)) == 12  # none twice
+    assert "12/12" in done.stderr  # one bar of both processes' images
 
 
-def forked(work) -> int:
-    """Start a process that runs `work` with what this one has loaded, so that a kill costs no seconds."""
+def forked(work, out) -> int:
+    """Start a process that does the work with what this one has loaded, so that a kill costs no seconds."""
     child = os.fork()
     if not child:
         try:
-            work()
+            work(out)
         finally:
             os._exit(0)
     return child
 
 
-def test_killed_12_times_at_random_moments_nothing_is_lost(emoji, undisturbed, tmp_path):
+def test_killed_12_times_at_random_moments_nothing_is_lost(work, undisturbed, tmp_path):
     """Two processes on one folder, both killed again and again; every third time not before one more image exists."""
     rng, counts = random.Random(0), [0]
     (tmp_path / "images").mkdir()
-
-    def work():
-        generate_images(*emoji, tmp_path, settings=HYBRID, batch_size=2, progress=False)
-
     for i in range(12):
-        two, deadline = [forked(work) for _ in range(2)], time.monotonic() + 60
+        two, deadline = [forked(work, tmp_path) for _ in range(2)], time.monotonic() + 60
         while i % 3 == 0 and dataset.count_images(tmp_path) == counts[-1] < 48 and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.1))
@@ -241,7 +234,7 @@ def test_killed_12_times_at_random_moments_nothing_is_lost(emoji, undisturbed, t
                 image.load()  # complete
     assert counts == sorted(counts)
     assert len(set(counts)) > 4 and counts[1] < 48  # it was at work when it was killed
-    work()
+    work(tmp_path)
     assert contents(tmp_path) == undisturbed
 
 

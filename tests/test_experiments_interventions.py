@@ -11,8 +11,7 @@ import dtviz
 from dtviz.core.handover import DenoiserCall
 from dtviz.experiments.interventions import anneal, annealing_noise, cads, edit_named, repel
 
-TIMES = (999, 749, 499, 249)
-CLOSE = {"atol": 5e-3, "rtol": 1e-3}  # float32 through four steps, whose x0 have magnitudes up to a few hundred
+from .test_core_generate import CLOSE, TIMES
 
 
 def test_text_is_unchanged_below_the_interval_and_all_noise_above():

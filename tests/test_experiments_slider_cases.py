@@ -38,18 +38,18 @@ def edit(path: Path, **columns) -> None:
 def test_a_csv_of_ones_own(listed):
     smile, age = cases.load("emoji-dmd", file=listed)
     assert (smile.control.name, smile.prompts, smile.scale) == ("smile", ("man", "baby"), 1.5)
-    [score] = smile.measures
-    assert (score.name, score.embedder) == ("emoji-clip score", "emoji-clip")
+    [one] = smile.measures
+    assert (one.name, one.embedder) == ("emoji-clip score", "emoji-clip")
     clip = dtviz.embedder("emoji-clip")
-    np.testing.assert_allclose(age.measures[0]("girl", clip.text(["woman"])), 100, atol=1e-3)
+    np.testing.assert_allclose(age.measures[0].score("girl", clip.text(["woman"])), 100, atol=1e-3)
     images = clip(torch.rand(3, 3, 64, 64))
-    np.testing.assert_allclose(score("baby", images), 100 * images @ clip.text(["grinning face"])[0], atol=1e-4)
+    np.testing.assert_allclose(one.score("baby", images), 100 * images @ clip.text(["grinning face"])[0], atol=1e-4)
     assert smile.facts()["fingerprint"] == smile.control.fingerprint
     edit(listed, away=["angry face", "loudly crying face", "man"])
-    score, contrast = cases.load("emoji-dmd", file=listed)[0].measures
+    one, contrast = cases.load("emoji-dmd", file=listed)[0].measures
     away = 100 * images @ clip.text(["loudly crying face"])[0]
     assert contrast.name == "emoji-clip contrast"
-    np.testing.assert_allclose(contrast("baby", images), score("baby", images) - away, atol=1e-4)
+    np.testing.assert_allclose(contrast.score("baby", images), one.score("baby", images) - away, atol=1e-4)
     edit(listed, away="")
     assert len(cases.load("emoji-dmd", file=listed)[0].measures) == 1
 
@@ -64,10 +64,8 @@ def test_a_csv_says_what_each_was_trained_on(listed):
 def test_what_a_csv_lacks_is_named(listed, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     edit(listed, file="someone/sliders/age.safetensors")
-    with pytest.raises(
-        dtviz.Unavailable,
-        match="age.safetensors of control 'someone/sliders' is neither a file here nor in the hub's cache",
-    ):
+    words = "age.safetensors of control 'someone/sliders' is neither a file here nor in the hub's cache"
+    with pytest.raises(dtviz.Unavailable, match=words):
         cases.load("emoji-dmd", file=listed)
     pd.read_csv(listed).drop(columns=["towards", "scale"]).to_csv(listed, index=False)
     with pytest.raises(ValueError, match="lacks the columns towards, scale; it has control, file, prompt"):
@@ -104,10 +102,10 @@ def test_shipped_controls_by_what_they_were_trained_on(tmp_path, monkeypatch):
 def test_a_classifier_score_compares_the_two_ends():
     """Three classes along three axes. The posterior of one of two is a logistic function of their difference."""
     classifier = Classifier("concept", "pixels", ("man", "baby", "woman"), np.eye(3), np.zeros(3))
-    score = cases.posterior(classifier, {"girl": "woman"}, {"girl": ("woman", "baby")})
+    measure = cases.posterior(classifier, {"girl": "woman"}, {"girl": ("woman", "baby")})
     features = np.array([[9.0, 1.0, 2.0], [0.0, 3.0, 0.5]])
-    np.testing.assert_allclose(score("girl", features), 100 / (1 + np.exp(-np.array([1.0, -2.5]))))
-    assert score.embedder == "pixels"
+    np.testing.assert_allclose(measure.score("girl", features), 100 / (1 + np.exp(-np.array([1.0, -2.5]))))
+    assert measure.embedder == "pixels"
 
 
 def test_effects_are_those_of_the_arrays():

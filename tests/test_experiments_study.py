@@ -155,7 +155,7 @@ def test_seconds_are_the_fastest_warm_turn_of_the_whole_call(tiny, monkeypatch):
     """Generation takes 40 s (base) or 4 s, decoding 8 s; the first turn 100 s more and the others a little more."""
     now, calls = [0.0], []
 
-    def generate(self, prompt, method, seeds, settings):
+    def generate(self, prompt, method, seeds, **settings):
         calls.append((prompt, method, list(seeds), settings))
         now[0] += {"base": 40, "distilled": 4}[method] + (100, 3, 0, 7)[sum(call[1] == method for call in calls) - 1]
 
@@ -210,9 +210,8 @@ def test_save_writes_the_figure_with_caption_table_and_provenance(tiny, tmp_path
     assert names == ["x.png", "x.pdf", "x.json", "x.csv"]
     assert all((tmp_path / "figures" / name).stat().st_size for name in names)
     text = " ".join(figure.get_supxlabel().split())
-    assert text.startswith(
-        "custom, 1 prompt x 3 seeds, quick profile. Distance: pixel. Steps run: distilled: 4"
-    ) and text.endswith("Bars: 95%.")
+    start = "custom, 1 prompt x 3 seeds, quick profile. Distance: pixel. Steps run: distilled: 4"
+    assert text.startswith(start) and text.endswith("Bars: 95%.")
     facts = json.loads((tmp_path / "figures" / "x.json").read_text())
     assert (facts["figure"], facts["prompts"], facts["tests"], facts["profile"]) == ("x", ["a dog"], ["p"], "quick")
     assert tiny.save(Figure(), "y", text="Seed 0.") == ["y.png", "y.pdf", "y.json"]

@@ -19,11 +19,6 @@ from dtviz.explorer.widgets import SIZES, PanelWidget, read_seeds
 
 
 @pytest.fixture(scope="module")
-def emoji():
-    return dtviz.load("emoji-dmd")
-
-
-@pytest.fixture(scope="module")
 def trace(emoji):
     return dtviz.generate(emoji, "dog face", method="hybrid", seeds=range(5), x_t=True)
 
@@ -79,9 +74,9 @@ def test_a_saved_trace_needs_no_model(session, trace, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=message):
             explorer.look(**what)
     bare = replace(trace, x_t=None, provenance={})
-    assert "false colours" in View.of(bare).colours
+    assert "false colours" in View(bare).colours
     with pytest.raises(NotImplementedError, match=r"packed latents of shape \(16, 64\)"):
-        View.of(replace(bare, x0=trace.x0.flatten(3), final=trace.final.flatten(2)))
+        View(replace(bare, x0=trace.x0.flatten(3), final=trace.final.flatten(2)))
 
 
 def test_own_pipeline_decodes_what_it_captured(emoji, tmp_path, monkeypatch):
@@ -111,9 +106,8 @@ def test_saved_code_shows_the_same(emoji, trace, tmp_path, monkeypatch):
         for panel, other in zip(session.panels(), again["explorer"].session.panels(), strict=True):
             np.testing.assert_equal(vars(other), vars(panel))
 
-    session.run(
-        "dog face", seeds=[1, 4], sides=[{"method": "hybrid", "base_guidance": 2.0}, {"method": "skip", "k": 3}]
-    )
+    sides = [{"method": "hybrid", "base_guidance": 2.0}, {"method": "skip", "k": 3}]
+    session.run("dog face", seeds=[1, 4], sides=sides)
     assert session.panels()[0].title == "hybrid, base_guidance=2.0: 1 base + 3 distilled steps, 5 evaluations"
     check()
     session.open([replace(trace.select([4]), x0=0 * trace.x0[:, [4]] + 1)])  # not what its settings give

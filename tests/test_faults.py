@@ -26,13 +26,11 @@ from dtviz.experiments.dataset import Row, generate_images
 from dtviz.experiments.study import Study, save_figure
 from dtviz.files import ROOT
 
+from .test_experiments_cache import never
 from .test_experiments_notebooks import write
 
+PROMPTS = ROOT / "data" / "prompts" / "emoji.csv"
 ROWS = [Row(f"{i:03}", "a dog", i) for i in range(8)]
-
-
-def never(*_, **__):
-    raise AssertionError("computed again")
 
 
 def contents(folder: Path, suffix: str = ".*") -> dict[str, bytes]:
@@ -111,9 +109,7 @@ def test_a_job_on_a_full_disk_goes_on_when_there_is_space(pair, disk):
 
 def test_the_command_line_says_a_full_disk_in_one_line(disk, capsys):
     with full(disk):
-        status = main(
-            ["generate", "--prompts", str(ROOT / "data" / "prompts" / "emoji.csv"), "--out", str(disk / "job")]
-        )
+        status = main(f"generate --prompts {PROMPTS} --out {disk / 'job'}".split())
     last = capsys.readouterr().err.splitlines()[-1]
     assert status == 2 and re.fullmatch(r"dtviz: \[Errno 28\] No space left on device: '.*'", last)
 
@@ -189,19 +185,7 @@ def test_ctrl_c_on_the_command_line_is_one_line_and_status_130(tmp_path, capsys,
 
     monkeypatch.setattr(dataset, "count_images", count_images)  # called after each batch
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    status = main(
-        [
-            "generate",
-            "--prompts",
-            str(ROOT / "data" / "prompts" / "emoji.csv"),
-            "--out",
-            str(tmp_path),
-            "--batch-size",
-            "2",
-            "--method",
-            "distilled",
-        ]
-    )
+    status = main(f"generate --prompts {PROMPTS} --out {tmp_path} --batch-size 2 --method distilled".split())
     signal.signal(signal.SIGINT, handler)
     out, err = capsys.readouterr()
     assert (status, out, re.split(r"[\r\n]+", err.strip())[-1]) == (130, "", "dtviz: interrupted")

@@ -8,6 +8,7 @@ import torch
 import dtviz
 from dtviz import files
 from dtviz.files import in_batches
+from dtviz.models.load import check_available
 
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -72,3 +73,5 @@ def test_outside_a_checkout_its_data_are_asked_for_by_name(monkeypatch, tmp_path
     assert not dtviz.pairs().loc["emoji-dmd", "available"]
     monkeypatch.setenv("DTVIZ_MODELS", str(tmp_path / "mine"))
     assert files.data("models") == tmp_path / "mine"
+    with pytest.raises(dtviz.Unavailable, match="pair 'emoji-dmd' lacks files of emoji-base.*DTVIZ_MODELS"):
+        check_available("emoji-dmd")

@@ -123,19 +123,14 @@ OWN_HEADERS, LORA_HEADERS = (
 X0 = torch.ones(3, 2, 1, 16, 16)
 TRACE = dtviz.Trace(X0, torch.ones(3), torch.ones(3), X0[0], seeds=(1, 2), prompt="a dog")
 PROMPTS = 'case_number,prompt,evaluation_seed\n1,"a dog, sitting",5\n2,"a\ncat",6\n'
-ODD_ROWS = st.lists(st.tuples(cells, cells, cells).map(",".join), max_size=5)
+ODD_ROWS = st.lists(st.tuples(cells, cells, cells).map(",".join), max_size=5).map("\n".join)
 CONTROL = controls.Control("age", "slider", TORCH_FACTORS, {"prompts": ["woman"]})
 FILES = [
     File("x.trace", TRACE.save, load_trace, True, st.builds(forged_trace, tensors, texts)),
     File("control.safetensors", CONTROL.save, load_control, True, OWN_HEADERS),
     File("lora.safetensors", content(save(FACTORS)), load_control, others=LORA_HEADERS),
     File("lora.bin", lambda path: torch.save(TORCH_FACTORS, path), load_control),
-    File(
-        "x.csv",
-        content(PROMPTS.encode()),
-        load_prompts,
-        others=ODD_ROWS.map(lambda rows: (PROMPTS + "\n".join(rows)).encode()),
-    ),
+    File("x.csv", content(PROMPTS.encode()), load_prompts, others=ODD_ROWS.map(lambda rows: (PROMPTS + rows).encode())),
     File("table.csv", content(b"prompt,value [1]\ndog,0.5\n"), tables.load, others=st.text().map(str.encode)),
     File("images/x.png", content(IMAGE), load_image, True, st.just(HUGE_IMAGE)),
 ]

@@ -4,16 +4,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from dtviz.metrics.concepts import (
-    ConceptPair,
-    changes_of_mind,
-    concept_pairs,
-    marginal_entropy,
-    mutual_information,
-    occlude,
-    occlusion_box,
-    occlusion_windows,
-)
+from dtviz.metrics import concepts
+from dtviz.metrics.concepts import ConceptPair, changes_of_mind, mutual_information
 from dtviz.metrics.diversity import entropy
 
 
@@ -35,39 +27,36 @@ def test_changes_of_known_cases(steps, final, changed, level, step):
     assert (changes.changed.item(), changes.level.item(), changes.step.item()) == (changed, level, step)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_changes_refuse():
+    for settings, message in (
         ({"final": np.zeros((2, 2))}, "must be"),
         ({"posteriors": np.full((4, 1, 1), 1.1)}, "posteriors of shape"),
         ({"final": [[np.nan]]}, "final of shape"),
         ({"absent": 0.9}, "absent=0.9 and present=0.9"),
         ({"steps": 5}, "steps=5 must be from 1 to the 4"),
-    ],
-)
-def test_changes_refuse(settings, message):
-    with pytest.raises(ValueError, match=message):
-        changes_of_mind(**({"posteriors": np.zeros((4, 1, 1)), "final": [[0.0]]} | settings))
+    ):
+        with pytest.raises(ValueError, match=message):
+            changes_of_mind(**({"posteriors": np.zeros((4, 1, 1)), "final": [[0.0]]} | settings))
 
 
 def test_concept_pairs_use_every_concept_once_in_each_place():
     names = ["a", "b", "c", "d", "e"]
-    pairs = concept_pairs(names)
+    pairs = concepts.concept_pairs(names)
     assert pairs[0] == ConceptPair("a", "b", ("e", "c"))
     assert pairs[-1] == ConceptPair("e", "a", ("d", "b"))
     for places in zip(*((one.first, one.second, *one.others) for one in pairs), strict=True):
         assert sorted(places) == names
     with pytest.raises(ValueError, match="at least four different"):
-        concept_pairs(["a", "b", "c", "a"])
+        concepts.concept_pairs(["a", "b", "c", "a"])
 
 
 def test_sure_posteriors_are_labels():
     """One certain value an image: the information is the labels' entropy, its correction included."""
     labels = np.random.default_rng(1).integers(0, 4, 25)
     assert mutual_information(np.eye(6)[labels]) == pytest.approx(entropy(labels), abs=1e-15)  # two are never said
-    assert marginal_entropy(np.eye(6)[labels]) == pytest.approx(entropy(labels) - 3 / 50, abs=1e-15)
+    assert concepts.marginal_entropy(np.eye(6)[labels]) == pytest.approx(entropy(labels) - 3 / 50, abs=1e-15)
     doubt = np.full((40, 5), 0.2)  # an unsure classifier: entropy and no information
-    assert (marginal_entropy(doubt), mutual_information(doubt)) == pytest.approx((np.log(5), 0), abs=1e-15)
+    assert (concepts.marginal_entropy(doubt), mutual_information(doubt)) == pytest.approx((np.log(5), 0), abs=1e-15)
 
 
 def test_information_is_the_mean_divergence_from_the_mean():
@@ -100,12 +89,12 @@ def test_posteriors_that_are_none_are_refused(bad):
 def test_windows_cover_every_pixel_and_stay_inside():
     for height, width, size, stride in ((64, 64, 16, 8), (64, 64, 16, 7), (5, 9, 4, 3), (3, 3, 8, 2)):
         count = np.zeros((height, width), int)
-        for top, left, bottom, right in occlusion_windows(height, width, size=size, stride=stride):
+        for top, left, bottom, right in concepts.occlusion_windows(height, width, size=size, stride=stride):
             assert 0 <= top < bottom <= min(height, top + size) and 0 <= left < right <= min(width, left + size)
             count[top:bottom, left:right] += 1
         assert count.min() >= 1
     with pytest.raises(ValueError, match="stride=5 must be from 1 to size=4"):
-        occlusion_windows(8, 8, size=4, stride=5)
+        concepts.occlusion_windows(8, 8, size=4, stride=5)
 
 
 @pytest.mark.parametrize("truth", [(16, 24, 40, 48), (0, 0, 16, 16), (40, 8, 64, 24)])
@@ -115,21 +104,26 @@ def test_the_box_is_around_what_the_score_sees(truth):
     image = np.ones((3, 64, 64))
     image[1:, top:bottom, left:right] = 0
     image[1:, 48:64, 48:64] = 0.8
-    places = occlusion_windows(64, 64, size=8, stride=4)
-    hidden = occlude(image, places)
+    places = concepts.occlusion_windows(64, 64, size=8, stride=4)
+    hidden = concepts.occlude(image, places)
     for (t, x, b, r), one in zip(places, hidden, strict=True):  # a white border: the place is white, the rest the same
         expected = image.copy()
         expected[:, t:b, x:r] = 1
         np.testing.assert_array_equal(one, expected)
     drops = (1 - image[1]).sum() - (1 - hidden[:, 1]).sum(axis=(1, 2))
     # A patch of 8 reaches half of its own size over an edge before half of its drop is gone, and strides are 4.
-    assert np.abs(np.subtract(occlusion_box(drops, places, shape=(64, 64)), truth)).max() <= 4
+    assert np.abs(np.subtract(concepts.occlusion_box(drops, places, shape=(64, 64)), truth)).max() <= 4
 
 
 def test_the_box_is_the_connected_region_of_the_largest_drop():
-    places = occlusion_windows(2, 6, size=2, stride=2)
-    assert occlusion_box([0.6, 0.0, 1.0], places, shape=(2, 6)) == (0, 4, 2, 6)  # the left one is not connected
-    assert occlusion_box([0.6, 0.5, 1.0], places, shape=(2, 6)) == (0, 0, 2, 6)
+    places = concepts.occlusion_windows(2, 6, size=2, stride=2)
+    assert concepts.occlusion_box([0.6, 0.0, 1.0], places, shape=(2, 6)) == (
+        0,
+        4,
+        2,
+        6,
+    )  # the left one is not connected
+    assert concepts.occlusion_box([0.6, 0.5, 1.0], places, shape=(2, 6)) == (0, 0, 2, 6)
     for drops, message in (([-1.0, 0.0, -0.5], "nothing to box"), ([1.0, 0.0], r"drops \(2,\)")):
         with pytest.raises(ValueError, match=message):
-            occlusion_box(drops, places, shape=(2, 6))
+            concepts.occlusion_box(drops, places, shape=(2, 6))

@@ -3,12 +3,8 @@
 import numpy as np
 import pytest
 
-from dtviz.metrics.similarity import (
-    concept_timeline,
-    fraction_of_commitment,
-    level_after_first_step,
-    similarity_to_final,
-)
+from dtviz import similarity_to_final
+from dtviz.metrics.similarity import concept_timeline, fraction_of_commitment, level_after_first_step
 
 rng = np.random.default_rng(0)
 
@@ -36,19 +32,16 @@ def test_similarity_keeps_digits_next_to_zero():
     assert similarity_to_final(steps, [[1.0, 0.0]]).tolist() == [[0.0], [1.0], [2.0]]
 
 
-@pytest.mark.parametrize(
-    ("steps", "final", "message"),
-    [
+def test_bad_features_are_refused():
+    for steps, final, message in (
         (np.ones((2, 3, 4)), np.ones((2, 4)), "must be"),
         (np.zeros((2, 3, 4)), np.ones((3, 4)), "step_features of shape"),
         (np.ones((2, 3, 4)), np.full((3, 4), np.nan), "final_features of shape"),
         (np.ones((0, 3, 4)), np.ones((3, 4)), "step_features of shape"),
         (1.0, np.ones((3, 4)), "step_features of shape"),
-    ],
-)
-def test_bad_features_are_refused(steps, final, message):
-    with pytest.raises(ValueError, match=message):
-        similarity_to_final(steps, final)
+    ):
+        with pytest.raises(ValueError, match=message):
+            similarity_to_final(steps, final)
     with pytest.raises(ValueError, match="text_features"):
         concept_timeline(np.ones((2, 3, 4)), np.ones((2, 5)))
 

@@ -68,9 +68,8 @@ def test_bad_input_is_refused(artist):
 
 
 @pytest.mark.parametrize(("sigma", "temperature"), [(0, 0.5), (1, 1.25), (2, 2), (9, 2)])
-def test_a_noisy_x0_classifier_is_a_softmax_at_the_temperature_of_the_noise_level(
-    monkeypatch, tmp_path, sigma, temperature
-):
+def test_a_noisy_x0_classifier_is_a_softmax_at_a_temperature(monkeypatch, tmp_path, sigma, temperature):
+    """At that of the noise level."""
     monkeypatch.setenv("DTVIZ_MODELS", str(tmp_path))
     arrays = {"weight": np.eye(2), "bias": [0, 0.5], "sigmas": [0, 2], "temperatures": [0.5, 2]}
     arrays = {name: np.array(array, np.float32) for name, array in arrays.items()}
@@ -85,13 +84,13 @@ def test_a_noisy_x0_classifier_is_a_softmax_at_the_temperature_of_the_noise_leve
         classifier([[[1.0, 2.0]]], sigmas=[0.0, 1.0])
 
 
-def test_the_shipped_noisy_x0_classifier_is_right_on_early_x0_where_the_one_of_drawings_is_not():
+def test_the_shipped_noisy_x0_classifier_is_right_on_early_x0_where_the_one_of_drawings_is_not(emoji):
     """Samples of seeds that neither was trained on."""
-    pair, noisy, clean = dtviz.load("emoji-dmd"), load_noisy_x0_classifier(), load_classifier("concept")
+    noisy, clean = load_noisy_x0_classifier(), load_classifier("concept")
     embed, early, right = dtviz.embedder(noisy.embedder, device="cpu"), slice(3, 8), {"noisy": 0, "clean": 0}
     for prompt in ("guitar", "whale"):
-        trace = dtviz.generate(pair, prompt, method="base", seeds=[100])
-        features = embed(decode_latents(trace.x0[early].flatten(0, 1), pair))
+        trace = dtviz.generate(emoji, prompt, method="base", seeds=[100])
+        features = embed(decode_latents(trace.x0[early].flatten(0, 1), emoji))
         posteriors = noisy(features[:, None], sigmas=trace.sigmas[early])
         np.testing.assert_allclose(posteriors.sum(axis=-1), 1, atol=1e-9)
         right["noisy"] += sum(noisy.classes[column] == prompt for column in posteriors[:, 0].argmax(axis=1))
@@ -111,9 +110,11 @@ def test_a_text_classifier_knows_drawings_by_the_embedded_clip():
         assert posteriors.shape == (len(real.artists), 3)
         assert (posteriors[:, column] > 0.5).mean() > 0.8
     rotate = np.array([[0.25, 0.31], [0.2, 0.1]], np.float32)  # cosines of the two texts with, and of the one without
-    two = build(
-        lambda texts: rotate[:, :1] if len(texts) == 2 else rotate[:1, 1:], ["a", "b"], template="{}", without=["c"]
-    )
+
+    def rotated(texts):
+        return rotate[:, :1] if len(texts) == 2 else rotate[:1, 1:]
+
+    two = build(rotated, ["a", "b"], template="{}", without=["c"])
     expected = expit(100 * (rotate[:, 0] - rotate[0, 1]))  # concepts do not compete
     np.testing.assert_allclose(two(np.ones((1, 1, 1), np.float32), sigmas=[0]), [[expected]], rtol=1e-4)
     with pytest.raises(ValueError, match="template='a photo' must hold"):

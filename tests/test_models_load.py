@@ -60,10 +60,7 @@ def random_lora(name: str, network: torch.nn.Module) -> dict[str, torch.Tensor]:
     for path, module in network.named_modules():
         if path.endswith(("to_q", "to_k", "to_v", "to_out.0")) and isinstance(module, torch.nn.Linear):
             down, up = lora_keys(name, path)
-            state |= {
-                down: torch.randn(2, module.in_features) * 0.3,
-                up: torch.randn(module.out_features, 2) * 0.3,
-            }
+            state |= {down: torch.randn(2, module.in_features) * 0.3, up: torch.randn(module.out_features, 2) * 0.3}
             if name not in KEYS:
                 state[down.replace("lora_down.weight", "alpha")] = torch.tensor(1.0)
     return state
@@ -183,12 +180,13 @@ def test_flux_guidance_and_noise_levels(lay_out):
     """Guidance is an input of the base alone, and noise levels shift with the size."""
     pair = load(lay_out("flux-schnell"), device="cpu")
     inputs = []
-    hook = pair.distilled.register_forward_pre_hook(
-        lambda _, args, kwargs: inputs.append(kwargs.get("guidance")), with_kwargs=True
-    )
+
+    def listen(_, args, kwargs) -> None:
+        inputs.append(kwargs.get("guidance"))
+
     options = {"method": "hybrid", "seeds": [0], "handover": "distilled-scheduler"}
-    usual, strong = (dtviz.generate(pair, "a dog", base_guidance=g, **options) for g in (None, 7.0))
-    hook.remove()
+    with pair.distilled.register_forward_pre_hook(listen, with_kwargs=True):
+        usual, strong = (dtviz.generate(pair, "a dog", base_guidance=g, **options) for g in (None, 7.0))
     assert inputs == [None] * 6
     assert usual.provenance["base_guidance"] == 1.0
     assert not torch.equal(usual.x0[0], strong.x0[0])
@@ -368,12 +366,6 @@ def test_missing_files_are_downloaded_at_the_pinned_commits(cache, bases, monkey
         load("sdxl-lcm", device="cpu", dtype=torch.float16)
 
 
-def test_an_embedded_pair_without_its_files(monkeypatch, tmp_path):
-    monkeypatch.setenv("DTVIZ_MODELS", str(tmp_path))
-    with pytest.raises(dtviz.Unavailable, match="pair 'emoji-dmd' lacks files of emoji-base.*DTVIZ_MODELS"):
-        check_available("emoji-dmd")
-
-
 def test_a_hub_that_accepts_and_never_answers_is_out_of_reach(monkeypatch):
     """As a proxy does that refuses the hub: the client would try again for minutes."""
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -417,13 +409,11 @@ def test_a_lora_pair_is_one_network():
     assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
     sizes = [sum(p.numel() for p in module.parameters()) for module in (pair.base, pipe.unet)]
     assert sizes[0] < 1.4 * sizes[1]
-    before, _, after = (
-        dtviz.generate(pair, "dog face", method=method, seeds=[0], base_steps=2).final
-        for method in ("base", "distilled", "base")
-    )
+    call = {"prompt": "dog face", "seeds": [0], "base_steps": 2}
+    before, _, after = (dtviz.generate(pair, method=name, **call).final for name in ("base", "distilled", "base"))
     assert torch.equal(before, after)
     pair.pipeline.unet = pipe.unet.eval()
-    whole = dtviz.generate(replace(pair, distilled=pipe.unet), "dog face", method="base", seeds=[0], base_steps=2)
+    whole = dtviz.generate(replace(pair, distilled=pipe.unet), method="base", **call)
     torch.testing.assert_close(before, whole.final)
 
 

@@ -42,9 +42,8 @@ def test_form(path):
     """Title, question, method and claim first; typed parameters with help; no functions and little code; no outputs."""
     notebook = nbformat.read(path, as_version=4)
     first, *rest = notebook.cells
-    assert re.fullmatch(
-        r"# .+\n\n\*\*Question\.\*\* .*\*\*Method\.\*\* .*\*\*The paper's claim\.\*\* .+", first.source, re.S
-    )
+    form = r"# .+\n\n\*\*Question\.\*\* .*\*\*Method\.\*\* .*\*\*The paper's claim\.\*\* .+"
+    assert re.fullmatch(form, first.source, re.S)
     parameters = [cell for cell in rest if "parameters" in cell.metadata.get("tags", [])]
     assert parameters == [rest[0]]
     for line in parameters[0].source.splitlines():
@@ -69,29 +68,21 @@ def test_the_index_leads_to_every_notebook():
 
 
 def code_cells(path):
-    cells = nbformat.read(path, as_version=4).cells
-    return [
-        cell
-        for cell in cells
-        if cell.cell_type == "code" and "injected-parameters" not in cell.metadata.get("tags", [])
-    ]
-
-
-# Figures that are older than their notebooks, until `make full ARGS="--only NAME"` has run (half an hour together)
-STALE = ("control_sweep", "semantic_diversity", "why_hybrid")
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    return [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
 
 
 def test_executed_copies_are_of_todays_notebooks_and_show_their_figures():
     """After a change of a notebook, `make full ARGS="--only NAME"` runs its copy anew."""
-    copies = [path for path in sorted(FOLDER.parent.glob("figures/*/*.ipynb")) if path.stem not in STALE]
-    assert {path.stem for path in copies} == {path.stem for path in NOTEBOOKS} - set(STALE)
+    copies = sorted(FOLDER.parent.glob("figures/*/*.ipynb"))
+    assert {path.stem for path in copies} == {path.stem for path in NOTEBOOKS}
     cells = {path: code_cells(path) for path in copies}
     sources = {path.name: [cell.source for cell in code_cells(path)] for path in NOTEBOOKS}
     assert [str(path) for path in copies if [cell.source for cell in cells[path]] != sources[path.name]] == []
     outputs = {path: [output.get("data", {}) for cell in cells[path] for output in cell.outputs] for path in copies}
     assert [str(path) for path in copies if not any("image/png" in data for data in outputs[path])] == []
     pictures = sorted(FOLDER.parent.glob("figures/emoji-*/*.png"))
-    current = [path for path in pictures if not path.stem.startswith(("explorer", *STALE))]
+    current = [path for path in pictures if path.stem != "explorer"]
     widths = {str(path): int.from_bytes(path.read_bytes()[16:20], "big") for path in current}  # of a PNG's header
     assert [path for path, width in widths.items() if width > 200 * plot.WIDTH + 20] == []  # 200 dpi, and a rim
 
@@ -101,7 +92,7 @@ def test_an_unavailable_pair_stops_a_notebook_at_once(path, monkeypatch, tmp_pat
     """The first cell after the parameters raises an error that names the missing files."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    cells = code_cells(path)
     names = {"pair": "sdxl-dmd", "profile": "paper", "out": str(tmp_path / "out")}
     scope = {"__name__": path.stem}
     exec(compile(cells[0].source, path.name, "exec"), scope)

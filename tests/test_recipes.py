@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from .conftest import tiny_unet
+from .tiny import tiny_unet
 
 RECIPES = Path(__file__).parents[1] / "data" / "recipes"
 
@@ -68,10 +68,9 @@ def test_a_temperature_undoes_a_scaling_of_calibrated_scores(recipe):
     rng = np.random.default_rng(0)
     posteriors = rng.dirichlet([0.5] * 4, size=20_000)
     truth = (rng.uniform(size=(20_000, 1)) > posteriors.cumsum(axis=1)).sum(axis=1)
+    temperature = recipe("noisy_x0_classifier").temperature(3 * np.log(posteriors + 1e-12), truth)
     # Maximum likelihood of one parameter from 20,000 samples; its standard error here is below .01.
-    assert recipe("noisy_x0_classifier").temperature(3 * np.log(posteriors + 1e-12), truth) == pytest.approx(
-        3, rel=0.03
-    )
+    assert temperature == pytest.approx(3, rel=0.03)
 
 
 def test_scores_of_unseen_folds_do_not_know_the_labels(recipe):

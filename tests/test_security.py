@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import dtviz
-from dtviz import plot
+from dtviz import controls, plot
 from dtviz.experiments.cache import Cache
 from dtviz.experiments.dataset import Row, generate_images
 from dtviz.files import HASHES, ROOT, check_hashes
@@ -73,6 +73,8 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, monkeypatch):
         save(Harm(), tmp_path / "x.bin")
         with pytest.raises(ValueError, match=r"x\.bin cannot be read as weights only; nothing in it was run"):
             read_weights(tmp_path / "x.safetensors")
+        with pytest.raises(ValueError, match=r"x\.bin.*cannot be read as weights only; nothing in it was run"):
+            controls.load(tmp_path / "x.bin")
         assert os.listdir(tmp_path) == ["x.bin"]
 
 

@@ -4,9 +4,8 @@ tiny = PIPELINES["flux"]()
 latents = tiny.run("latent")
 """
 
-from __future__ import annotations
-
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.pipelines.stable_cascade.pipeline_stable_cascade import PaellaVQModel
+from peft import LoraConfig
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 WIDTH = 16  # of the prompt embeddings, plain and pooled
@@ -125,18 +125,25 @@ def _scheduler(name: str, **config: Any) -> Any:
     return getattr(diffusers, f"{name}Scheduler")(**config)
 
 
+_unet, _vae = partial(_model, "UNet2DConditionModel"), partial(_model, "AutoencoderKL")
+_flow = partial(_scheduler, "FlowMatchEulerDiscrete")
+_image = partial(torch.rand, 1, 3, 16, 16)
+
+
 def tiny_unet(seed: int, **config: Any) -> diffusers.UNet2DConditionModel:
     """A random two-level denoiser on 4-channel 8x8 latents."""
     torch.manual_seed(seed)
     return _unet(**config).eval()
 
 
-def _unet(**config: Any) -> diffusers.UNet2DConditionModel:
-    return _model("UNet2DConditionModel", **config)
-
-
-def _vae(**config: Any) -> diffusers.AutoencoderKL:
-    return _model("AutoencoderKL", **config)
+def add_lora(
+    network: torch.nn.Module, name: str, *, modules=("to_q", "to_v", "conv1"), seed: int = 0, **options
+) -> None:
+    """Add a random adapter of rank 2 and switch it on."""
+    torch.manual_seed(seed)
+    config = LoraConfig(r=2, lora_alpha=1, target_modules=list(modules), init_lora_weights=False, **options)
+    with warnings.catch_warnings(action="ignore"):  # peft's, about a second adapter
+        network.add_adapter(config, adapter_name=name)
 
 
 def _fill_zeros(module: torch.nn.Module) -> torch.nn.Module:
@@ -145,10 +152,6 @@ def _fill_zeros(module: torch.nn.Module) -> torch.nn.Module:
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
     return module
-
-
-def _controlnet(unet) -> diffusers.ControlNetModel:
-    return _fill_zeros(diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16)))
 
 
 def _pipeline(name: str, **parts: Any) -> diffusers.DiffusionPipeline:
@@ -170,17 +173,15 @@ def _prompt(*, guided: bool = True, pooled: str = "", mask: str = "") -> dict[st
     return call
 
 
-def _image() -> torch.Tensor:
-    return torch.rand(1, 3, 16, 16)
-
-
 STEPS = {"num_inference_steps": 4, "guidance_scale": 3.0}
 
 
 def _sd(scheduler: str = "DDIM", kind: str = "StableDiffusion", *, guidance: float = 1.0, unet=None, **config) -> Tiny:
-    unet = _unet(**(unet or {}))
-    parts = {"controlnet": _controlnet(unet)} if "ControlNet" in kind else {}
-    parts |= {"vae": _vae(), "unet": unet, "scheduler": _scheduler(scheduler, **SD, **config)}
+    parts = {"unet": _unet(**(unet or {})), "scheduler": _scheduler(scheduler, **SD, **config)}
+    if "ControlNet" in kind:
+        net = diffusers.ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(8, 16))
+        parts["controlnet"] = _fill_zeros(net)
+    parts["vae"] = _vae()
     call = _prompt(guided=scheduler != "LCM") | STEPS | {"guidance_scale": guidance}
     call |= {"image": _image()} if "controlnet" in parts else {}
     return Tiny(_pipeline(kind, **parts, requires_safety_checker=False), call)
@@ -208,10 +209,6 @@ def _transformer(
     parts = {"transformer": _model(model, **(config or {})), "scheduler": scheduler, "vae": vae()}
     prompt = _prompt(guided=guided, pooled=pooled, mask=mask)
     return Tiny(_pipeline(name, **parts), prompt | STEPS | call, **(tiny or {}))
-
-
-def _flow(**config) -> Any:
-    return _scheduler("FlowMatchEulerDiscrete", **config)
 
 
 def _ltx_vae() -> diffusers.AutoencoderKLLTXVideo:
@@ -263,11 +260,6 @@ def _cascade() -> Tiny:
     return Tiny(pipe, call)
 
 
-def _ddim_pixels() -> Tiny:
-    pipe = diffusers.DDIMPipeline(_model("UNet2DModel"), _scheduler("DDIM"))
-    return Tiny(pipe, {"num_inference_steps": 4}, latent=None)
-
-
 # fmt: off
 MASK = {"mask": "prompt_attention_mask"}
 SQUARE = {"height": 16, "width": 16}
@@ -316,7 +308,9 @@ FAMILIES: dict[str, Callable[[], Tiny]] = {
     "kandinsky22": _kandinsky22,
     "cascade-prior": _cascade_prior,
     "cascade": _cascade,
-    "ddim-pixels": _ddim_pixels,
+    "ddim-pixels": lambda: Tiny(
+        diffusers.DDIMPipeline(_model("UNet2DModel"), _scheduler("DDIM")), {"num_inference_steps": 4}, latent=None
+    ),
     # CogVideoX's latents have the frames before the channels
     "cogvideox": lambda: _transformer(
         "CogVideoX", "CogVideoXTransformer3DModel",

@@ -29,11 +29,10 @@ def run(name: str) -> str:
     python = ROOT / f".venv-{name}" / "bin" / "python"
     if not python.exists():
         venv.create(python.parents[1], with_pip=True)
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-compile", *options, *requirements(sign)], check=True
-    )
+    install = [python, "-m", "pip", "install", "--quiet", "--no-compile", *options, *requirements(sign)]
+    subprocess.run(install, check=True)
     code = (
-        f"from importlib.metadata import version; print(*(f'{{name}} {{version(name)}}' for name in {SHOWN}), sep=', ')"
+        f"from importlib.metadata import version as v; print(*(f'{{name}} {{v(name)}}' for name in {SHOWN}), sep=', ')"
     )
     versions = subprocess.check_output([python, "-c", code], text=True).strip()
     paths = [path for pattern in TESTS for path in sorted(ROOT.glob(f"tests/test_{pattern}.py"))]

@@ -29,7 +29,7 @@ def scores(study: Study, case: cases.Case, method: str) -> dict[str, np.ndarray]
     for measure in case.measures:
         looked = replace(study, embed=dtviz.embedder(measure.embedder))
         rows = [
-            [measure(p, looked.features(p, method, controls=[case.control.at(scale)])) for p in case.prompts]
+            [measure.score(p, looked.features(p, method, controls=[case.control.at(scale)])) for p in case.prompts]
             for scale in SCALES
         ]
         table[measure.name] = np.array(rows)

@@ -1,8 +1,6 @@
 """Controls of a denoiser: load them, attach them, train them, and measure their effect (Control Distillation)."""
 
-from .attach import Attached as Attached
 from .attach import attach as attach
-from .control import Applied as Applied
 from .control import Control as Control
 from .control import load as load
 from .control import shipped as shipped

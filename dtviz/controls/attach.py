@@ -45,7 +45,7 @@ def attach(target: Any, *controls: Control | Applied, scale: float = 1.0) -> Ite
             elif not always:
                 raise ValueError(f"control {name!r}: a segment or window needs a dtviz.Pair as target")
             for denoiser in map(denoiser_of, networks):
-                hooks.append(stack.enter_context(LayerHooks(denoiser, applied.control)))
+                hooks.append(LayerHooks(denoiser, applied.control, stack))
                 hooks[-1].scale = applied.scale if always else 0.0
             if not any(tensor.any() for key, tensor in applied.control.tensors.items() if key.endswith(UP)):
                 raise ValueError(f"control {name!r} changes nothing: its weights are 0, is it untrained?")
@@ -76,26 +76,23 @@ class Attached:
 
 
 class LayerHooks:
-    """A control on one network: a forward hook on each changed layer, until the end of a `with` block. Off at scale 0.
+    """A control on one network: a forward hook on each changed layer, until `stack` is closed. Off at scale 0.
 
     `tensors` are cast to the layer's input when used. A `Parameter` in training is not cast.
     """
 
-    def __init__(self, denoiser: torch.nn.Module, control: Control) -> None:
+    def __init__(self, denoiser: torch.nn.Module, control: Control, stack: ExitStack) -> None:
         self.scale, self.tensors, self.layers = 0.0, dict(control.tensors), _layers(denoiser, control)
-
-    def __enter__(self) -> LayerHooks:
-        self._handles = [layer.register_forward_hook(partial(self._add, name)) for name, layer in self.layers.items()]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        for name, layer in self.layers.items():
+            stack.enter_context(layer.register_forward_hook(partial(self._add, name)))
 
     def _add(self, module: str, layer: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor | None:
         if self.scale == 0:
             return None
-        down, up = (self._tensor(module + form, inputs[0]) for form in (DOWN, UP))
+        keys = (module + DOWN, module + UP)
+        if not isinstance(self.tensors[keys[0]], torch.nn.Parameter):
+            self.tensors |= {key: self.tensors[key].to(inputs[0]) for key in keys}
+        down, up = (self.tensors[key] for key in keys)
         x = inputs[0].to(down.dtype)
         if isinstance(layer, torch.nn.Linear):
             change = F.linear(F.linear(x, down), up)
@@ -103,40 +100,28 @@ class LayerHooks:
             change = F.conv2d(layer._conv_forward(x, down, None), up)
         return (output + self.scale * change).to(output.dtype)
 
-    def _tensor(self, key: str, like: torch.Tensor) -> torch.Tensor:
-        if not isinstance(self.tensors[key], torch.nn.Parameter):
-            self.tensors[key] = self.tensors[key].to(like)
-        return self.tensors[key]
-
 
 def _layers(denoiser: torch.nn.Module, control: Control) -> dict[str, torch.nn.Module]:
     """Return the layers that a control changes, by its own module names, after checking that they fit."""
     modules = dict(denoiser.named_modules())
     if any(module._compiled_call_impl is not None for module in modules.values()) or "_orig_mod" in modules:
         raise ValueError("the network is compiled, which skips hooks: attach to one that torch.compile has not seen")
-    names: dict[str, str | None] = {}
-    for name in modules:  # kohya's files have underscores for dots
-        flat = name.replace(".", "_")
-        names[flat] = None if flat in names else name
-    names |= {name: name for name in modules}
+    flat = Counter(name.replace(".", "_") for name in modules)  # kohya's files have underscores for dots
+    names = {name.replace(".", "_"): name for name in modules} | {name: name for name in modules}
     problem = f"control {control.name!r} is not for this {type(denoiser).__name__}"
-    if missing := [name for name in control.modules if names.get(name) is None]:
+    if missing := [name for name in control.modules if name not in names or flat[name] > 1]:
         count = f"{len(missing)} of its {len(control.modules)} modules are not there"
         raise ValueError(f"{problem}: {count}, such as {', '.join(missing[:SHOWN])}")
     layers = {name: getattr(modules[names[name]], "base_layer", modules[names[name]]) for name in control.modules}
     for name, layer in layers.items():
         if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) or getattr(layer, "groups", 1) != 1:
             raise ValueError(f"{problem}: {name} is a {type(layer).__name__} there, which takes no such change")
-        shape = (len(control.tensors[name + UP]), *control.tensors[name + DOWN].shape[1:])
-        if shape != layer.weight.shape:
-            raise ValueError(
-                f"{problem}: it changes {name} by {shape}, whose weight is {tuple(layer.weight.shape)} there"
-            )
+        shape, own = (len(control.tensors[name + UP]), *control.tensors[name + DOWN].shape[1:]), layer.weight.shape
+        if shape != own:
+            raise ValueError(f"{problem}: it changes {name} by {shape}, whose weight is {tuple(own)} there")
         attention = modules[names[name].rpartition(".")[0]]
-        fused = (
-            isinstance(attention, AttentionModuleMixin)
-            or "Fused" in type(getattr(attention, "processor", None)).__name__
-        )
-        if fused and getattr(attention, "fused_projections", False):  # UNets leave the flag when they unfuse
+        processor = type(getattr(attention, "processor", None)).__name__  # UNets leave the flag when they unfuse
+        fused = isinstance(attention, AttentionModuleMixin) or "Fused" in processor
+        if fused and getattr(attention, "fused_projections", False):
             raise ValueError(f"attention is fused and does not evaluate {name}: call unfuse_qkv_projections() first")
     return layers

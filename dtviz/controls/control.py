@@ -28,7 +28,6 @@ from ..files import Unavailable, data, hub_reachable, load_weights_only, one_lin
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 SEGMENTS = ("both", "base", "distilled")
 HEADER = "dtviz"  # in a file's metadata: everything of a control but its tensors, as JSON
-PEFT_SETTINGS = "lora_adapter_metadata"  # in the metadata of a diffusers file
 DEFAULT = "pytorch_lora_weights.safetensors"  # diffusers' name for a LoRA
 REPO = r"[\w-][\w.-]*/[\w-][\w.-]*"  # owner/name
 SHOWN = 3  # names in an error
@@ -87,8 +86,8 @@ class Control:
         """Write one safetensors file, for `load`. diffusers' `load_lora_weights` reads it too."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"facts": dict(self.facts)}
-        record |= {key: getattr(self, key) for key in ("name", "kind", "part", "fingerprint")}
+        record = {name: getattr(self, name) for name in ("name", "kind", "part", "fingerprint")}
+        record["facts"] = dict(self.facts)
         tensors = {f"{self.part}.{key}": self.tensors[key].detach().cpu().contiguous() for key in sorted(self.tensors)}
         write_atomic(path, save(tensors, metadata={HEADER: json.dumps(record, sort_keys=True)}))
         return path
@@ -122,15 +121,13 @@ class Applied:
 
     def facts(self) -> dict[str, Any]:
         """Return name, fingerprint and settings, JSON-compatible."""
-        window = None if self.window is None else [float(level) for level in self.window]
-        settings = {"scale": float(self.scale), "segment": self.segment, "window": window}
-        return {"name": self.control.name, "fingerprint": self.control.fingerprint} | settings
+        facts = {"name": self.control.name, "fingerprint": self.control.fingerprint, "segment": self.segment}
+        return facts | {"scale": float(self.scale), "window": self.window and [float(level) for level in self.window]}
 
     def __str__(self) -> str:
         """Return a label such as "smile x 2 (base, sigma 4.2 to 0)"."""
         limits = [self.segment] * (self.segment != "both")
-        if self.window is not None:
-            limits.append(f"sigma {self.window[0]:g} to {self.window[1]:g}")
+        limits += [f"sigma {self.window[0]:g} to {self.window[1]:g}"] if self.window else []
         return f"{self.control.name} x {self.scale:g}" + (f" ({', '.join(limits)})" if limits else "")
 
 
@@ -151,13 +148,12 @@ def load(path: str | Path, *, weight_name: str | None = None, name: str = "") ->
     try:
         if HEADER in header:
             record = json.loads(header[HEADER])
-            part = record.get("part", "unet")
-            own = {key.removeprefix(f"{part}."): tensor for key, tensor in tensors.items()}
-            control = Control(name or record["name"], record["kind"], own, dict(record["facts"]), part)
-            if record.get("fingerprint", control.fingerprint) != control.fingerprint:
+            own = {key.removeprefix(f"{record['part']}."): tensor for key, tensor in tensors.items()}
+            control = Control(name or record["name"], record["kind"], own, dict(record["facts"]), record["part"])
+            if record["fingerprint"] != control.fingerprint:
                 raise ValueError("it is damaged: its tensors are not those that it was saved with")
             return control
-        settings = json.loads(header.get(PEFT_SETTINGS, "{}"))
+        settings = json.loads(header.get("lora_adapter_metadata", "{}"))  # of a diffusers file
         return _lora(name or Path(path).name.removesuffix(file.suffix), tensors, settings)
     except Exception as error:  # diffusers and peft document no error for names that they do not know
         reason = str(error) if type(error) is ValueError else one_line(error)
@@ -201,8 +197,7 @@ def _lora(name: str, tensors: Mapping[str, torch.Tensor], settings: Mapping[str,
         else:
             wrong.append(bare)
     left_out = [f"{part}, {n} tensors" for part, n in sorted(others.items())]
-    wrong += [f"{module}.alpha" for module in alphas if module + UP not in factors]
-    if wrong:
+    if wrong := wrong + [f"{module}.alpha" for module in alphas if module + UP not in factors]:
         raise ValueError(f"{len(wrong)} of its {len(tensors)} tensors are no LoRA factors: {', '.join(wrong[:SHOWN])}")
     if not factors:
         raise ValueError(f"none of it is for the denoiser, but {'; '.join(left_out) or 'for nothing at all'}")
@@ -233,10 +228,8 @@ def _converted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _bare(key: str) -> str:
     """Return a name without the prefix of the denoiser, in peft's words."""
-    key = re.sub(r"^(unet\.|transformer\.|lora_unet_|lora_transformer_)", "", key)
-    for old, new in ((".default.weight", ".weight"), (".lora_down.", ".lora_A."), (".lora_up.", ".lora_B.")):
-        key = key.replace(old, new)
-    return key
+    key = re.sub(r"^(unet\.|transformer\.|lora_unet_|lora_transformer_)", "", key).replace(".default.weight", ".weight")
+    return key.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
 
 
 def _find(path: str | Path, weight_name: str | None) -> Path:
@@ -258,7 +251,6 @@ def _find(path: str | Path, weight_name: str | None) -> Path:
             return Path(hf_hub_download(repo, wanted))
         except Exception as error:  # of the hub's client and of the library below it, with many lines
             reason = f"the model hub does not give it: {one_line(error)}"
+    problem = f"{wanted} of control {repo!r} is neither a file here nor in the hub's cache, and {reason}"
     cure = f"where there is a network, run `hf download {repo} {wanted}` and set HF_HOME to its cache"
-    raise Unavailable(
-        f"{wanted} of control {repo!r} is neither a file here nor in the hub's cache, and {reason}; {cure}"
-    )
+    raise Unavailable(f"{problem}; {cure}")

@@ -23,11 +23,7 @@ class Sweep:
     spearman: Estimate  # mean over images of the rank correlation of score and scale (Page's trend test, rescaled)
     p: float  # two-sided sign-flip p of that correlation
     rising: float  # share of all seeds' steps that rise; 0.5 for noise
-
-    @property
-    def monotone(self) -> bool:
-        """Whether the mean rises at every step."""
-        return bool((self.table["step"].iloc[1:] > 0).all())
+    monotone: bool  # the mean rises at every step
 
 
 def effect(scores: Mapping[str, tuple], *, base: str = "base", over: str = "prompts") -> pd.DataFrame:
@@ -73,18 +69,17 @@ def sweep(scales, scores, *, over: str = "prompts") -> Sweep:
     units = scores.mean(axis=1 + axis)  # (scale, prompt) or (scale, seed)
     tests = [paired_test(above, below) for below, above in itertools.pairwise(units)]
     steps = [_columns("step", test.mean, test.low, test.high) for test in tests]
-    table = pd.DataFrame([vars(mean_interval(values)) for values in units], index=scales).drop(columns="n")
-    table = table.rename_axis("scale").reset_index()
+    table = pd.DataFrame([vars(mean_interval(values)) for values in units]).drop(columns="n")
+    table.insert(0, "scale", scales)
     table = table.join(pd.DataFrame([{}, *steps]).assign(p=[np.nan, *holm([test.p for test in tests])]))
     order = stats.rankdata(scales) - (len(scales) + 1) / 2
     ranks = stats.rankdata(scores, axis=0) - (len(scales) + 1) / 2
     norm = np.sqrt((ranks**2).sum(axis=0) * (order**2).sum())
     products = np.einsum("s,sij->ij", order, ranks)
     rho = np.divide(products, norm, out=np.zeros_like(norm), where=norm > 0)  # a score that never changes has no trend
-    each = rho.mean(axis=axis)
-    trend = paired_test(each, np.zeros_like(each))
-    rising = float((np.diff(scores, axis=0) > 0).mean())
-    return Sweep(table, Estimate(trend.mean, trend.low, trend.high, trend.n), trend.p, rising)
+    trend = paired_test(rho.mean(axis=axis), np.zeros(units.shape[1]))
+    rising, monotone = float((np.diff(scores, axis=0) > 0).mean()), all(test.mean > 0 for test in tests)
+    return Sweep(table, Estimate(trend.mean, trend.low, trend.high, trend.n), trend.p, rising, monotone)
 
 
 def outside(before, after) -> np.ndarray:

@@ -32,8 +32,6 @@ from .control import DOWN, UP, Control
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # self- and cross-attention, as in diffusers' DreamBooth LoRA
 CROSS_ATTENTION = ("attn2.to_k", "attn2.to_v")  # keys and values of the text, as in Custom Diffusion
-GUIDANCE = 3.0  # of a slider's rollouts on the base, as published
-WEIGHT_DECAY = 0.01
 
 
 def train_slider(
@@ -62,11 +60,10 @@ def train_slider(
     texts = {"target": targets} | {part: _texts(part, given, len(targets)) for part, given in ends.items()}
     if texts["positive"] == texts["negative"]:
         raise ValueError(f"positive={positive!r} and negative are the same: there is nothing between them")
-    own_steps, guidance = (pair.base_steps, GUIDANCE) if on == "base" else (pair.steps, pair.guidance)
+    # 3 is the guidance of the rollouts on the base, as published
+    own_steps, guidance = (pair.base_steps, 3.0) if on == "base" else (pair.steps, pair.guidance)
     steps = own_steps if steps is None else steps
-    numbers = {"rank": rank, "alpha": alpha, "batch_size": batch_size, "iterations": iterations, "lr": lr}
-    numbers |= {"eta": eta, "steps": steps}
-    _check_numbers(numbers)
+    numbers = _numbers(rank, alpha, batch_size, iterations, lr, eta=eta, steps=steps)
     trainable_layers(pair, on, modules)
     conditions = Conditions(pair, sorted({text for part in texts.values() for text in part}))
     facts = _facts(pair, on, prompts=targets, modules=list(modules), seed=seed, licence=licence) | numbers
@@ -112,8 +109,7 @@ def train_customisation(
     """
     images = check_images(images)
     texts = _texts("prompts", prompts, len(images))
-    numbers = {"rank": rank, "alpha": alpha, "batch_size": batch_size, "iterations": iterations, "lr": lr}
-    _check_numbers(numbers | {"prior_images": prior_images})
+    numbers = _numbers(rank, alpha, batch_size, iterations, lr, prior_images=prior_images)
     if not prior_weight >= 0 or not 0 <= drop < 1:
         raise ValueError(f"prior_weight={prior_weight} must be at least 0, and drop={drop} at least 0 and below 1")
     trainable_layers(pair, on, modules)
@@ -125,8 +121,7 @@ def train_customisation(
     if class_prompt:  # by the untrained network
         priors = generate(pair, class_prompt, method=on, seeds=range(seed, seed + prior_images)).final.to(latents)
     facts = _facts(pair, on, prompts=list(dict.fromkeys(texts)), modules=list(modules), seed=seed, licence=licence)
-    facts |= numbers | {"images": {"number": len(images)}, "class_prompt": class_prompt, "drop": drop}
-    facts |= {"prior_images": prior_images, "prior_weight": prior_weight}
+    facts |= numbers | {"class_prompt": class_prompt, "prior_weight": prior_weight, "drop": drop, "images": len(images)}
     noising = DDPMScheduler.from_config(pair.base_scheduler.config)
     times = torch.arange(noising.config.num_train_timesteps)
     if on == "distilled":
@@ -177,27 +172,20 @@ def trainable_layers(pair: Pair, on: str, modules: Sequence[str]) -> dict[str, t
 
 
 @contextmanager
-def training(
-    pair: Pair, on: str, modules: Sequence[str], *, rank: int, alpha: float = 1.0, seed: int = 0
-) -> Iterator[tuple[torch.nn.Module, LayerHooks]]:
+def training(pair: Pair, on: str, modules: Sequence[str], *, rank: int, alpha: float = 1.0, seed: int = 0) -> Iterator:
     """Attach a new trainable LoRA to a role's network. Yield the network and the hooks. Restore all on every exit."""
     layers, denoiser = trainable_layers(pair, on, modules), network(pair.base, pair.distilled, on)
-    required = {parameter: parameter.requires_grad for parameter in denoiser.parameters()}
     with ExitStack() as stack:
+        for parameter in denoiser.parameters():
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
         if isinstance(pair.distilled, str):  # the distillation LoRA
             role = stack.enter_context(AdapterSwitch(pair.base, pair.distilled, fuse=False).active())
             stack.enter_context(role(on))
-        try:
-            denoiser.requires_grad_(False)
-            hooks = stack.enter_context(
-                LayerHooks(denoiser, Control("untrained", "lora", _new_factors(layers, rank, seed)))
-            )
-            hooks.tensors = {key: torch.nn.Parameter(t.to(denoiser.device)) for key, t in hooks.tensors.items()}
-            hooks.scale = alpha / rank
-            yield denoiser, hooks
-        finally:
-            for parameter, value in required.items():
-                parameter.requires_grad_(value).grad = None
+        denoiser.requires_grad_(False)
+        hooks = LayerHooks(denoiser, Control("untrained", "lora", _new_factors(layers, rank, seed)), stack)
+        hooks.tensors = {key: torch.nn.Parameter(t.to(denoiser.device)) for key, t in hooks.tensors.items()}
+        hooks.scale = alpha / rank
+        yield denoiser, hooks
 
 
 def _new_factors(layers: Mapping[str, torch.nn.Module], rank: int, seed: int) -> dict[str, torch.Tensor]:
@@ -221,16 +209,13 @@ class Conditions:
         # guidance above 1: the pipeline prepares both rows, the unconditional one first
         options = {"num_inference_steps": 1, "guidance_scale": 2.0, "output_type": "latent"} | pair.call_arguments
         self.arguments: dict[str, dict[str, Any]] = {}  # by prompt and name: tensors of one row, or dicts of them
-        hook = pair.base.register_forward_pre_hook(lambda _, *inputs: calls.append(inputs), with_kwargs=True)
-        try:
+        with pair.base.register_forward_pre_hook(lambda _, *inputs: calls.append(inputs), with_kwargs=True):
             for prompt in prompts:
                 calls.clear()
                 pair.pipeline(prompt=prompt, generator=torch.Generator("cpu"), **options)  # not the global generator
                 inputs = {name: value for name, value in calls[0][1].items() if name != "return_dict"}
                 for text, row in (("", slice(0, 1)), (prompt, slice(1, 2))):
                     self.arguments[text] = tree_map_only(torch.Tensor, lambda leaf, row=row: leaf[row].clone(), inputs)
-        finally:
-            hook.remove()
         self.shape = tuple(calls[0][0][0].shape[1:])  # of the latents
 
     def rows(self, prompts: Sequence[str]) -> dict[str, Any]:
@@ -256,13 +241,10 @@ def sampler_calls(pair: Pair, role: str, *, steps: int, guidance: float) -> list
 
 
 @torch.no_grad()
-def rollout(
-    denoiser: torch.nn.Module, calls: Sequence[DenoiserCall], stop: int, conditions: Conditions,
-    prompts: Sequence[str], generator: torch.Generator,
-) -> torch.Tensor:  # fmt: skip
+def rollout(denoiser, calls: list[DenoiserCall], stop: int, conditions: Conditions, prompts: Sequence[str], generator):
     """Sample x_t before call number `stop`, from pure noise. Guidance evaluates both rows in one call."""
-    shape, inputs = (len(prompts), *conditions.shape), conditions.rows(prompts)
-    x_t = torch.randn(shape, generator=generator).to(denoiser.device) * calls[0].scheduler.init_noise_sigma
+    noise = torch.randn(len(prompts), *conditions.shape, generator=generator)
+    x_t = noise.to(denoiser.device) * calls[0].scheduler.init_noise_sigma
     for call in calls[:stop]:
         x = call.scheduler.scale_model_input(x_t, call.timestep)
         if call.guidance > 1:
@@ -270,22 +252,19 @@ def rollout(
             u, c = predict(denoiser, torch.cat([x, x]), call.timestep, both).chunk(2)
             output = u + call.guidance * (c - u)
         else:
-            output = predict(denoiser, x, call.timestep, inputs)
+            output = predict(denoiser, x, call.timestep, conditions.rows(prompts))
         noise = {"generator": generator} if "generator" in inspect.signature(call.scheduler.step).parameters else {}
         x_t = call.scheduler.step(output, call.timestep, x_t, return_dict=False, **noise)[0]
     return x_t
 
 
-def optimise(
-    hooks: LayerHooks, loss: Callable[[int, torch.Generator], torch.Tensor], *,
-    name: str, kind: str, facts: dict[str, Any], progress: bool = True,
-) -> Control:  # fmt: skip
+def optimise(hooks: LayerHooks, loss: Callable, *, name: str, kind: str, facts: dict, progress: bool = True) -> Control:
     """Minimise `loss(iteration, generator)` with AdamW. The loss in the control's facts is the mean of the last tenth."""
-    lr, seed, losses = facts["lr"], facts["seed"], []
-    optimiser = torch.optim.AdamW(hooks.tensors.values(), lr=lr, weight_decay=WEIGHT_DECAY)
+    lr, losses = facts["lr"], []
+    optimiser = torch.optim.AdamW(hooks.tensors.values(), lr=lr)
     bar = tqdm(range(facts["iterations"]), desc=name, disable=not progress)
     for iteration in bar:
-        value = loss(iteration, iteration_generator(seed, iteration))
+        value = loss(iteration, iteration_generator(facts["seed"], iteration))
         value.backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -304,12 +283,14 @@ def iteration_generator(seed: int, iteration: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int(mixed[0]))
 
 
-def _check_numbers(values: Mapping[str, float]) -> None:
-    """Refuse a number that is not finite and above 0. All but lr, eta and alpha must be integers."""
+def _numbers(rank: int, alpha: float, batch_size: int, iterations: int, lr: float, **others: float) -> dict[str, float]:
+    """Return numbers by name. Refuse one that is not finite and above 0. All but lr, eta and alpha must be integers."""
+    values = {"rank": rank, "alpha": alpha, "batch_size": batch_size, "iterations": iterations, "lr": lr} | others
     for name, value in values.items():
         whole = name not in ("lr", "eta", "alpha")
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 < value < 1e9:
             raise ValueError(f"{name}={value!r} must be {'an integer of at least 1' if whole else 'a number above 0'}")
+    return values
 
 
 def _texts(name: str, given: str | Sequence[str], count: int = 0) -> list[str]:

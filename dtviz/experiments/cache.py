@@ -19,11 +19,6 @@ from safetensors.numpy import save
 from ..files import HOME, content_hash, write_atomic
 
 
-def key(kind: str, settings: Mapping[str, Any]) -> str:
-    """Return the name of a result: sha256 of its kind (a folder's name) and settings (what JSON can hold, in any order)."""
-    return hashlib.sha256(f"{kind}\n{_canonical(settings)}".encode()).hexdigest()
-
-
 class Cache:
     """Keep results in a folder, a safetensors file with the settings and a hash for each.
 
@@ -34,8 +29,8 @@ class Cache:
         self.root = Path(root or os.environ.get("DTVIZ_STORE") or HOME / ".dtviz").expanduser()
 
     def path(self, kind: str, settings: Mapping[str, Any]) -> Path:
-        """Return the file of a result, whether it exists or not."""
-        name = key(kind, settings)
+        """Return the file of a result: its kind is a folder's name, its settings are what JSON can hold, in any order."""
+        name = hashlib.sha256(f"{kind}\n{_canonical(settings)}".encode()).hexdigest()
         return self.root / kind / name[:2] / f"{name}.safetensors"
 
     def get_or_compute(self, kind: str, settings: Mapping, compute: Callable[[], Mapping]) -> dict[str, np.ndarray]:

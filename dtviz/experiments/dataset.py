@@ -14,6 +14,7 @@ import json
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -36,7 +37,6 @@ from ..metrics.embedders import Embedder
 from ..metrics.statistics import Estimate
 from .cache import Cache
 
-FORMAT = "dtviz.dataset/1"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _CASE = re.compile(r"[A-Za-z0-9_-]{1,200}")  # a file name that stays in its folder and fits every file system
 
@@ -111,11 +111,11 @@ def generate_images(
         (out / folder).mkdir(parents=True, exist_ok=True)
     _claim(out, rows, _job_settings(pair, rows, settings, size))
     _warn_of_long_prompts(pair, rows)
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    generated = 0
+    batches, generated = [rows[start : start + size] for start in range(0, len(rows), size)], 0
     with tqdm(total=len(rows), initial=count_images(out), unit="image", disable=not progress) as bar:
-        for i in _unfinished(out, batches):
-            generated += _generate_batch(pair, batches[i], out, settings)
+        for batch, problems in _unfinished(out, batches):
+            _generate_batch(pair, batch, out, settings, problems)
+            generated += len(problems)
             bar.update(count_images(out) - bar.n)
         bar.update(count_images(out) - bar.n)
     return generated
@@ -126,17 +126,15 @@ def count_images(out: str | Path) -> int:
     return sum(name.endswith(".png") for name in os.listdir(Path(out) / "images"))
 
 
-def _unfinished(out: Path, batches: list[list[Row]]) -> Iterator[int]:
-    """Yield the batches that lack an image, with their lock held. Batches that others hold come last."""
-    remaining = list(range(len(batches)))
+def _unfinished(out: Path, batches: list[list[Row]]) -> Iterator[tuple[list[Row], dict[str, str]]]:
+    """Yield each batch that lacks an image, with its `_problems` and its lock held. Batches that others hold come last."""
+    remaining = dict(enumerate(batches))
     for timeout in (0, -1):  # first those that are free, then wait for the others, whose holders may have died
-        for i in list(remaining):
-            with suppress(Timeout):
-                if _problems(out, batches[i]):
-                    with FileLock(out / ".locks" / f"{i}.lock", timeout=timeout):
-                        if _problems(out, batches[i]):  # another process may have finished it while we waited
-                            yield i
-                remaining.remove(i)
+        for i, batch in list(remaining.items()):
+            with suppress(Timeout), FileLock(out / ".locks" / f"{i}.lock", timeout=timeout):
+                if problems := _problems(out, batch):
+                    yield batch, problems
+                del remaining[i]
 
 
 def _problems(out: Path, batch: list[Row]) -> dict[str, str]:
@@ -154,42 +152,38 @@ def _problems(out: Path, batch: list[Row]) -> dict[str, str]:
 
 def _warn_of_long_prompts(pair: Pair, rows: Sequence[Row]) -> None:
     """Warn once of prompts that are longer than the pipeline reads, which the job cuts and `score` refuses."""
-    parts = pair.pipeline.components
-    tokenizers = [part for name, part in parts.items() if name.startswith("tokenizer") and part is not None]
+    tokenizers = [part for name, part in pair.pipeline.components.items() if name.startswith("tokenizer") and part]
     if not tokenizers:
         return
-    tokenizer = max(tokenizers, key=lambda tokenizer: tokenizer.model_max_length)
-    tokens = tokenizer([row.prompt for row in rows], verbose=False)["input_ids"]
-    long = [row.case for row, ids in zip(rows, tokens, strict=True) if len(ids) > tokenizer.model_max_length]
-    if long:
+    tokenizer = max(tokenizers, key=lambda one: one.model_max_length)
+    tokens, most = tokenizer([row.prompt for row in rows], verbose=False)["input_ids"], tokenizer.model_max_length
+    if long := [row.case for row, ids in zip(rows, tokens, strict=True) if len(ids) > most]:
         count = f"{len(long)} of {len(rows)} prompts, first that of case {long[0]},"
-        warnings.warn(f"{count} exceed {tokenizer.model_max_length} tokens and are cut", stacklevel=3)
+        warnings.warn(f"{count} exceed {most} tokens and are cut", stacklevel=3)
 
 
-def _generate_batch(pair: Pair, batch: list[Row], out: Path, settings: Mapping[str, Any]) -> int:
-    """Generate a whole batch and write the images that are missing or damaged. Return their number."""
+def _generate_batch(pair: Pair, batch: list[Row], out: Path, settings: Mapping[str, Any], problems: dict) -> None:
+    """Generate a whole batch and write the images that are missing or damaged."""
     cases, prompts, seeds = map(list, zip(*batch, strict=True))
     trace = generate(pair, prompts, seeds=seeds, batch_size=len(batch), **settings)
     images = dict(zip(cases, decode(trace, pair, what="final").permute(0, 2, 3, 1).numpy(), strict=True))
     if bad := [case for case in cases if not np.isfinite(images[case]).all()]:
         raise ValueError(f"the images of cases {', '.join(bad)} are not finite: did half precision overflow?")
-    problems = _problems(out, batch)
     for case, problem in problems.items():
         if problem:
             warnings.warn(f"{problem}; it is generated again", stacklevel=3)
         content = io.BytesIO()
         Image.fromarray((images[case] * 255).round().astype(np.uint8)).save(content, "png", compress_level=1)
         write_atomic(out / "images" / f"{case}.png", content.getvalue())
-    return len(problems)
 
 
 def _job_settings(pair: Pair, rows: list[Row], settings: dict[str, Any], size: int) -> dict[str, Any]:
     """Return everything that decides what the images are, as it reads back from JSON."""
     names = ["steps", "base_steps", "timesteps", "guidance", "base_guidance", "handover", "size"]
-    chosen = {name: getattr(pair, name) for name in [*names, *["call"][: bool(pair.call)]]}
+    chosen = {name: getattr(pair, name) for name in names + ["call"] * bool(pair.call)}
     chosen |= {name: value for name, value in settings.items() if value is not None}
-    job = {"format": FORMAT, "pair": pair.name, "weights": pair.fingerprint, "settings": chosen, "batch_size": size}
-    job |= {"rows": len(rows), "prompts": hashlib.sha256(repr(rows).encode()).hexdigest()}
+    job = {"format": "dtviz.dataset/1", "pair": pair.name, "weights": pair.fingerprint, "settings": chosen}
+    job |= {"batch_size": size, "rows": len(rows), "prompts": hashlib.sha256(repr(rows).encode()).hexdigest()}
     job |= {"numbers": [str(pair.base.dtype), pair.base.device.type, version("torch"), version("diffusers")]}
     return json.loads(json.dumps(job))
 
@@ -226,9 +220,8 @@ def score_images(
     files, inception = image_files(folder), embed.name.startswith("inception")
     if (folder / "prompts.csv").exists():
         prompts = {row.case: row.prompt for row in read_prompts(folder / "prompts.csv")}
-        stems = [file.stem for file in files]
-        different = sorted(prompts.keys() ^ set(stems)) or [stem for stem in set(stems) if stems.count(stem) > 1]
-        if different:
+        asked, made = Counter(prompts.keys()), Counter(file.stem for file in files)
+        if different := sorted((asked - made) + (made - asked)):
             counts = f"has {len(files)} images for {len(prompts)} prompts, differing in {different[0]}"
             raise ValueError(f"{folder} {counts}: run its `generate` again to finish it, and remove other images")
     elif text:
@@ -250,8 +243,7 @@ def score_images(
         distance = quality.frechet_distance(features, image_features(real, embed, cache=cache))
         add("FID" if inception else "FD", distance, embed, real)
     if embed.classifies and len(files) > 10:
-        score = quality.inception_score(embed.classify(features))
-        add("Inception score" if inception else "class score", score, embed)
+        add("Inception score" if inception else "class score", quality.inception_score(embed.classify(features)), embed)
     if text:
         score = quality.clip_score(image_features(files, text, cache=cache), words, prompts=texts)
         add(f"{'CLIP' if text.name.startswith('clip:') else text.name} score", score, text)

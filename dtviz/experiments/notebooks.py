@@ -6,6 +6,7 @@ run(["fig5", "table3"], pair="emoji-dmd", parameters={"n_seeds": 4})
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import os
 import sys
@@ -60,17 +61,15 @@ def run(
         jobs: notebooks at a time. None: one per core, at most four, for embedded pairs, and one for hub pairs.
         out, folder: where the results go (None: `figures_folder`), and where the notebooks are (None: the checkout's).
     """
-    parameters = dict(parameters or {})
     check_profile(profile)
-    if own := sorted({"pair", "profile", "out"} & set(parameters)):
+    if own := sorted({"pair", "profile", "out"} & set(parameters or ())):
         raise ValueError(f"{own[0]!r} is given as {own[0]}=..., not among the parameters")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs={jobs} must be at least 1")
     check_available(pair)  # before papermill is loaded
     target, folder = figures_folder(pair, profile, out or "").resolve(), Path(folder or ROOT / "notebooks")
-    values = {"pair": pair, "profile": profile} | parameters
-    if out is not None:
-        values["out"] = os.path.relpath(target, ROOT)
+    values = {"pair": pair, "profile": profile} | dict(parameters or {})
+    values |= {} if out is None else {"out": os.path.relpath(target, ROOT)}
     chosen = [folder / f"{name}.ipynb" for name in _choose(names, notebooks(folder), values)]
     at_once = jobs or (min(_cores(), 4) if spec_of(pair).embedded else 1)  # two hub pairs may not fit an accelerator
     return _run_all(chosen, values, target, min(at_once, len(chosen)))
@@ -88,16 +87,14 @@ def _choose(names: Iterable[str] | None, existing: dict[str, dict[str, str]], va
         chosen += matches
     if not chosen:
         raise ValueError(f"no notebook with parameters is named: there are {', '.join(existing) or 'none'}")
-    for notebook in chosen:
-        declared = existing[notebook]
-        for name, value in values.items():
-            if name not in declared:
-                listed = ", ".join(declared) or "no cell tagged `parameters`"
-                raise ValueError(f"notebook {notebook} has no parameter {name!r}; it has: {listed}")
-            kind, given = declared[name], type(value).__name__  # papermill calls a parameter without a type "None"
-            if kind not in (given, "None") and (kind, given) != ("float", "int"):
-                what = f"parameter {name!r} of notebook {notebook}"
-                raise ValueError(f"{what} is of type {kind}, got {value!r} ({given})")
+    for notebook, (name, value) in itertools.product(chosen, values.items()):
+        declared, given = existing[notebook], type(value).__name__
+        if name not in declared:
+            listed = ", ".join(declared) or "no cell tagged `parameters`"
+            raise ValueError(f"notebook {notebook} has no parameter {name!r}; it has: {listed}")
+        kind = declared[name]  # papermill calls a parameter without a type "None"
+        if kind not in (given, "None") and (kind, given) != ("float", "int"):
+            raise ValueError(f"parameter {name!r} of notebook {notebook} is of type {kind}, got {value!r} ({given})")
     return list(dict.fromkeys(chosen))
 
 
@@ -108,9 +105,8 @@ def _cores() -> int:
 
 def _run_all(chosen: list[Path], values: dict[str, Any], target: Path, workers: int) -> list[Path]:
     target.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ)
-    if workers > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // workers)))
+    threads = {"OMP_NUM_THREADS": str(max(1, _cores() // workers))} if workers > 1 else {}
+    environment = threads | dict(os.environ)
     print(f"{len(chosen)} notebook(s), {values['pair']}, {workers} at a time -> {os.path.relpath(target)}/")
     start, kernels, failures, pool = time.monotonic(), [], [], ThreadPoolExecutor(workers)
     partials = {path.stem: target / f".{path.stem}.{os.getpid()}.ipynb" for path in chosen}
@@ -157,12 +153,11 @@ def _write_page(folder: Path, pair: str) -> Path:
     """Write index.html with the folder's pictures, their captions, and links to notebooks and tables."""
     figures = []
     for picture in sorted(folder.glob("*.png"), key=_order):
-        beside = [picture.with_suffix(f".{kind}") for kind in ("ipynb", "csv", "pdf", "json")]
+        name, beside = picture.name, [picture.with_suffix(f".{kind}") for kind in ("ipynb", "csv", "pdf", "json")]
         links = " ".join(f'<a href="{path.name}">{path.name}</a>' for path in beside if path.exists())
-        caption = json.loads(beside[-1].read_text()).get("caption", "") if beside[-1].exists() else ""
-        image = f'<a href="{picture.name}"><img src="{picture.name}" alt="{picture.stem}"></a>'
-        caption = f"<b>{picture.stem}</b> {html.escape(caption)}<br>{links}"
-        figures.append(f"<figure>{image}\n<figcaption>{caption}</figcaption></figure>")
+        text = json.loads(beside[-1].read_text()).get("caption", "") if beside[-1].exists() else ""
+        caption = f"<figcaption><b>{picture.stem}</b> {html.escape(text)}<br>{links}</figcaption>"
+        figures.append(f'<figure><a href="{name}"><img src="{name}" alt="{picture.stem}"></a>\n{caption}</figure>')
     page = PAGE.format(title=html.escape(f"dtviz: figures of {pair}"), body="\n".join(figures))
     write_atomic(folder / "index.html", page.encode())
     return folder / "index.html"

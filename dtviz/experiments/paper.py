@@ -76,12 +76,10 @@ def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame, *, on: Sequence[str] =
 
     `difference` is ours - paper, `ratio` ours / paper. `within`: the interval from `low` to `high` holds the paper's value.
     """
-    on, sides = list(on), []
-    for name, table in (("ours", ours), ("paper", paper)):
-        keys = {f"{column} key": table[column].astype(str).str.casefold() for column in on}
-        sides.append(table.rename(columns={"value": name}).assign(**keys))
-    matched = sides[0].drop(columns=on).filter(["ours", "low", "high", *keys])
-    both = sides[1][[*on, "paper", *keys]].merge(matched, on=list(keys), validate="1:1").drop(columns=list(keys))
+    folded = [table.set_index([table[column].astype(str).str.casefold() for column in on]) for table in (ours, paper)]
+    ours, paper = (side.rename(columns={"value": name}) for side, name in zip(folded, ("ours", "paper"), strict=True))
+    both = paper[[*on, "paper"]].join(ours.filter(["ours", "low", "high"]), how="inner", validate="1:1")
+    both = both.reset_index(drop=True)
     both["difference"], both["ratio"] = both["ours"] - both["paper"], both["ours"] / both["paper"]
     if "low" in both:
         both["within"] = both["paper"].between(both["low"], both["high"])

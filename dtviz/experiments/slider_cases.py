@@ -11,23 +11,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as memoize
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..controls.control import Control, shipped
-from ..controls.control import load as load_control
-from ..controls.effects import effect, outside
+from ..controls import Control, effect, outside, shipped
+from ..controls import load as load_control
 from ..files import reading
 from ..metrics.embedders import Embedder, embedder
 from ..metrics.statistics import LEVEL, mean_interval
 from ..models.classifiers import Classifier, load_classifier
 from ..models.registry import spec_of
 from .paper import EMOJI_PROMPTS
-
-if TYPE_CHECKING:
-    from .study import Study
+from .study import Study
 
 DISTILLED = {"dmd": "DMD", "lcm": "LCM", "turbo": "Turbo", "lightning": "Lightning"}  # the paper's four, in its order
 CLIP = "clip:openai/clip-vit-large-patch14"  # of hub pairs
@@ -36,14 +33,11 @@ COLUMNS = ("control", "file", "prompt", "towards", "scale")
 
 @dataclass(frozen=True)
 class Measure:
-    """A score of images: `measure(prompt, features)` takes the embedder's features (n, d) and returns (n,)."""
+    """A score of images: `score(prompt, features)` takes the embedder's features (n, d) and returns (n,)."""
 
     name: str
     embedder: str
     score: Callable[[str, np.ndarray], np.ndarray]
-
-    def __call__(self, prompt: str, features: np.ndarray) -> np.ndarray:
-        return self.score(prompt, features)
 
 
 @dataclass(frozen=True)
@@ -71,9 +65,8 @@ def load(pair: str, *, file: str | Path = "", trained_on: str = "base") -> list[
             should come nearer to), `scale`, and optionally `away` (the text of the other end) and `trained_on`.
         trained_on: "base", or the pair whose distilled model the controls were trained on ("emoji-dmd").
     """
-    embedded = spec_of(pair).embedded
+    embedded, columns = spec_of(pair).embedded, ", ".join(COLUMNS)
     if not file and not embedded:
-        columns = ", ".join(COLUMNS)
         raise ValueError(f"no controls are shipped for {pair!r}: give file=, a CSV with the columns {columns}")
     clip = embedder("emoji-clip" if embedded else CLIP)
     return list(_listed(Path(file), trained_on, clip) if file else _shipped(trained_on, clip))
@@ -90,17 +83,16 @@ def _listed(file: Path, trained_on: str, clip: Embedder) -> Iterator[Case]:
         table = pd.read_csv(file, keep_default_na=False)
     if missing := [name for name in COLUMNS if name not in table.columns]:
         raise ValueError(f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}")
-    origins = table.get("trained_on", pd.Series("base", index=table.index))
-    for name, rows in table[origins == trained_on].groupby("control", sort=False):
+    table = table.assign(away=table.get("away", ""), trained_on=table.get("trained_on", "base"))
+    for name, rows in table[table["trained_on"] == trained_on].groupby("control", sort=False):
         path, inside = file.parent / rows["file"].iloc[0], None
         if not path.exists():
             owner, repo, *inside = Path(rows["file"].iloc[0]).parts
             path, inside = f"{owner}/{repo}", "/".join(inside) or None
         control = load_control(path, weight_name=inside, name=str(name))
-        towards = dict(zip(rows["prompt"], rows["towards"], strict=True))
-        both_ends = "away" in table.columns and bool((rows["away"] != "").all())
-        away = dict(zip(rows["prompt"], rows["away"], strict=True)) if both_ends else {}
-        yield Case(control, tuple(towards), tuple(_similarities(clip, towards, away)), float(rows["scale"].iloc[0]))
+        towards, away = (dict(zip(rows["prompt"], rows[end], strict=True)) for end in ("towards", "away"))
+        measures = _similarities(clip, towards, away if all(away.values()) else {})
+        yield Case(control, tuple(towards), tuple(measures), float(rows["scale"].iloc[0]))
 
 
 def _shipped(trained_on: str, clip: Embedder) -> Iterator[Case]:
@@ -134,14 +126,13 @@ def posterior(classifier: Classifier, truth: Mapping[str, str], among: Mapping[s
 
 def _similarities(clip: Embedder, towards: Mapping[str, str], away: Mapping[str, str]) -> list[Measure]:
     """Return 100 times the cosine with a text for each prompt, and its contrast with the other end if that is known."""
-    name = "CLIP" if clip.name.startswith("clip:") else clip.name
-    ends = [dict(zip(texts, clip.text(list(texts.values())), strict=True)) for texts in (towards, away) if texts]
-    targets = {"score": ends[0]}
+    name, row = "CLIP" if clip.name.startswith("clip:") else clip.name, list(towards).index
+    texts = {"score": clip.text(list(towards.values()))}
     if away:
-        targets["contrast"] = {prompt: ends[0][prompt] - ends[1][prompt] for prompt in towards}
+        texts["contrast"] = texts["score"] - clip.text(list(away.values()))
     return [
-        Measure(f"{name} {kind}", clip.name, lambda prompt, features, texts=texts: 100 * features @ texts[prompt])
-        for kind, texts in targets.items()
+        Measure(f"{name} {kind}", clip.name, lambda prompt, features, rows=rows: 100 * features @ rows[row(prompt)])
+        for kind, rows in texts.items()
     ]
 
 
@@ -155,15 +146,13 @@ EFFECT_UNITS |= dict.fromkeys(("p", "transfer", "transfer_low", "transfer_high")
 def scores(study: Study, measure: Measure, prompts: Iterable[str], method: str, **settings: Any) -> np.ndarray:
     """Return a case's measure of the images of every prompt, (prompt, seed)."""
     study = replace(study, embed=_embedder(measure.embedder))
-    return np.stack([measure(prompt, study.features(prompt, method, **settings)) for prompt in prompts])
+    return np.stack([measure.score(prompt, study.features(prompt, method, **settings)) for prompt in prompts])
 
 
-def gains(
-    study: Study, measure: Measure, prompts: Sequence[str], method: str, controls: Mapping[Any, list], **settings: Any
-):
-    """Return scores of each list of controls and "none", label -> (seed,), and a table of their gains over "none".
+def gains(study: Study, measure: Measure, prompts: Sequence[str], method: str, controls: Mapping, **settings: Any):
+    """Return mean scores over prompts of each list of controls and "none", label -> (seed,), and a table of their gains.
 
-    Scores are means over prompts. The gains have 95% t intervals over seeds.
+    The gains are over "none", with 95% t intervals over seeds.
     """
     runs = {**controls, "none": []}
     measured = {label: scores(study, measure, prompts, method, **settings, controls=on) for label, on in runs.items()}
@@ -176,13 +165,13 @@ def score_controls(study: Study, cases: Iterable[Case], method: str, *, n_prompt
     """Score images with and without each control: `control`, `measure`, `prompt`, `seed`, `original`, `controlled`."""
     tables = []
     for case in cases:
-        prompts, controls = case.prompts[:n_prompts], [case.control.at(case.scale)]
+        prompts = case.prompts[:n_prompts]
+        index = pd.MultiIndex.from_product([prompts, study.seeds], names=["prompt", "seed"])
         for score in case.measures:
-            index = pd.MultiIndex.from_product([prompts, study.seeds], names=["prompt", "seed"])
             table = index.to_frame(index=False).assign(control=case.control.name, measure=score.name)
             table["original"] = scores(study, score, prompts, method).ravel()
-            table["controlled"] = scores(study, score, prompts, method, controls=controls).ravel()
-            tables.append(table)
+            controlled = scores(study, score, prompts, method, controls=[case.control.at(case.scale)])
+            tables.append(table.assign(controlled=controlled.ravel()))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -191,13 +180,13 @@ def effects(scored: pd.DataFrame, *, base: str = "base") -> pd.DataFrame:
 
     Intervals and tests are over seeds if there are fewer than eight prompts: then hardly any p is below .05.
     """
-    tables = {}
-    for key, part in scored.groupby(["control", "measure"], sort=False):
-        count, pairs = part["prompt"].nunique(), {}
-        for model, rows in part.groupby("model", sort=False):
-            pairs[model] = tuple(rows[name].to_numpy().reshape(count, -1) for name in ("original", "controlled"))
-        tables[key] = effect(pairs, base=base, over="prompts" if count >= 8 else "seeds")
-    return pd.concat(tables, names=["control", "measure"]).reset_index([0, 1]).reset_index(drop=True)
+    tables = []
+    for (control, measure), part in scored.groupby(["control", "measure"], sort=False):
+        count, models = part["prompt"].nunique(), part.groupby("model", sort=False)[["original", "controlled"]]
+        pairs = {model: rows.to_numpy().T.reshape(2, count, -1) for model, rows in models}
+        table = effect(pairs, base=base, over="prompts" if count >= 8 else "seeds")
+        tables.append(pd.DataFrame({"control": control, "measure": measure} | dict(table)))
+    return pd.concat(tables, ignore_index=True)
 
 
 def conclude_effects(table: pd.DataFrame, *, base: str = "base") -> list[str]:

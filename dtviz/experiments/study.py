@@ -38,15 +38,14 @@ from ..models import drawings
 from ..models.load import check_available, load
 from ..models.registry import SPECS
 from ..plot import caption, style
+from . import interventions
 from .cache import Cache
-from .interventions import cads, edit_named
 from .paper import EMOJI_PROMPTS, PAPER_BASE_STEPS, PAPER_PROMPTS, QUICK_PROMPTS, check_profile, figures_folder
 from .tables import save as save_table
 
 Methods = Mapping[str, tuple[str, dict[str, Any]]]  # label -> (method, settings)
 
 version = memoize(installed_version)  # it reads a file each time
-_CAPTION_RUNS = 4  # more are not listed in a caption; the provenance has all
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ class Study:
             embedder_name: "" takes EfficientNet-Lite0 for embedded pairs and DreamSim for hub pairs.
             out, settings: folder of the figures, and attributes of the `Pair` to change, such as base_steps.
         """
-        seeds = tuple(seeds)
-        if not seeds:
+        if not (seeds := tuple(seeds)):
             raise ValueError(f"seeds={seeds} must hold at least one seed")
         check_profile(profile)
         check_available(pair)
@@ -106,31 +104,29 @@ class Study:
 
     def trace(self, prompt: str, method: str, *, x_t: bool = False, **settings: Any) -> Trace:
         """Return the run of all seeds."""
-        blocks = [self._block(prompt, method, block, settings | {"x_t": x_t}) for block in self._blocks()]
+        blocks = [self._trace(prompt, method, seeds, x_t=x_t, **settings) for seeds in self._blocks()]
         return Trace.join(blocks).select(self._rows())
 
     def features(self, prompt: str, method: str, *, steps: bool = False, **settings: Any) -> np.ndarray:
         """Return features of the final images, (seed, d), or with `steps` of x0 at every step, (step, seed, d)."""
         part = "x0" if steps else "final"
 
-        def embed(trace: Trace) -> np.ndarray:
+        def embed(trace: Trace) -> dict[str, np.ndarray]:
             latents = getattr(trace, part)
             flat = latents.flatten(0, -4)
-            size = max(1, 16384 // (flat.shape[-2] * flat.shape[-1]))  # 256 at 8x8, one at SDXL's 128x128
+            size = max(1, 16384 // flat[0, 0].numel())  # 256 at 8x8, one at SDXL's 128x128
             features = np.concatenate([self.embed(decode_latents(rows, self.pair)) for rows in flat.split(size)])
-            return features.reshape(*latents.shape[:-3], -1)
+            return {"features": features.reshape(*latents.shape[:-3], -1)}
 
-        extra = {"embedder": self.embed.fingerprint, "of": part}
-        blocks = self._of_blocks("features", embed, extra, prompt, method, settings)
+        work = ("features", embed, {"embedder": self.embed.fingerprint, "of": part})
+        blocks = [self._block(prompt, method, seeds, settings, *work)[0]["features"] for seeds in self._blocks()]
         return np.concatenate(blocks, axis=-2)[..., self._rows(), :]
 
     def images(self, prompt: str, method: str, **settings: Any) -> np.ndarray:
         """Return the final images, (seed, 3, height, width) float32 in [0, 1]."""
-
-        def final(trace: Trace) -> np.ndarray:
-            return decode(trace, self.pair, final=True).numpy()
-
-        return np.concatenate(self._of_blocks("images", final, {}, prompt, method, settings))[self._rows()]
+        work = ("images", lambda trace: {"images": decode(trace, self.pair, final=True).numpy()}, {})
+        blocks = [self._block(prompt, method, seeds, settings, *work)[0]["images"] for seeds in self._blocks()]
+        return np.concatenate(blocks)[self._rows()]
 
     def grid(self, prompts: Iterable[str], methods: Methods) -> tuple[np.ndarray, pd.DataFrame]:
         """Return images (prompt, method x seed, 3, height, width) for `plot.plot_image_grid`, and what each one shows."""
@@ -145,14 +141,13 @@ class Study:
 
         Spare columns are nan, with an empty caption.
         """
-        count = len(trace.sigmas)
-        steps = np.unique(np.linspace(0, count - 1, columns).round().astype(int))
+        steps = np.unique(np.linspace(0, len(trace.sigmas) - 1, columns).round().astype(int))
         spare = columns - len(steps)
         images = decode_latents(getattr(trace, what)[steps, 0], self.pair).numpy()
         images = np.pad(images, [(0, spare), (0, 0), (0, 0), (0, 0)], constant_values=np.nan)
-        captions = [f"step {step + 1}/{count}" for step in steps] + [""] * spare
-        rows = [(step + 1, float(trace.timesteps[step]), float(trace.sigmas[step])) for step in steps]
-        return images, captions, pd.DataFrame(rows, columns=["step", "timestep", "sigma"])
+        captions = [f"step {step + 1}/{len(trace.sigmas)}" for step in steps] + [""] * spare
+        numbers = {name: getattr(trace, f"{name}s")[steps].double().numpy() for name in ("timestep", "sigma")}
+        return images, captions, pd.DataFrame({"step": steps + 1} | numbers)
 
     def features_of(self, images: np.ndarray) -> np.ndarray:
         """Return cached features (n, d) of images (n, 3, h, w) float32 in [0, 1]."""
@@ -183,7 +178,7 @@ class Study:
             for row in seconds:
                 for i, (method, settings) in enumerate(methods.values()):
                     start = time.perf_counter()
-                    trace = self._generate(prompt, method, tuple(range(self.pair.batch_size)), settings)
+                    trace = self._generate(prompt, method, tuple(range(self.pair.batch_size)), **settings)
                     decode(trace, self.pair, final=True)  # returns CPU images, so the device has finished
                     row[i] = (time.perf_counter() - start) / self.pair.batch_size
             return {"seconds": seconds[1:].min(axis=0)}
@@ -199,22 +194,20 @@ class Study:
         count = f"{prompts} prompt{'s' if prompts > 1 else ''} x " if prompts else ""
         text = f"{self.pair.name}, {count}{len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}, {self.profile} profile."
         text += f" Distance: {self.embed.title}." if self.embed else ""
-        runs = []
+        runs, names = [], {"base": "base_guidance", "distilled": "guidance"}
         for label, run in self.runs.items():
-            guidance = {"base": run["base_guidance"], "distilled": run["guidance"]}
-            parts = [f"{n} {role} (guidance {_scales(guidance[role])})" for role, n in run["steps_run"].items()]
+            parts = [f"{n} {role} (guidance {_scales(run[names[role]])})" for role, n in run["steps_run"].items()]
             runs.append(f"{label}: {' + '.join(parts)}")
-        return f"{text} Steps run: {'; '.join(runs)}." if 0 < len(runs) <= _CAPTION_RUNS else text
+        return f"{text} Steps run: {'; '.join(runs)}." if 0 < len(runs) <= 4 else text  # the provenance has all
 
     def provenance(self) -> dict[str, Any]:
         """Return how the results were made, JSON-compatible."""
-        packages = ("dtviz", "torch", "diffusers", "transformers", "numpy")
-        schedulers = (self.pair.base_scheduler, self.pair.distilled_scheduler)
-        facts = {"pair": self.pair.name, "fingerprint": self.pair.fingerprint, "timesteps": self.pair.timesteps}
+        pair, packages = self.pair, ("dtviz", "torch", "diffusers", "transformers", "numpy")
+        facts = {"pair": pair.name, "fingerprint": pair.fingerprint, "timesteps": pair.timesteps}
+        facts["schedulers"] = [type(one).__name__ for one in (pair.base_scheduler, pair.distilled_scheduler)]
         facts |= {"embedder": self.embed.fingerprint if self.embed else None, "profile": self.profile}
-        facts |= {"seeds": list(self.seeds), "schedulers": [type(scheduler).__name__ for scheduler in schedulers]}
         versions = {name: version(name) for name in packages} | {"python": platform.python_version()}
-        return facts | {"runs": self.runs, "versions": versions}
+        return facts | {"seeds": list(self.seeds), "runs": self.runs, "versions": versions}
 
     def save(
         self, figure: Any, name: str, *, table: pd.DataFrame | None = None, units: Mapping[str, str] | None = None,
@@ -244,70 +237,53 @@ class Study:
     def _key(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> dict[str, Any]:
         """Return everything that decides a block's samples. All pairs of one base share the base's."""
         alone = method == "base"
-        defaults = ("base_steps", "base_guidance", "size")
-        defaults += () if alone else ("steps", "guidance", "handover", "timesteps")
-        defaults += ("call",) if self.pair.call else ()
+        defaults = ["base_steps", "base_guidance", "size"] + ["call"] * bool(self.pair.call)
+        defaults += [] if alone else ["steps", "guidance", "handover", "timesteps"]
         chosen = {name: getattr(self.pair, name) for name in defaults} | settings
         # a control at scale 0 changes nothing: the plain model's results are read
-        controls = [applied.facts() for applied in chosen.pop("controls", ()) if applied.scale != 0]
-        if controls:
+        if controls := [applied.facts() for applied in chosen.pop("controls", ()) if applied.scale]:
             chosen["controls"] = [{key: value for key, value in facts.items() if key != "name"} for facts in controls]
         base, weights = self.pair.base, (alone and self.pair.base_fingerprint) or self.pair.fingerprint
         numbers = [str(base.dtype), base.device.type, version("torch"), version("diffusers")]
         chosen |= {"method": method, "prompt": prompt, "seeds": list(seeds), "weights": weights}
         return chosen | {"numbers": numbers, "format": FORMAT, "sampling": SAMPLING}
 
-    def _generate(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> Trace:
+    def _generate(self, prompt, method, seeds, *, edit=None, cads=0.0, controls=(), **settings: Any) -> Trace:
         """Generate with the interventions that the settings name."""
-        settings = dict(settings)
-        edit, scale, controls = (settings.pop(name, None) for name in ("edit", "cads", "controls"))
-        controls, hooks = [applied for applied in controls or () if applied.scale != 0], []
+        edit_x0 = None if edit is None else interventions.edit_named(edit)
         with ExitStack() as stack:
-            if controls:
-                attached = stack.enter_context(attach(self.pair, *controls))
-                hooks.append(attached.on_call)
-            if scale:
-                hooks.append(stack.enter_context(cads(self.pair, scale)))
-            settings["edit_x0"] = None if edit is None else edit_named(edit)
+            attached = stack.enter_context(attach(self.pair, *(applied for applied in controls if applied.scale)))
+            hooks = [attached.on_call] if attached.controls else []
+            if cads:
+                hooks.append(stack.enter_context(interventions.cads(self.pair, cads)))
             settings["on_call"] = (lambda *call: [hook(*call) for hook in hooks]) if hooks else None
-            trace = generate(self.pair, prompt, method=method, seeds=seeds, **settings)
-            facts = attached.facts() if controls else []
-        return replace(trace, provenance=trace.provenance | {"controls": facts})
+            trace = generate(self.pair, prompt, method=method, seeds=seeds, edit_x0=edit_x0, **settings)
+        return replace(trace, provenance=trace.provenance | {"controls": attached.facts()})
 
-    def _block(self, prompt: str, method: str, seeds: tuple[int, ...], settings: dict[str, Any]) -> Trace:
-        def run() -> dict[str, Any]:
-            trace = self._generate(prompt, method, seeds, settings)
-            return trace.arrays() | {"facts": _pack(trace.facts())}
-
-        arrays = dict(self._cached("trace", self._key(prompt, method, seeds, settings), run))
-        facts = self._note(method, settings, arrays.pop("facts"))
-        facts["provenance"]["pair"] = self.pair.name  # another pair of this base may have made the samples
+    def _trace(self, prompt: str, method: str, seeds: tuple[int, ...], **settings: Any) -> Trace:
+        """Return the run of a block of seeds."""
+        arrays, facts = self._block(prompt, method, seeds, settings, "trace", Trace.arrays, {})
         return Trace.build({name: torch.as_tensor(array) for name, array in arrays.items()}, facts)
 
-    def _of_blocks(self, kind: str, work: Callable, extra: dict, prompt: str, method: str, settings: dict) -> list:
-        """Return `work(trace)` of each block, cached with `extra` in the key."""
-        settings, results = settings | {"x_t": False}, []
-        for seeds in self._blocks():
+    def _block(self, prompt, method, seeds, settings, kind: str, work: Callable[[Trace], dict], extra: dict):
+        """Return `work(trace)` of a block, cached with `extra` in the key, and the trace's facts. Keep in `runs` how it ran."""
+        settings, run = {"x_t": False} | settings, self._generate if kind == "trace" else self._trace
 
-            def compute(seeds: tuple[int, ...] = seeds) -> dict[str, Any]:
-                trace = self._block(prompt, method, seeds, settings)
-                return {kind: work(trace), "facts": _pack(trace.facts())}
+        def compute() -> dict[str, Any]:
+            trace = run(prompt, method, seeds, **settings)
+            text = json.dumps(trace.facts()).encode()  # as bytes, so that the cache keeps it beside the arrays
+            return work(trace) | {"facts": np.frombuffer(text, dtype=np.uint8).copy()}
 
-            arrays = self._cached(kind, self._key(prompt, method, seeds, settings) | extra, compute)
-            self._note(method, settings, arrays["facts"])
-            results.append(arrays[kind])
-        return results
+        arrays = dict(self._cached(kind, self._key(prompt, method, seeds, settings) | extra, compute))
+        facts = json.loads(bytes(arrays.pop("facts")))
+        how = {key: value for key, value in facts["provenance"].items() if key not in ("pair", "method", "fingerprint")}
+        self.runs[_label(method, settings)] = {"steps_run": facts["steps_run"]} | how
+        facts["provenance"]["pair"] = self.pair.name  # another pair of this base may have made the samples
+        return arrays, facts
 
     def _cached(self, kind: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Use the cache, except for a pair made by hand: nothing says when its weights change."""
         return self.cache.get_or_compute(kind, key, compute) if self.pair.fingerprint else compute()
-
-    def _note(self, method: str, settings: dict[str, Any], packed: np.ndarray) -> dict[str, Any]:
-        """Keep how a run was made in `runs`, and return the trace's facts."""
-        facts = json.loads(bytes(packed))
-        run = {key: value for key, value in facts["provenance"].items() if key not in ("pair", "method", "fingerprint")}
-        self.runs[_label(method, settings)] = {"steps_run": facts["steps_run"]} | run
-        return facts
 
 
 def embedded(pair: str) -> bool:
@@ -320,9 +296,8 @@ def save_figure(
     table: pd.DataFrame | None = None, units: Mapping[str, str] | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write `name`.png, .pdf, .json (provenance and caption `text`) and, with a table, .csv. Return the paths."""
-    folder = Path(folder)
+    folder, contents = Path(folder), {}
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {}
     with style():
         if text:
             caption(figure, text)
@@ -358,8 +333,3 @@ def _scales(guidance: float | Sequence[float]) -> str:
     if not isinstance(guidance, list | tuple):
         return f"{guidance:g}"
     return ", ".join(f"{scale:g} x {len(list(steps))}" for scale, steps in itertools.groupby(guidance))
-
-
-def _pack(facts: dict[str, Any]) -> np.ndarray:
-    """Return JSON as bytes, so that the cache keeps it beside the arrays."""
-    return np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8).copy()

@@ -49,21 +49,17 @@ def save(table: pd.DataFrame, path: str | Path, *, units: Mapping[str, str]) -> 
 
 
 def load(path: str | Path) -> pd.DataFrame:
-    """Read a table that `save` wrote. Its units are in `table.attrs["units"]`. ValueError: the file is no table."""
+    """Read a table that `save` wrote, without its units. ValueError: the file is no table."""
     # Only an empty cell is missing: "NA" and "null" are words that a prompt may hold.
     with reading(path):
         table = pd.read_csv(path, keep_default_na=False, na_values=[""])
-    heads = {head: match for head in table.columns if (match := re.fullmatch(r"(.*) \[(.*)\]", head))}
-    table = table.rename(columns={head: match[1] for head, match in heads.items()})
-    table.attrs["units"] = {match[1]: match[2] for match in heads.values()}
-    return table
+    return table.rename(columns=lambda head: re.sub(r" \[.*\]$", "", head))
 
 
 def wide(table: pd.DataFrame) -> pd.DataFrame:
     """Return the values of a long table as prompts x methods, in order of appearance. Twice or missing: ValueError."""
     cells = table.pivot(index="prompt", columns="method", values="value")  # refuses what is there twice
-    if cells.isna().any(axis=None):
-        missing = cells.isna().stack().loc[lambda gap: gap].index.tolist()
+    if missing := cells.isna().stack().loc[lambda gap: gap].index.tolist():
         raise ValueError(f"table lacks the values of {missing}: each method needs each prompt, of one pair")
     return cells.reindex(index=table["prompt"].unique(), columns=table["method"].unique())
 
@@ -76,8 +72,7 @@ def add_average(table: pd.DataFrame) -> pd.DataFrame:
     if (table["prompt"] == AVERAGE).any():
         raise ValueError(f"table already has the prompt {AVERAGE!r}: give the prompts' rows only")
     means = [{"prompt": AVERAGE, "method": name} | vars(mean_interval(values)) for name, values in wide(table).items()]
-    rows = pd.DataFrame(means)
-    return pd.concat([table, rows if "n" in table else rows.drop(columns="n")], ignore_index=True)
+    return pd.concat([table, pd.DataFrame(means).drop(columns=[] if "n" in table else "n")], ignore_index=True)
 
 
 def means(table: pd.DataFrame, by: Sequence[str], column: str = "value") -> pd.DataFrame:
@@ -117,10 +112,7 @@ def measure(study: Study, prompts: Sequence[str], methods: Methods, *, classifie
     return pd.DataFrame(rows)
 
 
-def missing_concepts(
-    posteriors: Mapping[tuple[str, str], np.ndarray], asked: Mapping[str, Any], alone: Mapping[str, str], *,
-    classes: Sequence[str], seeds: Sequence[int], present: float, absent: float,
-) -> pd.DataFrame:  # fmt: skip
+def missing_concepts(posteriors, asked, alone, *, classes, seeds, present: float, absent: float) -> pd.DataFrame:
     """List the concepts that a final image lacks, and how clearly x0 showed each on the way (Figure 3).
 
     Args:
@@ -133,19 +125,16 @@ def missing_concepts(
     rows = []
     for model, prompt in itertools.product(dict.fromkeys(model for model, _ in posteriors), asked):
         first, second, others = asked[prompt]
-        conditions = {
-            "asked for": [(prompt, first), (prompt, second)],
-            "not asked for, same images": [(prompt, name) for name in others],
-            "not asked for, own prompt": [(alone[first], second), (alone[second], first)],
-        }
-        for condition, images in conditions.items():
-            for source, concept in images:
-                *steps, final = posteriors[model, source]
-                change = concepts.changes_of_mind(steps, final, present=present, absent=absent)
-                column = classes.index(concept)
-                for i in np.flatnonzero(final[:, column] <= absent):
-                    row = (model, prompt, condition, concept, seeds[i], source, change.level[i, column])
-                    rows.append((*row, change.step[i, column] + 1, classes[final[i].argmax()]))
+        images = [("asked for", prompt, name) for name in (first, second)]
+        images += [("not asked for, same images", prompt, name) for name in others]
+        images += [("not asked for, own prompt", alone[a], b) for a, b in ((first, second), (second, first))]
+        for condition, source, concept in images:
+            *steps, final = posteriors[model, source]
+            change = concepts.changes_of_mind(steps, final, present=present, absent=absent)
+            column = classes.index(concept)
+            for i in np.flatnonzero(final[:, column] <= absent):
+                row = (model, prompt, condition, concept, seeds[i], source, change.level[i, column])
+                rows.append((*row, change.step[i, column] + 1, classes[final[i].argmax()]))
     names = ["model", "prompt", "condition", "concept", "seed", "source", "level", "step", "final"]
     return pd.DataFrame(rows, columns=names)
 
@@ -156,7 +145,7 @@ def case_images(study: Study, classifier: Any, case: Any, *, columns: int) -> di
     The box is where hiding a patch of x0 lowers the log posterior of the missing concept most.
     """
     trace, step, i = study.trace(case.source, case.model), case.step - 1, study.seeds.index(case.seed)
-    steps = np.unique(np.linspace(0, len(trace.sigmas) - 1, min(columns, len(trace.sigmas))).round().astype(int))
+    steps = np.unique(np.linspace(0, len(trace.sigmas) - 1, columns).round().astype(int))
     steps[np.abs(steps - step).argmin()] = step
     *x0, final = decode_latents(torch.cat([trace.x0[steps, i], trace.final[[i]]]), study.pair).numpy()
     image = x0[list(steps).index(step)]

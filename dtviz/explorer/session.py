@@ -68,6 +68,7 @@ class Session:
         self.text = text or ("emoji-clip" if embedded else None)  # loaded on first use
         self.views: tuple[View, ...] = ()  # the sides' traces, decoded and measured
         self.prompt, self.seeds, self.sides, self.opened = "", (), (), False
+        self.longest = 0  # steps of the longer side: the position of the final images
         self.step, self.seed, self.box, self.words = 0, None, (), ()  # see `look`
 
     def run(self, prompt: str, *, seeds: Iterable[int], sides: Sequence[Side], progress=lambda *_: None) -> None:
@@ -96,16 +97,12 @@ class Session:
         seeds = {trace.seeds or tuple(range(len(trace.final))) for trace in traces}
         if len(traces) not in (1, 2) or len(seeds) > 1:
             raise ValueError(f"{len(traces)} traces of seeds {seeds}: give one, or two of the same seeds")
-        self.views = tuple([View.of(one, pair=self.pair, embed=self.embed, on_frame=on_frame) for one in traces])
+        self.views = tuple([View(one, pair=self.pair, embed=self.embed, on_frame=on_frame) for one in traces])
         self.prompt = traces[0].prompt if isinstance(traces[0].prompt, str) else ""
-        self.seeds, self.sides, self.step = seeds.pop(), sides, self.longest
+        self.seeds, self.sides = seeds.pop(), sides
+        self.step = self.longest = max(view.steps for view in self.views)
         self.seed = self.seed if self.seed in self.seeds else self.seeds[0]
         self._curve = functools.cache(lambda compute, *arguments: compute(*arguments))
-
-    @property
-    def longest(self) -> int:
-        """Number of steps of the longer side: the position of the final images."""
-        return max((view.steps for view in self.views), default=0)
 
     def look(self, *, step: int | None = None, seed: int | None = None, box: Any = None, words: Any = None) -> None:
         """Look at another step, `longest` for the final image, another seed's large sample, other words or another region.
@@ -145,20 +142,14 @@ class Session:
         if self.words:
             self.text = embedder(self.text) if isinstance(self.text, str) else self.text
             cosines = self._curve(view.timeline, self.text, self.words, sample).T
-            lines = map(Line, self.words, map(tuple, cosines), WORDS)
-            charts["cosine of x0 and words"] = list(lines)
-        last, sigma = frame == view.steps, [*view.trace.sigmas, 0][frame]
-        return Panel(
-            title=_title(view.trace, side),
-            caption="final image" if last else f"x0, step {frame + 1} of {view.steps}, σ {sigma:.3g}",
-            numbers=f"{view.embed.title if view.embed else 'latent cosine'} distance, {_diversity(view.features[frame])}",
-            x_t=None if view.x_t is None else view.x_t[frame, sample],
-            samples=view.images[frame],
-            sample=sample,
-            charts=charts,
-            share=1.0 if last else (frame + 1) / view.steps,
-            box=self.box,
-        )
+            charts["cosine of x0 and words"] = list(map(Line, self.words, map(tuple, cosines), WORDS))
+        title, caption, share = _title(view.trace, side), "final image", 1.0
+        if frame < view.steps:
+            caption = f"x0, step {frame + 1} of {view.steps}, σ {view.trace.sigmas[frame]:.3g}"
+            share = (frame + 1) / view.steps
+        numbers = f"{view.embed.title if view.embed else 'latent cosine'} distance, {_diversity(view.features[frame])}"
+        x_t = None if view.x_t is None else view.x_t[frame, sample]
+        return Panel(title, caption, numbers, x_t, view.images[frame], sample, charts, share, self.box)
 
     def picture(self) -> Figure:
         """Plot what is looked at."""

@@ -31,40 +31,28 @@ Box = tuple[int, ...]  # top, left, bottom, right in pixels, bottom and right ex
 MAX_SIZE = 384  # pixels on a side of the images that are kept: all steps of all samples are in memory
 
 
-@dataclass(frozen=True, repr=False, eq=False)
 class View:
-    """Images and features of a trace. The last frame is the final image."""
+    """Images and features of a trace. Frame `steps`, the last one, is the final image."""
 
-    trace: Trace
-    images: np.ndarray  # (step + 1, sample, height, width, 3) uint8 of the predicted x0, then the final images
-    x_t: np.ndarray | None  # the same of x_t, if the trace holds it
-    features: np.ndarray  # (step + 1, sample, d) float32 of `images`, or of the latents without an embedder
-    distances: np.ndarray  # (step, sample) 1 - cosine to the final image
-    colours: str  # how latents became colours, "" for the pair's own autoencoder
-    embed: Any  # embedder of the images, or None
-
-    @classmethod
-    def of(cls, trace: Trace, *, pair: Any = None, embed: Any = None, on_frame: Callable = lambda share: None) -> View:
+    def __init__(self, trace: Trace, *, pair: Any = None, embed: Any = None, on_frame: Callable = lambda share: None):
         """Decode and embed every step. `on_frame` takes the share done. Without a pair colours are a preview."""
         if trace.final.ndim == 5:
             raise NotImplementedError(f"videos of shape {tuple(trace.final.shape[1:])} cannot be shown, only images")
-        vae, colours, embed = (None, "", embed) if pair else (*preview_of(trace), None)
+        # `colours`: how latents became colours, "" for the pair's own autoencoder
+        vae, self.colours, self.embed = (None, "", embed) if pair else (*preview_of(trace), None)
         x0, x_t = [*trace.x0, trace.final], [] if trace.x_t is None else [*trace.x_t]
         images, features = [], []
         for i, latents in enumerate(x0 + x_t):
             decoded = decode_latents(latents, pair, vae=vae)
             images.append(_to_uint8(decoded))
             if i < len(x0):
-                features.append(embed(decoded) if embed else latents.flatten(1).float().numpy())
+                features.append(self.embed(decoded) if self.embed else latents.flatten(1).float().numpy())
             on_frame((i + 1) / len(x0 + x_t))
-        x0, x_t = np.stack(images[: len(x0)]), np.stack([*images[len(x0) :], images[len(x0) - 1]]) if x_t else None
-        distances = similarity_to_final(np.stack(features[:-1]), features[-1])
-        return cls(trace, x0, x_t, np.stack(features), distances, colours, embed)
-
-    @property
-    def steps(self) -> int:
-        """Number of steps. Frame `steps` is the final image."""
-        return len(self.distances)
+        self.trace, self.steps = trace, len(trace.x0)
+        self.images = np.stack(images[: len(x0)])  # (step + 1, sample, height, width, 3) uint8
+        self.x_t = np.stack([*images[len(x0) :], self.images[-1]]) if x_t else None  # the same, if the trace holds it
+        self.features = np.stack(features)  # (step + 1, sample, d) float32; of the latents without an embedder
+        self.distances = similarity_to_final(self.features[:-1], self.features[-1])  # (step, sample) 1 - cosine
 
     def region(self, box: Sequence[int], sample: int) -> np.ndarray:
         """Return (step,) distances to the final image of a region of one sample's images, by the embedder."""
@@ -186,8 +174,7 @@ def plot_curves(figure: FigureBase, panel: Panel, limits: Sequence[Limits]) -> l
 class CurvesImage:
     """Draw one side's curves as PNG. While they stay the same, draw only the step markers again."""
 
-    def __init__(self) -> None:
-        self._content = None
+    _content = None
 
     def png(self, panel: Panel, limits: Sequence[Limits]) -> bytes:
         if self._content != (panel.charts, limits):

@@ -47,16 +47,12 @@ class SideControls(ui.HBox):
     """The method of one side, and its settings as text: "k=2, steps=8". What is not given is the pair's own, shown in grey."""
 
     def __init__(self, pair: Pair, side: Side) -> None:
-        self.pair, settings = pair, ", ".join(f"{name}={value}" for name, value in side.items() if name != "method")
+        settings = ", ".join(f"{name}={value}" for name, value in side.items() if name != "method")
         self.method = ui.Dropdown(options=list(SETTINGS), value=side["method"], layout={"width": "100px"})
         self.settings = ui.Text(settings, description="Settings", style=_LABEL, layout=_WIDE)
         super().__init__([self.method, self.settings], layout={"flex": "1 1 500px"})
-        self.method.observe(self._show_own, "value")
-        self._show_own()
-
-    def _show_own(self, _=None) -> None:
-        own = (f"{name}={getattr(self.pair, name, 1)}" for name in SETTINGS[self.method.value])
-        self.settings.placeholder = ", ".join(own)
+        own = {key: ", ".join(f"{name}={getattr(pair, name, 1)}" for name in names) for key, names in SETTINGS.items()}
+        ui.dlink((self.method, "value"), (self.settings, "placeholder"), own.get)
 
     def side(self) -> dict[str, Any]:
         """Return the method and the settings."""
@@ -148,9 +144,8 @@ class Explorer(ui.VBox):
         self.step = ui.IntSlider(max=1, description="Step", readout=False, style=_LABEL, layout=_WIDE)
         ui.jslink((self.play, "value"), (self.step, "value"))
         self.seed = ui.Dropdown(options=["0"], description="Large image", style=_LABEL, layout={"width": "190px"})
-        self.words = ui.Text(
-            placeholder="dog face, cat face", description="Words", continuous_update=False, layout=_WIDE
-        )
+        hint = {"placeholder": "dog face, cat face", "continuous_update": False}
+        self.words = ui.Text(description="Words", **hint, layout=_WIDE)
         self.name = ui.Text("explorer", description="Save as")
         self.save_button = ui.Button(description="Save", icon="save")
         self.panels = tuple(PanelWidget(lambda box: self._look(box=box)) for _ in range(2))
@@ -162,12 +157,12 @@ class Explorer(ui.VBox):
         self.add_class("dtviz-explorer")
         self.run_button.on_click(lambda _: setattr(self, "task", asyncio.ensure_future(self._run())))
         self.stop_button.on_click(lambda _: setattr(self, "_stopped", True))
-        self.save_button.on_click(lambda _: self._save())
+        self.save_button.on_click(self._save)
         self.step.observe(lambda change: self._look(step=change.new), "value")
         self.seed.observe(lambda change: self._look(seed=change.new), "value")
         self.words.observe(lambda change: self._look(words=tuple(re.split(r"\s*,\s*", change.new))), "value")
-        self.double.observe(lambda _: self._arrange(), "value")
-        self._arrange()
+        self.double.observe(lambda _: self._show(), "value")
+        self._show()
 
     def run(self) -> Explorer:
         """Generate, measure and show what the controls say. ValueError: a control's value is out of range."""
@@ -186,7 +181,6 @@ class Explorer(ui.VBox):
         self.step.value, self.words.value = session.step, ", ".join(session.words)
         self.seed.options = [(f"seed {number}", number) for number in session.seeds]  # chooses the first
         self.seed.value = seed
-        self._arrange()
         self._show()
         return self
 
@@ -220,14 +214,9 @@ class Explorer(ui.VBox):
     def _say(self, text: str, colour: str = "inherit") -> None:
         self.status.value = text and f'<div role="status" style="color:{colour}">{html.escape(text)}</div>'
 
-    def _save(self) -> None:
+    def _save(self, _) -> None:
         with self._reporting():
             self._say(f"Saved {', '.join(map(str, self.save(self.name.value)))}.")
-
-    def _arrange(self) -> None:
-        """Show the controls of one side or two, and the results that there are."""
-        self._sides.children, panels = self.sides[: 1 + self.double.value], self.panels[: len(self.session.views)]
-        self._view.children = [self._rows[0], *panels, self._rows[1]] if panels else []
 
     def _look(self, **where: Any) -> None:
         if any(getattr(self.session, name) != value for name, value in where.items()):
@@ -236,7 +225,9 @@ class Explorer(ui.VBox):
                 self._show()
 
     def _show(self) -> None:
-        panels = self.session.panels()
+        """Show the controls of one side or two, and the results that there are."""
+        panels, self._sides.children = self.session.panels(), self.sides[: 1 + self.double.value]
+        self._view.children = [self._rows[0], *self.panels[: len(panels)], self._rows[1]] if panels else []
         for widget, panel in zip(self.panels, panels, strict=False):
             widget.show(panel, y_limits(panels))
 

@@ -37,8 +37,7 @@ class Classifier:
         """Return the share of the images that are classified as `truth`, in [0, 1]."""
         if truth not in self.classes:
             raise ValueError(f"truth={truth!r} is not one of the {self.kind}s {', '.join(self.classes)}")
-        names = self(features)
-        return names.count(truth) / len(names)
+        return float(np.mean([name == truth for name in self(features)]))
 
     def _scores(self, features, among: Iterable[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
         features, width = np.asarray(features), len(self.weight)
@@ -69,10 +68,9 @@ class NoisyX0Classifier:
     def __call__(self, features, *, sigmas) -> np.ndarray:
         """Return the posterior of each concept, (step, n, class), from features (step, n, d) and sigmas (step,)."""
         features, sigmas = np.asarray(features, dtype=np.float64), np.asarray(sigmas, dtype=np.float64)
-        width = len(self.weight)
-        if features.ndim != 3 or features.shape[-1] != width or sigmas.shape != features.shape[:1]:
+        if features.ndim != 3 or features.shape[-1] != len(self.weight) or sigmas.shape != features.shape[:1]:
             shapes = f"features {features.shape} and sigmas {sigmas.shape}"
-            raise ValueError(f"{shapes} must be (step, n, {width}) and (step,)")
+            raise ValueError(f"{shapes} must be (step, n, {len(self.weight)}) and (step,)")
         temperature = np.interp(sigmas, self.sigmas, self.temperatures)
         return softmax((features @ self.weight + self.bias) / temperature[:, None, None], axis=-1)
 

@@ -1,7 +1,4 @@
-"""Load a pair by its name: local files first, then the model hub, else one clear error.
-
-pair = load("sdxl-dmd", device="cuda", dtype=torch.float16, offload=True)
-"""
+"""Load a pair by its name: local files first, then the model hub, else one clear error."""
 
 from __future__ import annotations
 
@@ -11,6 +8,9 @@ import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from .. import files
 from ..files import Unavailable, one_line, reading
@@ -52,18 +52,15 @@ def load(
     from ..core.pair import Pair
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype is None:
-        dtype = getattr(torch, spec.dtype) if device.startswith("cuda") else torch.float32
+    dtype = dtype or (getattr(torch, spec.dtype) if device.startswith("cuda") else torch.float32)
     variants = spec.variants if dtype == torch.float16 else (None, None)
     folders = check_available(name, variants)
-    if None in folders:
-        folders = _download(spec, variants)
+    folders = _download(spec, variants) if None in folders else folders
     fingerprints = _fingerprints(spec, folders)  # checks hashes before anything reads the files
     options = {"dtype": dtype, "use_safetensors": True}
     with files.no_progress_bars(), reading(f"pair {name!r}, {spec.base}"):
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            folders[0], variant=variants[0], **options, **spec.pipeline_options
-        )
+        own = options | spec.pipeline_options | {"variant": variants[0]}
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folders[0], **own)
     pipeline.to(device).set_progress_bar_config(disable=True)
     base = denoiser_of(pipeline)
     with files.no_progress_bars(), reading(f"pair {name!r}, {spec.distilled}"):
@@ -74,7 +71,7 @@ def load(
             distilled.to("cpu" if offload else device).eval().requires_grad_(False)
     stream = device.startswith("cuda")  # moves the next layer from page-locked memory while this one runs
     moves = {"offload_type": "leaf_level", "use_stream": stream, "record_stream": stream}
-    for network in [base, *([] if spec.adapter else [distilled])] if offload else []:
+    for network in ([base] if spec.adapter else [base, distilled]) if offload else []:
         network.enable_group_offload(torch.device(device), **moves)
 
     kind = getattr(diffusers, spec.scheduler)
@@ -94,24 +91,20 @@ def check_available(name: str, variants: tuple = ANY) -> tuple:
     if missing and spec.embedded:
         hint = "restore them, or set DTVIZ_MODELS to the folder data/models of a checkout of dtviz"
         raise Unavailable(f"pair {name!r} lacks files of {', '.join(missing)} in {files.data('models')}: {hint}")
-    if paths := [repo for repo in missing if repo.count("/") != 1 or repo[0] in "./~"]:
-        raise Unavailable(
-            f"pair {name!r}: {', '.join(paths)} is no complete model folder, and no repository (owner/name)"
-        )
+    if paths := ", ".join(repo for repo in missing if repo.count("/") != 1 or repo[0] in "./~"):
+        raise Unavailable(f"pair {name!r}: {paths} is no complete model folder, and no repository (owner/name)")
     if missing and not files.hub_reachable():
+        problem = f"is not on this machine (missing: {', '.join(missing)}) and the model hub is out of reach"
         commands = " and ".join(f"`hf download {repo} --revision {commit}`" for repo, commit in missing.items())
-        raise Unavailable(
-            f"pair {name!r} is not on this machine (missing: {', '.join(missing)}) and the model hub is out of reach. "
-            f"Run {commands} where there is a network and set HF_HOME to that cache, or use an embedded pair: emoji-dmd"
-        )
+        cure = f"Run {commands} where there is a network and set HF_HOME to that cache"
+        raise Unavailable(f"pair {name!r} {problem}. {cure}, or use an embedded pair: emoji-dmd")
     return folders
 
 
 def local_folders(spec: Spec, variants: tuple = ANY) -> tuple:
     """Return the local folders of base and distilled model, None for one that is not complete. Use no network."""
     base, distilled = map(_local_folder, (spec.base, spec.distilled), spec.revisions)
-    if base and not all(_has_weights(path, variants[0]) for path in _networks(base)):
-        base = None
+    base = base if base and all(_has_weights(path, variants[0]) for path in _networks(base)) else None
     return base, distilled if distilled and _has_weights(distilled / spec.file, variants[1]) else None
 
 
@@ -120,11 +113,8 @@ def _local_folder(repo: str, revision: str | None) -> Path | None:
     folder = Path(repo) if "/" in repo else files.data("models", missing_ok=True) / repo
     if folder.is_dir() or "/" not in repo:
         return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):  # the last: no name of a repository
         return None
 
@@ -150,14 +140,13 @@ def _has_weights(path: Path, variant: str | None) -> bool:
 def _download(spec: Spec, variants: tuple) -> tuple:
     """Download both models of a pair from the hub, and return their folders."""
     import diffusers
-    from huggingface_hub import snapshot_download
 
     options = {"revision": spec.revisions[0], "variant": variants[0], "use_safetensors": True} | spec.pipeline_options
     stem, dot, _ = spec.file.rpartition(".")
-    pattern = f"{stem}.*" if dot else f"{spec.file}/*".lstrip("/")  # a file, or the pickle beside it; or a folder
+    names = f"{stem}.*" if dot else f"{spec.file}/*".lstrip("/")  # a file, or the pickle beside it; or a folder
     try:
         base = diffusers.DiffusionPipeline.download(spec.base, **options)
-        distilled = snapshot_download(spec.distilled, revision=spec.revisions[1], allow_patterns=[pattern])
+        distilled = huggingface_hub.snapshot_download(spec.distilled, revision=spec.revisions[1], allow_patterns=names)
     except Exception as error:  # of the hub's client and of the library below it
         cure = "if a licence must be accepted, do so on its page and run `hf auth login`"
         failure = f"the model hub does not give {spec.base} or {spec.distilled}: {one_line(error)}"
@@ -172,9 +161,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if path.is_file():
         with reading(path):
             return load_file(path)
-    pickle = path.with_suffix(".bin")
-    warnings.warn(f"there is no {path.name}: {pickle.name} is a pickle, read as weights only", stacklevel=2)
-    return files.load_weights_only(pickle)
+    warnings.warn(f"there is no {path.name}: {path.stem}.bin is a pickle, read as weights only", stacklevel=2)
+    return files.load_weights_only(path.with_suffix(".bin"))
 
 
 def _load_network(spec: Spec, folder: Path, base: torch.nn.Module, **options: Any) -> torch.nn.Module:

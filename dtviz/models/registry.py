@@ -109,16 +109,13 @@ _PAIRS: dict[str, tuple] = {
 }
 
 
-def _spec(name, base, distilled, file, scheduler, settings=None, paper_settings=None) -> Spec:
-    dtype, base_steps, base_guidance, batch_size, handover, pipeline_options = _BASES[base]
-    shared = {"base_steps": base_steps, "base_guidance": base_guidance, "batch_size": batch_size, "handover": handover}
+def _spec(name, base, distilled, file, scheduler, own=None, paper_settings=None) -> Spec:
+    dtype, *shared, pipeline_options = _BASES[base]
+    settings = dict(zip(("base_steps", "base_guidance", "batch_size", "handover"), shared, strict=True)) | (own or {})
     licences, revisions, variants = zip(*(REPOS.get(repo, _EMBEDDED) for repo in (base, distilled)), strict=True)
     licence = licences[0] if licences[0] == licences[1] else f"{licences[0]} (base), {licences[1]} (distilled)"
-    settings, paper_settings = shared | (settings or {}), paper_settings or {}
-    return Spec(
-        name, base, distilled, file, *scheduler, settings, paper_settings, name.endswith("-lora"), dtype, pipeline_options,
-        licence, revisions, variants,
-    )  # fmt: skip
+    traits = (name.endswith("-lora"), dtype, pipeline_options, licence, revisions, variants)
+    return Spec(name, base, distilled, file, *scheduler, settings, paper_settings or {}, *traits)
 
 
 SPECS: dict[str, Spec] = {name: _spec(name, *row) for name, row in _PAIRS.items()}

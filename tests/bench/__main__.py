@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHES = ("host", "costs", "growth", "dreamsim", "dataset", "explorer", "fd_bias", "coverage", "table")
+BENCHES = ("host", "costs", "growth", "dreamsim", "dataset", "explorer", "estimates", "table")
 
 if __name__ == "__main__":
     for name in BENCHES:

@@ -4,8 +4,6 @@ Two packages are no dependencies: `pip install --no-deps --target DIR pytorch-fi
 `PYTHONPATH=.:DIR python -m tests.bench.agreement`.
 """
 
-from __future__ import annotations
-
 from importlib.metadata import version
 
 import numpy as np
@@ -27,6 +25,7 @@ def measures() -> list[dict]:
     """On 400 and 300 random features of 64 dimensions, correlated, in float64."""
     from pytorch_fid.fid_score import calculate_frechet_distance
     from torchmetrics.image.fid import _compute_fid
+    from torchmetrics.image.inception import InceptionScore
     from vendi_score import vendi
 
     rng = np.random.default_rng(0)
@@ -35,21 +34,14 @@ def measures() -> list[dict]:
     moments = a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T)
     p = rng.dirichlet(np.ones(50) / 5, 400)
     distance, tensors = quality.frechet_distance(a, b), [torch.from_numpy(x) for x in moments]
+    score = InceptionScore(feature=torch.nn.Identity(), splits=1)  # one part, so that its shuffling does not matter
+    score.features = [torch.from_numpy(np.log(p + 1e-300))]
     return [
         row("FD", "pytorch-fid", distance, calculate_frechet_distance(*moments)),
         row("FD", "torchmetrics", distance, float(_compute_fid(*tensors))),
-        row("Inception score", "torchmetrics", quality.inception_score(p, splits=1), torchmetrics_score(p)),
+        row("Inception score", "torchmetrics", quality.inception_score(p, splits=1), float(score.compute()[0])),
         row("Vendi score, q = 1", "vendi-score", diversity.vendi(a, q=1), float(vendi.score_dual(a, normalize=True))),
     ]
-
-
-def torchmetrics_score(p: np.ndarray) -> float:
-    """Its Inception score of given logits; one part, so that its shuffling does not matter."""
-    from torchmetrics.image.inception import InceptionScore
-
-    metric = InceptionScore(feature=torch.nn.Identity(), splits=1)
-    metric.features = [torch.from_numpy(np.log(p + 1e-300))]
-    return float(metric.compute()[0])
 
 
 def main() -> None:

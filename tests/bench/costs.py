@@ -1,7 +1,5 @@
 """dtviz beside what a user would do instead: `make bench` writes figures/bench/costs.csv. Ratios within one run, in turns."""
 
-from __future__ import annotations
-
 import multiprocessing
 import tempfile
 from functools import partial
@@ -81,9 +79,8 @@ def hybrid(name: str) -> dict:
     """A hybrid and its distilled model, at the same number of evaluations."""
     pair = dtviz.load(name)
     options = {"seeds": range(10), "handover": "distilled-scheduler"}
-    methods = [
-        partial(dtviz.generate, pair, "dog face", method=method, **options) for method in ("hybrid", "distilled")
-    ]
+    run = partial(dtviz.generate, pair, "dog face", **options)
+    methods = [partial(run, method=method) for method in ("hybrid", "distilled")]
     assert all(sum(method().provenance["nfe"].values()) == 4 for method in methods)
     return compare(f"{name} on {DEVICE}: hybrid, against distilled model, 4 evaluations, 10 samples", *methods, 21)
 
@@ -116,10 +113,8 @@ def growth(batch_size: int) -> float:
 def decoding_memory() -> dict:
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         sizes = pool.map(growth, (1, LATENTS), chunksize=1)
-    what = (
-        f"{LATENTS} images of 512 px on {DEVICE}, SDXL's autoencoder: one by one (the default there), against together"
-    )
-    return row(what, "GiB", *sizes)
+    what = f"{LATENTS} images of 512 px on {DEVICE}, SDXL's autoencoder: one by one (the default there), "
+    return row(what + "against together", "GiB", *sizes)
 
 
 def main() -> None:

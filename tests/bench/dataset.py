@@ -4,12 +4,11 @@ emoji-dmd, hybrid, 360 images in batches of ten, one thread per process. The pro
 only images per second are compared. The two take turns, and the images have to be the same bits.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,21 +17,16 @@ import dtviz
 from dtviz.experiments import dataset
 from dtviz.files import ROOT
 
+from ..test_experiments_dataset import forked
 from .measure import publish, row
 
 
 def run(pair: dtviz.Pair, rows: list[dataset.Row], processes: int) -> tuple[float, dict[str, bytes]]:
     """Return the seconds from the start of the first process to the end of the last, and the images."""
     with tempfile.TemporaryDirectory() as out:
-        start, children = time.perf_counter(), []
-        for _ in range(processes):
-            if not (child := os.fork()):
-                try:
-                    dataset.generate_images(pair, rows, out, settings={"method": "hybrid"}, progress=False)
-                finally:
-                    os._exit(0)
-            children.append(child)
-        for child in children:
+        start, options = time.perf_counter(), {"settings": {"method": "hybrid"}, "progress": False}
+        work = partial(dataset.generate_images, pair, rows, **options)
+        for child in [forked(work, out) for _ in range(processes)]:
             os.waitpid(child, 0)
         seconds = time.perf_counter() - start
         assert dataset.count_images(out) == len(rows)

@@ -4,8 +4,6 @@ Seconds by the page's own clock, from pressing Run or a key on the step slider t
 processes that waited for each core: at 1 or less the machine was idle.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import tempfile

@@ -4,8 +4,6 @@ SDXL's published sizes, random weights, float16, 1024 px, one sample: whole call
 it is compared with. Seconds are medians. `--tiny` is a dry run of the same rows at tiny sizes, on a CPU too.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -120,13 +118,8 @@ class Bench:
             denoiser.enable_group_offload(torch.device(DEVICE), offload_type="leaf_level", use_stream=DEVICE == "cuda")
         for call in ("first", "second"):
             seconds = timed(hybrid)
-            self.add(
-                f"hybrid, offloaded, {call} call",
-                seconds=seconds,
-                compared_with="on the GPU",
-                ratio=seconds / usual,
-                asked=2,
-            )
+            compared = {"compared_with": "on the GPU", "ratio": seconds / usual, "asked": 2}
+            self.add(f"hybrid, offloaded, {call} call", seconds=seconds, **compared)
         self.memory("hybrid of two networks, offloaded", hybrid, idle)
         return self.rows
 

@@ -3,8 +3,6 @@
 The exponent is the slope of log time over log size, by least squares. 1 is proportional.
 """
 
-from __future__ import annotations
-
 import statistics
 
 import numpy as np

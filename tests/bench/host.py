@@ -4,8 +4,6 @@ A network with as many modules as SDXL's at tiny width: nearly all of its time o
 start the same operations. Seconds are processor time on one thread.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable

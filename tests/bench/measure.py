@@ -1,7 +1,5 @@
 """Shared by the benchmarks: a clock, two calls in turns, peak memory, and a table on disk."""
 
-from __future__ import annotations
-
 import re
 import statistics
 import time

@@ -1,13 +1,10 @@
 """SDXL's pipeline with random weights, made on the device: at its published sizes, or with as many modules at tiny width."""
 
-from __future__ import annotations
-
-import string
-
 import diffusers
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from ..repos import tiny_tokenizer
 from .measure import DEVICE
 
 DTYPE = torch.float16 if DEVICE == "cuda" else torch.float32
@@ -54,29 +51,18 @@ def pooled_width(denoiser: diffusers.UNet2DConditionModel) -> int:
 
 def pipeline(denoiser: diffusers.UNet2DConditionModel) -> diffusers.StableDiffusionXLPipeline:
     """Return a pipeline with tiny text encoders and a tiny autoencoder."""
-    letters = [letter + end for end in ("", "</w>") for letter in string.ascii_lowercase]
-    words = {word: i for i, word in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
-    tokenizer = CLIPTokenizer(vocab=words, merges=[], model_max_length=77)
-    width, pooled = denoiser.config.cross_attention_dim, pooled_width(denoiser)
-    sizes = {"vocab_size": len(words), "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    tokenizer, width, pooled = tiny_tokenizer(77), denoiser.config.cross_attention_dim, pooled_width(denoiser)
+    sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
     sizes |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "projection_dim": pooled}
-    blocks = {
-        f"{side}_block_types": (f"{side.title()}{kind}Block2D",) * 4
-        for side, kind in (("down", "Encoder"), ("up", "Decoder"))
-    }
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     parts = {
         "vae": diffusers.AutoencoderKL(block_out_channels=(4,) * 4, norm_num_groups=1, force_upcast=False, **blocks),
         "text_encoder": CLIPTextModel(CLIPTextConfig(hidden_size=width // 2, **sizes)),
         "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=width // 2, **sizes)),
     }
     parts = {name: cast(part.eval(), DEVICE, DTYPE) for name, part in parts.items()}
-    pipe = diffusers.StableDiffusionXLPipeline(
-        **parts,
-        unet=denoiser,
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
-        scheduler=diffusers.EulerDiscreteScheduler(**NOISE),
-    )
+    parts |= {"tokenizer": tokenizer, "tokenizer_2": tokenizer, "scheduler": diffusers.EulerDiscreteScheduler(**NOISE)}
+    pipe = diffusers.StableDiffusionXLPipeline(unet=denoiser, **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

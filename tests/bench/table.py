@@ -1,7 +1,5 @@
 """The benchmarks in one page: `make bench` writes it from their CSVs into figures/bench/README.md."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from .measure import FOLDER
@@ -25,17 +23,10 @@ def host() -> str:
 
 def growth() -> str:
     """Return the rows of exponents."""
-    rows = [
-        (
-            row["what"],
-            row["from"],
-            row["to"],
-            f"{number(row['s_from'])} s",
-            f"{number(row['s_to'])} s",
-            f"{row['exponent']:.2f}",
-        )
-        for row in _read("growth").to_dict("records")
-    ]
+    rows = []
+    for row in _read("growth").to_dict("records"):
+        seconds = [f"{number(row[side])} s" for side in ("s_from", "s_to")]
+        rows.append((row["what"], row["from"], row["to"], *seconds, f"{row['exponent']:.2f}"))
     return markdown(("", "from", "to", "time from", "to", "exponent"), rows)
 
 
