@@ -1,5 +1,3 @@
-import json
-
 import diffusers
 import pytest
 import torch
@@ -24,7 +22,6 @@ def test_save_and_load(tmp_path):
     trace = make()
     assert same(dtviz.Trace.load(trace.save(tmp_path / "deep" / "dog.trace")), trace)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["dog.trace"]
-    assert json.loads(json.dumps(trace.facts())) == trace.facts()
     with pytest.raises(FileNotFoundError, match="no trace at"):
         dtviz.Trace.load(tmp_path / "none")
 

@@ -76,6 +76,6 @@ def test_capture_changes_no_bit(emoji):
         return pipe(["dog face"] * 2, num_inference_steps=4, generator=seeds, output_type="pt").images
 
     plain = images()
-    with dtviz.capture(pipe, x_t=True, guidance=True, clip=True):
+    with dtviz.capture(pipe, x_t=True, guidance=True):
         captured = images()
     assert torch.equal(captured, plain) and torch.equal(images(), plain)

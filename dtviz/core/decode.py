@@ -42,20 +42,16 @@ def decode(
 
         images = dtviz.decode(trace, pair)  # images[3, 0]: the first sample's predicted image at the fourth step
     """
-    latents, options = _part(trace, "final" if final else what), {"vae": vae, "size": size, "batch_size": batch_size}
-    if final or what == "final":
-        return decode_latents(latents, pair, **options)
-    return decode_latents(latents.flatten(0, 1), pair, **options).unflatten(0, latents.shape[:2])
-
-
-def _part(trace: Trace, what: str) -> torch.Tensor:
+    what, options = "final" if final else what, {"vae": vae, "size": size, "batch_size": batch_size}
     if what not in PARTS:
         raise ValueError(f"what={what!r} is not one of {', '.join(PARTS)}")
     latents = getattr(trace, what)
     if latents is None:
         option = "x_t=True" if what == "x_t" else "guidance=True"
         raise ValueError(f"this trace holds no {what}: generate or capture it with {option}")
-    return latents
+    if what == "final":
+        return decode_latents(latents, pair, **options)
+    return decode_latents(latents.flatten(0, 1), pair, **options).unflatten(0, latents.shape[:2])
 
 
 @torch.no_grad()
@@ -89,9 +85,8 @@ def encode(images: torch.Tensor, pair: Any, *, batch_size: int = 64) -> torch.Te
     """Return the latents of images, (n, channels, height, width) float32 in the pipeline's scale. See `reconstruct`."""
     vae, modes = _modes(images, pair, batch_size)
     latents = torch.cat([mode.float() for mode in modes])
-    mean, std = (_statistics(vae, f"latents_{part}", latents) for part in ("mean", "std"))
-    shift = vae.config.get("shift_factor") or 0.0
-    return (latents - mean - shift) * (vae.config.get("scaling_factor") or 1.0) / std
+    std, offset, factor = _scaling(vae, latents)
+    return (latents - offset) * factor / std
 
 
 def _modes(images: torch.Tensor, pair: Any, batch_size: int) -> tuple[Any, Iterator[torch.Tensor]]:
@@ -155,16 +150,15 @@ def _to_vae(latents: torch.Tensor, pipe, vae) -> torch.Tensor:
         latents = latents / pipe.scheduler.config.sigma_data
     if type(vae).__name__ == "AutoencoderKLCogVideoX":
         latents = latents.transpose(1, 2)
-    mean, std = (_statistics(vae, f"latents_{part}", latents) for part in ("mean", "std"))
-    scale, shift = vae.config.get("scaling_factor") or 1.0, vae.config.get("shift_factor") or 0.0
-    return latents * std / scale + mean + shift
+    std, offset, factor = _scaling(vae, latents)
+    return latents * std / factor + offset
 
 
-def _statistics(vae, name: str, latents: torch.Tensor) -> torch.Tensor:
-    """Return the mean or deviation of each latent channel."""
-    values = vae.config.get(name)
-    values = (0.0 if name.endswith("mean") else 1.0) if values is None else values
-    return torch.as_tensor(values, device=latents.device, dtype=torch.float32).reshape(-1, *[1] * (latents.ndim - 2))
+def _scaling(vae, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Return deviation and offset of each channel, and the factor: the denoiser's x is (latents - offset) * factor / deviation."""
+    values, shape = (vae.config.get("latents_std") or 1.0, vae.config.get("latents_mean") or 0.0), [1] * (like.ndim - 2)
+    std, mean = (torch.as_tensor(v, device=like.device, dtype=torch.float32).reshape(-1, *shape) for v in values)
+    return std, mean + (vae.config.get("shift_factor") or 0.0), vae.config.get("scaling_factor") or 1.0
 
 
 def _images(latents: torch.Tensor, vae) -> torch.Tensor:
