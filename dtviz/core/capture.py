@@ -217,10 +217,8 @@ class Rows:
         self.blocks[-1][self.count].copy_(x.detach(), non_blocking=locked)
         self.count += 1
 
-    def tensor(self) -> torch.Tensor | None:
-        """Return (row, ...) in ordinary memory, or None if nothing was added."""
-        if not self.blocks:
-            return None
+    def tensor(self) -> torch.Tensor:
+        """Return (row, ...) in ordinary memory."""
         *full, last = self.blocks
         whole = not full and self.count == len(last) and not last.is_pinned()
         return last if whole else torch.cat([*full, last[: self.count]])
@@ -264,7 +262,11 @@ class Recorder:
             unit = on(sample, (1 + level**2).rsqrt()) if space(scheduler) == "ve" else 1.0
             self.pending["x_t"] = sample.float() * unit
         if starts and "conditional" in self.rows:
-            for name, output in zip(("conditional", "unconditional"), self._split(model_output), strict=True):
+            try:
+                outputs = split_guidance(self.outputs, model_output)
+            except NotImplementedError as error:  # raised when the block ends, because the call can go on
+                outputs, self.refusal = (None, None), error
+            for name, output in zip(("conditional", "unconditional"), outputs, strict=True):
                 self.pending[name] = torch.full_like(x0, torch.nan) if output is None else x0_of(output)
         self.outputs.clear()
 
@@ -277,17 +279,8 @@ class Recorder:
         # Time travel steps a sample that was made from the last one. Then their fine details correlate.
         details = [x.float().flatten().diff() for x in (sample, self.final)]
         if sample.shape != self.final.shape or not float(torch.corrcoef(torch.stack(details))[0, 1]) > 0.2:
-            raise RuntimeError(
-                f"the pipeline stepped twice at timestep {float(torch.as_tensor(timestep).max()):g}, on parts of one sample "
-                "(views or tiles): they make no trace. Capture a sample of one view"
-            )
-
-    def _split(self, model_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        try:
-            return split_guidance(self.outputs, model_output)
-        except NotImplementedError as error:  # raised when the block ends, because the call can go on
-            self.refusal = error
-            return None, None
+            parts = f"timestep {float(torch.as_tensor(timestep).max()):g}, on parts of one sample (views or tiles)"
+            raise RuntimeError(f"the pipeline stepped twice at {parts}: no trace. Capture a sample of one view")
 
     def _store_pending(self) -> None:
         """Copy the rows of the last call off the device."""
@@ -309,4 +302,4 @@ class Recorder:
         values = {"sigmas": sigmas[first], "timesteps": timesteps[first], "final": final}
         if len(steps) > len(first):
             values |= {"call_steps": torch.tensor(steps), "call_sigmas": sigmas, "call_timesteps": timesteps}
-        return values | {name: rows.tensor() for name, rows in self.rows.items()}
+        return values | {name: rows.tensor() for name, rows in self.rows.items() if rows.blocks}

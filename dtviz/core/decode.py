@@ -18,9 +18,7 @@ IMAGE_VAES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 VIDEO_VAES = ("AutoencoderKLCogVideoX", "AutoencoderKLWan", "AutoencoderKLQwenImage")
 
 
-def decode(
-    trace: Trace, pair: Any, *, what: str = "x0", final: bool = False, vae: Any = None, size=None, batch_size=None
-) -> torch.Tensor:
+def decode(trace: Trace, pair, *, what="x0", final=False, vae=None, size=None, batch_size=None) -> torch.Tensor:
     """Decode one part of a trace.
 
     Args:
@@ -101,7 +99,7 @@ def _modes(images: torch.Tensor, pair: Any, batch_size: int) -> tuple[Any, Itera
 def _check_latents(latents: torch.Tensor, pipe, vae) -> None:
     """Refuse latents that this decoder does not take, or whose scale is not known."""
     name, kind, shape = type(pipe).__name__, type(vae).__name__, tuple(latents.shape[1:])
-    config = getattr(vae, "config", {})
+    config, fits = getattr(vae, "config", {}), False
     if vae is None:
         others = [part for part, it in vars(pipe).items() if hasattr(it, "decode") and hasattr(it, "config")]
         fits = not others and latents.ndim == 4 and shape[0] == 3  # images
@@ -113,8 +111,6 @@ def _check_latents(latents: torch.Tensor, pipe, vae) -> None:
     elif kind in VIDEO_VAES:
         channels = shape[1 if kind == "AutoencoderKLCogVideoX" else 0]  # its latents have the frames first
         fits = latents.ndim == 5 and channels == (config.get("latent_channels") or config.z_dim)
-    else:
-        fits = False
     if not fits:
         raise NotImplementedError(f"{name} with {kind}: decoding its latents of shape {shape} is not supported")
 
@@ -190,18 +186,13 @@ def _decoded(latents: torch.Tensor, vae) -> torch.Tensor:
 class Preview:
     """A linear map from latent channels to red, green and blue: rough, without a network."""
 
-    def __init__(self, weights: torch.Tensor, scale: int, r2: float) -> None:
-        self.weights = weights  # (channel + 1, 3), the last row the offset
+    def __init__(self, weights: Any, scale: int, r2: float) -> None:
+        self.weights = torch.as_tensor(weights)  # (channel + 1, 3), the last row the offset
         self.scale, self.r2 = scale, r2  # pixels per latent cell and side; explained variance
 
     def facts(self) -> dict[str, Any]:
-        """Return the map as JSON-compatible numbers. `Preview.build` is the inverse."""
+        """Return the map as JSON-compatible numbers. `Preview(**facts)` is the inverse."""
         return {"weights": self.weights.tolist(), "scale": self.scale, "r2": self.r2}
-
-    @classmethod
-    def build(cls, facts: dict[str, Any]) -> Preview:
-        """Return the preview of what `facts` returned."""
-        return cls(torch.tensor(facts["weights"]), facts["scale"], facts["r2"])
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """Map (n, channel, height, width) to (n, 3, scale * height, scale * width) float32 in [0, 1]."""

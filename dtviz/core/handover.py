@@ -1,9 +1,4 @@
-"""Algorithm 1 of the paper: the base denoises the first steps, the distilled model the remaining ones.
-
-calls = denoising_calls(pair, method="hybrid", k=1, steps=4, base_steps=20, handover="matched-sigma", guidance=...)
-[call.role for call in calls]  # ["base", "base", ..., "distilled", "distilled", "distilled"]
-pipe.scheduler = HandoverScheduler(calls)  # and a DenoiserRouter that asks it whose call comes next
-"""
+"""Algorithm 1 of the paper: the base denoises the first steps, the distilled model the remaining ones."""
 
 from __future__ import annotations
 
@@ -198,10 +193,8 @@ def _down_to(calls: list[DenoiserCall], target: DenoiserCall, base_steps: int) -
     levels = {i: noise_to_signal(base, sigmas[i]) for i in _step_starts(calls)}
     above = [i for i, other in levels.items() if other > level * (1 + 1e-3)]  # schedulers round differently
     if not above:
-        raise ValueError(
-            f"base_steps={base_steps} starts at a noise-to-signal ratio of {levels[0]:.3g}, below the hand-over's "
-            f"{level:.3g}: no base step would run; give a larger k or other base steps"
-        )
+        start = f"base_steps={base_steps} starts at noise / signal {levels[0]:.3g}, below the hand-over's {level:.3g}"
+        raise ValueError(f"{start}: no base step would run; give a larger k or other base steps")
     last = above[-1]
     return [*calls[:last], replace(calls[last], to=target.scheduler, to_timestep=target.timestep)]
 

@@ -152,11 +152,8 @@ class HybridRun:
 
     def _end_call(self) -> None:
         if self.steps_run["base"] and not self.steps_run["distilled"]:
-            warnings.warn(
-                f"this hybrid ran no step of the distilled model: the call made {self.steps_run['base']} steps, and k={self.k}; "
-                "give it more steps or a smaller k",
-                stacklevel=2,
-            )
+            run = f"the call made {self.steps_run['base']} steps, and k={self.k}: give it more steps or a smaller k"
+            warnings.warn(f"this hybrid ran no step of the distilled model: {run}", stacklevel=2)
 
     def _methods(self, kind: type, rule: Any) -> dict[str, Any]:
         """Return methods of a class like `kind` that count its steps."""

@@ -65,6 +65,8 @@ class Pair:
     fingerprint: str = ""
     base_fingerprint: str = ""
 
+    _set = object.__setattr__  # the class is frozen
+
     def __post_init__(self) -> None:
         if hasattr(self.distilled, "scheduler"):
             check_autoencoders(self.pipeline, self.distilled)
@@ -88,9 +90,6 @@ class Pair:
         check_compatible(self.base, self.distilled, name="distilled")
         if self.handover == "distilled-scheduler":
             check_schedulers(self.base_scheduler, self.distilled_scheduler)
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
 
     @property
     def denoiser_name(self) -> str:
@@ -133,11 +132,9 @@ def _check_equal(name: str, ours: Mapping[str, Any], base: Mapping[str, Any], ke
 def check_schedulers(base: Any, distilled: Any) -> None:
     """Refuse to run the base on a scheduler for another prediction type."""
     if prediction(base) != prediction(distilled):
-        kinds = [f"{prediction(scheduler)} in {space(scheduler)} space" for scheduler in (base, distilled)]
-        raise ValueError(
-            f"handover='distilled-scheduler' runs the base on the distilled model's {type(distilled).__name__}, which takes "
-            f"{kinds[1]}, and the base predicts {kinds[0]}: use handover='matched-sigma'"
-        )
+        theirs, ours = (f"{prediction(scheduler)} in {space(scheduler)} space" for scheduler in (base, distilled))
+        kind = f"the distilled model's {type(distilled).__name__} takes {ours}, and the base predicts {theirs}"
+        raise ValueError(f"handover='distilled-scheduler': {kind}; use handover='matched-sigma'")
 
 
 def check_autoencoders(base: Any, distilled: Any) -> None:
@@ -206,10 +203,8 @@ def pipeline_timestep_arguments(pipe: Any, scheduler: Any, call: Mapping[str, An
             pipe.scheduler = original
             pipe.maybe_free_model_hooks()  # the call did not reach its own
         if probe.sigmas is not None and not np.allclose(probe.sigmas, _even_sigmas(4)):
-            raise NotImplementedError(
-                f"{type(pipe).__name__} passes the sigmas {[round(float(s), 4) for s in probe.sigmas]} for 4 steps: "
-                f"only even ones, {_even_sigmas(4).tolist()}, can be split between base and distilled model"
-            )
+            own = [round(float(sigma), 4) for sigma in probe.sigmas]
+            raise NotImplementedError(f"{type(pipe).__name__} passes uneven sigmas {own}, which cannot be split")
         results[key] = probe.sigmas is not None, probe.mu
     even, mu = results[key]
     even = even and "sigmas" in accepted and not scheduler.config.get("use_flow_sigmas")

@@ -141,10 +141,8 @@ def _epsilon(scheduler, _, level, x_t, output):
     a, b = signal_and_noise(scheduler, level)
     # Only these settings reach zero signal. Reading the tensor in all cases would wait for the device at every step.
     if (scheduler.config.get("rescale_betas_zero_snr") or space(scheduler) == "flow") and bool((a <= 0).any()):
-        raise NotImplementedError(
-            f"{type(scheduler).__name__} with prediction_type='epsilon' has no x0 at zero signal (sigma "
-            f"{float(level.max()):g}): the sample is pure noise there"
-        )
+        kind = type(scheduler).__name__
+        raise NotImplementedError(f"{kind} with 'epsilon' has no x0 at zero signal: the sample is pure noise there")
     return (x_t - on(x_t, b) * output) / on(x_t, a)
 
 

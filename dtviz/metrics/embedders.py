@@ -293,10 +293,7 @@ BUILDERS: dict[str, tuple[Callable[..., Network], str]] = {
     "efficientnet-lite0": (_efficientnet, _LITE_PACKAGES),
     "efficientnet-lite0-style": (_efficientnet_style, _LITE_PACKAGES),
     "emoji-clip": (_emoji_clip, "run `make models`, or point DTVIZ_MODELS at the folder that holds emoji-clip"),
-    "dreamsim": (
-        _dreamsim,
-        "pip install dreamsim and, with network, call its dreamsim(cache_dir=, dreamsim_type=) once",
-    ),
+    "dreamsim": (_dreamsim, "pip install dreamsim and, with network, call dreamsim(cache_dir=, dreamsim_type=) once"),
     "inception": (_inception, "pip install torch_fidelity, and copy the file there from its release v0.2.0 on GitHub"),
     "clip": (_clip, _HUB),
     "dinov2": (_dinov2, _HUB),
