@@ -151,7 +151,7 @@ def _to_vae(latents: torch.Tensor, pipe, vae) -> torch.Tensor:
 
 
 def _scaling(vae, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Return deviation and offset of each channel, and the factor: the denoiser's x is (latents - offset) * factor / deviation."""
+    """Return deviation, offset and factor of latents. The denoiser's are (latents - offset) * factor / deviation."""
     values, shape = (vae.config.get("latents_std") or 1.0, vae.config.get("latents_mean") or 0.0), [1] * (like.ndim - 2)
     std, mean = (torch.as_tensor(v, device=like.device, dtype=torch.float32).reshape(-1, *shape) for v in values)
     return std, mean + (vae.config.get("shift_factor") or 0.0), vae.config.get("scaling_factor") or 1.0

@@ -183,7 +183,7 @@ class _TimestepProbe(Exception):
 
 
 def pipeline_timestep_arguments(pipe: Any, scheduler: Any, call: Mapping[str, Any], steps: int) -> dict[str, Any]:
-    """Return what the pipeline passes to this scheduler's `set_timesteps` beside `steps`. It is run up to there once per setting.
+    """Return the pipeline's own arguments of this scheduler's `set_timesteps`. It runs up to there, once per setting.
 
     sigmas: evenly spaced from 1 to 1 / steps, before any shift.
     mu: logarithm of the shift, which grows with the image (Esser et al. 2024, section 5.3.2).
@@ -204,7 +204,7 @@ def pipeline_timestep_arguments(pipe: Any, scheduler: Any, call: Mapping[str, An
             pipe.maybe_free_model_hooks()  # the call did not reach its own
         if probe.sigmas is not None and not np.allclose(probe.sigmas, _even_sigmas(4)):
             own = [round(float(sigma), 4) for sigma in probe.sigmas]
-            raise NotImplementedError(f"{type(pipe).__name__} passes uneven sigmas {own}, which cannot be split")
+            raise NotImplementedError(f"{type(pipe).__name__} passes uneven sigmas {own}: only even ones can be split")
         results[key] = probe.sigmas is not None, probe.mu
     even, mu = results[key]
     even = even and "sigmas" in accepted and not scheduler.config.get("use_flow_sigmas")
