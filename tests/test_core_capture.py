@@ -122,10 +122,6 @@ def test_x0_equals_a_plain_loop(pipe):
         after = alphas[times[i + 1]] if i < 3 else torch.tensor(1.0)
         x = after.sqrt() * x0 + (1 - after).sqrt() * noise
     torch.testing.assert_close(trace.x0[-1], trace.final, atol=1e-5, rtol=1e-5)  # DDIM ends at its last x0
-    with dtviz.capture(pipe, dtype=torch.float16, x_t=True) as half:
-        run(pipe)
-    assert half.x0.dtype == half.x_t.dtype == torch.float16 and half.final.dtype == torch.float32
-    torch.testing.assert_close(half.x0.float(), trace.x0, atol=2e-2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -170,8 +166,6 @@ def test_a_trace_is_empty_until_the_block_ends(pipe):
 def test_bad_arguments_are_refused_before_the_run(pipe):
     words = "scheduler='prior_scheduler': this StableDiffusionPipeline has scheduler"
     with pytest.raises(ValueError, match=words), dtviz.capture(pipe, scheduler="prior_scheduler"):
-        pytest.fail("the block ran")
-    with pytest.raises(ValueError, match="dtype=torch.bfloat16 is not"), dtviz.capture(pipe, dtype=torch.bfloat16):
         pytest.fail("the block ran")
     pipe.scheduler = diffusers.PiflowScheduler()
     with pytest.raises(NotImplementedError, match="its model predicts a policy"), dtviz.capture(pipe):
@@ -398,7 +392,7 @@ def _only_count(scheduler, model_output, *_, **__):
 
 
 def test_rows_grow_and_shrink():
-    rows = Rows(torch.float32)
+    rows = Rows()
     for i in range(5):
         rows.add(torch.full((2,), float(i)), expected=2)
     assert rows.tensor()[:, 0].tolist() == [0, 1, 2, 3, 4]

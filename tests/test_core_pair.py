@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import dtviz
-from dtviz.core.pair import TimestepArguments, pipeline_timestep_arguments, role_scheduler
+from dtviz.core.pair import pipeline_timestep_arguments, role_scheduler
 
 from .tiny import PIPELINES
 
@@ -18,8 +18,8 @@ def test_a_pair_has_to_be_compatible(pipe):
     for distilled, options, words in (
         ("lightning", {}, "not an adapter"),
         (3, {}, "give a denoiser module"),
-        (type(unet).from_config(unet.config, in_channels=8), {}, "takes 8 latent channels, the base 4: not a pair"),
-        (type(unet).from_config(unet.config, cross_attention_dim=24), {}, "24 text channels, the base 16: not a pair"),
+        (type(unet).from_config(unet.config, in_channels=8), {}, "has in_channels=8, the base's 4: not a pair"),
+        (type(unet).from_config(unet.config, cross_attention_dim=24), {}, "cross_attention_dim=24, the base's 16: not"),
         (unet, {"handover": "late"}, "handover='late'"),
         (unet, {"size": (16,)}, "size="),
         (unet, {"size": (0, 16)}, "size="),
@@ -62,7 +62,7 @@ def test_timesteps_are_those_of_the_pipelines_own_run(pipe, pair):
         scheduler = type(scheduler).from_config(scheduler.config)
         scheduler.set_timesteps(5)
         assert torch.equal(role_scheduler(pair, role, 5, None).timesteps, scheduler.timesteps)
-    assert pipeline_timestep_arguments(pipe, pipe.scheduler, {}) == TimestepArguments()
+    assert pipeline_timestep_arguments(pipe, pipe.scheduler, {}, 4) == {}
 
 
 def test_a_flow_models_timesteps_are_shifted_as_by_its_pipeline():
@@ -75,8 +75,8 @@ def test_a_flow_models_timesteps_are_shifted_as_by_its_pipeline():
     pair = dtviz.Pair(pipe, pipe.transformer, size=tiny.size)
     sigmas = role_scheduler(pair, "base", tiny.steps, None).sigmas
     torch.testing.assert_close(sigmas[:-1], trace.sigmas, atol=1e-6, rtol=0)
-    arguments = pipeline_timestep_arguments(pipe, pipe.scheduler, {"height": 16, "width": 24})
-    assert arguments.even_sigmas and arguments.mu is not None
+    arguments = pipeline_timestep_arguments(pipe, pipe.scheduler, {"height": 16, "width": 24}, 4)
+    assert arguments["sigmas"].tolist() == [1, 0.75, 0.5, 0.25] and arguments["mu"] > 0
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     trained = replace(pair, timesteps=(1000, 700, 400, 100), distilled_scheduler=scheduler)
     sigmas = role_scheduler(trained, "distilled", 4, None).sigmas

@@ -87,7 +87,7 @@ def test_recording_does_not_wait_for_the_gpu():
             torch.cuda.set_sync_debug_mode("error" if i > 1 else "default")
             scheduler._step_index = i
             recorder.before_step(scheduler, output, t, x, expected=4, arguments={})
-            recorder.after_step((x,))
+            recorder.final = x
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert recorder.fields()["x0"].isfinite().all()

@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any
 
@@ -18,22 +18,17 @@ from .schedulers import active, find, prediction, space
 from .trace import Trace
 from .x0 import noise_level, on, same_timestep, x0_at_level
 
-DTYPES = (torch.float32, torch.float16)
 ASYNCHRONOUS = ("cuda",)  # devices that copy to page-locked host memory while the host goes on
 
 
 @contextmanager
-def capture(
-    pipe, *, x_t: bool = False, guidance: bool = False, clip: bool = False, dtype=torch.float32, scheduler="scheduler"
-) -> Iterator[Trace]:
+def capture(pipe, *, x_t: bool = False, guidance: bool = False, scheduler: str = "scheduler") -> Iterator[Trace]:
     """Record x0 at every step of the pipeline call made inside the block. No denoiser call is added and no pixel changes.
 
     Args:
         pipe: a diffusers pipeline whose scheduler class has an x0 (`dtviz.schedulers()`).
         x_t: keep the noisy latents before each step (`trace.x_t`).
         guidance: keep x0 of the conditional and the unconditional denoiser output (`trace.conditional`, `.unconditional`).
-        clip: clip or threshold x0 as the scheduler does, if its settings say so.
-        dtype: `torch.float32` or `torch.float16`, the type of x0 and x_t in the trace.
         scheduler: name of the pipeline's scheduler, if it has several ("prior_scheduler").
 
     Yields:
@@ -43,21 +38,19 @@ def capture(
         NotImplementedError: the scheduler has no x0, or `guidance=True` and the outputs cannot be told apart. If only the
             call shows that, the error comes when the block ends, with the trace filled.
         RuntimeError: the pipeline is being captured already, ran twice, made no step, or steps parts of its sample apart.
-        ValueError: an argument is out of range.
+        ValueError: `scheduler` names none.
 
         with dtviz.capture(pipe) as trace:
             pipe("picture of a dog", num_inference_steps=30)
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype} is not one of {', '.join(map(str, DTYPES))}")
     if not hasattr(getattr(pipe, scheduler, None), "config"):
         names = [name for name in vars(pipe) if name.endswith("scheduler")]
         raise ValueError(f"scheduler={scheduler!r}: this {type(pipe).__name__} has {', '.join(names) or 'none'}")
     trace = object.__new__(Trace)
-    session = _Session(pipe, scheduler, {"x_t": x_t, "guidance": guidance, "clip": clip, "dtype": dtype})
+    session = _Session(pipe, scheduler, x_t=x_t, guidance=guidance)
     try:
-        with session.recording():
-            yield trace
+        session.start()
+        yield trace
     except BaseException:
         with suppress(RuntimeError):
             session.fill(trace)
@@ -66,8 +59,8 @@ def capture(
         session.fill(trace)
         if session.main.refusal is not None:
             raise session.main.refusal
-    finally:  # the schedulers' classes and the session refer to each other
-        session.main, session.recorders = Recorder(), {}
+    finally:
+        session.close()
 
 
 def _denoisers(pipe, scheduler: str) -> list[torch.nn.Module]:
@@ -110,23 +103,28 @@ def restore_methods(instance: Any) -> None:
 class _Session:
     """One capture: the pipeline's scheduler, copies of it, and schedulers that the pipeline puts in its place."""
 
-    def __init__(self, pipe, name: str, options: dict[str, Any]) -> None:
-        self.pipe, self.name, self.options, self.open = pipe, name, options, False
-        self.denoisers = _denoisers(pipe, name) if options["guidance"] else []
-        self.main = Recorder(**options)  # of the pipeline's own schedulers; each copy has a recorder of its own
+    def __init__(self, pipe, name: str, *, x_t: bool, guidance: bool) -> None:
+        self.pipe, self.name, self.x_t, self.open = pipe, name, x_t, False
+        self.denoisers = _denoisers(pipe, name) if guidance else []
+        self.main = Recorder(x_t=x_t, guidance=guidance)  # of the pipeline's own schedulers; each copy has its own
         self.recorders: dict[int, tuple[Any, Recorder]] = {}  # by id of the scheduler
+        self.hooks: list[Any] = []
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.callback(self._release)
-            self._follow()
-            self.open = True
-            for module in [part for part in vars(self.pipe).values() if isinstance(part, torch.nn.Module)]:
-                stack.callback(module.register_forward_pre_hook(self._follow).remove)
-            for module in self.denoisers:
-                stack.callback(module.register_forward_hook(self._keep_output).remove)
-            yield
+    def start(self) -> None:
+        self._follow()
+        self.open = True
+        modules = [part for part in vars(self.pipe).values() if isinstance(part, torch.nn.Module)]
+        self.hooks += [module.register_forward_pre_hook(self._follow) for module in modules]
+        self.hooks += [module.register_forward_hook(self._keep_output) for module in self.denoisers]
+
+    def close(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        for scheduler, _ in self.recorders.values():
+            if hasattr(scheduler, "_dtviz_session"):
+                restore_methods(scheduler)
+        # The schedulers' classes and the session refer to each other
+        self.main, self.recorders, self.open = Recorder(), {}, False
 
     def _follow(self, *_) -> None:
         """Record the pipeline's present scheduler. It may have been replaced when the denoiser is called."""
@@ -145,25 +143,16 @@ class _Session:
     def _keep_output(self, _, __, output) -> None:
         self.main.outputs.append(output if isinstance(output, torch.Tensor) else output[0])
 
-    def _release(self) -> None:
-        self.open = False
-        for scheduler, _ in self.recorders.values():
-            if hasattr(scheduler, "_dtviz_session"):
-                restore_methods(scheduler)
-
     def recorder(self, scheduler) -> Recorder:
         """Return the recorder of this scheduler's steps."""
-        own = scheduler, Recorder(**self.options | {"guidance": False})
-        return self.recorders.setdefault(id(scheduler), own)[1]
+        return self.recorders.setdefault(id(scheduler), (scheduler, Recorder(x_t=self.x_t)))[1]
 
     def fill(self, trace: Trace) -> None:
         """Fill the trace with the steps of the pipeline's own scheduler, or of the one copy that stepped in its place."""
         kind = type(self.pipe).__name__
         copies = [recorder for _, recorder in self.recorders.values() if recorder.calls and recorder is not self.main]
         if len(copies) > 1 and not self.main.calls:
-            raise RuntimeError(
-                f"{kind} stepped {len(copies)} copies of its scheduler, each on a part of the sample: they make no trace"
-            )
+            raise RuntimeError(f"{kind} stepped {len(copies)} copies of its scheduler on parts of a sample: no trace")
         recorder = self.main if self.main.calls or not copies else copies[0]
         values, versions = recorder.fields(), {"torch": torch.__version__, "diffusers": diffusers.__version__}
         scheduler = type(getattr(self.pipe, self.name)).__name__
@@ -193,7 +182,7 @@ def _recording_methods(kind: type, name: str, session: _Session) -> dict[str, An
         expected = -(-left // getattr(self, "order", 1))  # rounded up
         recorder.before_step(scheduler, *values, expected=expected, arguments=given)
         output = step(self, *args, **kwargs)
-        recorder.after_step(output)
+        recorder.final = output[0] if isinstance(output, tuple) else output.prev_sample
         return output
 
     @functools.wraps(set_timesteps)
@@ -210,17 +199,17 @@ def _recording_methods(kind: type, name: str, session: _Session) -> dict[str, An
 
 
 class Rows:
-    """Tensors of one shape in host memory. Copies leave a GPU without waiting for it."""
+    """Tensors of one shape in host memory, float32. Copies leave a GPU without waiting for it."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype, self.count = dtype, 0  # rows in the last block
+    def __init__(self) -> None:
         self.blocks: list[torch.Tensor] = []
+        self.count = 0  # rows in the last block
 
     def add(self, x: torch.Tensor, expected: int) -> None:
         """Append `x`. The first call allocates `expected` rows, because locking pages waits for the device."""
         locked = x.device.type in ASYNCHRONOUS
         if not self.blocks or self.count == len(self.blocks[-1]):
-            self.blocks.append(torch.empty((max(expected, 1), *x.shape), dtype=self.dtype, pin_memory=locked))
+            self.blocks.append(torch.empty((max(expected, 1), *x.shape), dtype=torch.float32, pin_memory=locked))
             self.count = 0
         before, now = tuple(self.blocks[0].shape[1:]), tuple(x.shape)
         if before != now:
@@ -228,10 +217,8 @@ class Rows:
         self.blocks[-1][self.count].copy_(x.detach(), non_blocking=locked)
         self.count += 1
 
-    def tensor(self) -> torch.Tensor | None:
-        """Return (row, ...) in ordinary memory, or None if nothing was added."""
-        if not self.blocks:
-            return None
+    def tensor(self) -> torch.Tensor:
+        """Return (row, ...) in ordinary memory."""
         *full, last = self.blocks
         whole = not full and self.count == len(last) and not last.is_pinned()
         return last if whole else torch.cat([*full, last[: self.count]])
@@ -240,21 +227,18 @@ class Rows:
 class Recorder:
     """The scheduler steps of one run, in order. Options as in `capture`; denoiser outputs are appended to `outputs`."""
 
-    def __init__(self, *, x_t=False, guidance=False, clip=False, dtype: torch.dtype = torch.float32) -> None:
-        self.clip = clip
+    def __init__(self, *, x_t: bool = False, guidance: bool = False) -> None:
         names = ["x0", "later_x0"] + ["x_t"] * x_t + ["conditional", "unconditional"] * guidance
-        self.rows = {name: Rows(dtype) for name in names}
-        self.outputs: list[torch.Tensor] | None = [] if guidance else None
+        self.rows = {name: Rows() for name in names}
+        self.outputs: list[torch.Tensor] = []
         self.calls: list[tuple[int, torch.Tensor, torch.Tensor]] = []  # step, sigma, timestep
         self.pending: dict[str, torch.Tensor] = {}  # rows of the last call, which may be taken back
         self.expected = 0  # rows
         self.position: tuple[Any, ...] = ()  # of the last step: scheduler's id, its counter, timestep
-        self.final: torch.Tensor | None = None
+        self.final: torch.Tensor | None = None  # the sample that the last step made
         self.refusal: NotImplementedError | None = None  # of guidance
 
-    def before_step(
-        self, scheduler, model_output, timestep, sample: torch.Tensor, *, expected: int, arguments: Mapping[str, Any]
-    ) -> None:
+    def before_step(self, scheduler, model_output, timestep, sample, *, expected: int, arguments: Mapping) -> None:
         """Record x0 of the step that comes. `arguments` are all arguments of the step, `expected` the number of rows."""
         guided, starts = arguments.get("pred_original_sample"), find(scheduler).begins(scheduler)
         if guided is not None and self.calls:
@@ -268,7 +252,7 @@ class Recorder:
         level = noise_level(scheduler, timestep, arguments)
 
         def x0_of(output: torch.Tensor) -> torch.Tensor:
-            return x0_at_level(scheduler, output, timestep, sample, level, clip=self.clip, arguments=arguments)
+            return x0_at_level(scheduler, output, timestep, sample, level, arguments)
 
         x0 = x0_of(model_output) if guided is None else guided.float()
         step = (self.calls[-1][0] if self.calls else -1) + starts
@@ -277,11 +261,14 @@ class Recorder:
         if starts and "x_t" in self.rows:
             unit = on(sample, (1 + level**2).rsqrt()) if space(scheduler) == "ve" else 1.0
             self.pending["x_t"] = sample.float() * unit
-        if starts and self.outputs is not None:
-            for name, output in zip(("conditional", "unconditional"), self._split(model_output), strict=True):
+        if starts and "conditional" in self.rows:
+            try:
+                outputs = split_guidance(self.outputs, model_output)
+            except NotImplementedError as error:  # raised when the block ends, because the call can go on
+                outputs, self.refusal = (None, None), error
+            for name, output in zip(("conditional", "unconditional"), outputs, strict=True):
                 self.pending[name] = torch.full_like(x0, torch.nan) if output is None else x0_of(output)
-        if self.outputs is not None:
-            self.outputs.clear()
+        self.outputs.clear()
 
     def _refuse_parts(self, scheduler, timestep, sample: torch.Tensor) -> None:
         """Refuse views or tiles of one sample that are stepped one after the other: they would be recorded as steps."""
@@ -292,27 +279,14 @@ class Recorder:
         # Time travel steps a sample that was made from the last one. Then their fine details correlate.
         details = [x.float().flatten().diff() for x in (sample, self.final)]
         if sample.shape != self.final.shape or not float(torch.corrcoef(torch.stack(details))[0, 1]) > 0.2:
-            raise RuntimeError(
-                f"the pipeline stepped twice at timestep {float(torch.as_tensor(timestep).max()):g}, on parts of one sample "
-                "(views or tiles): they make no trace. Capture a sample of one view"
-            )
-
-    def _split(self, model_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        try:
-            return split_guidance(self.outputs, model_output)
-        except NotImplementedError as error:  # raised when the block ends, because the call can go on
-            self.refusal = error
-            return None, None
+            parts = f"timestep {float(torch.as_tensor(timestep).max()):g}, on parts of one sample (views or tiles)"
+            raise RuntimeError(f"the pipeline stepped twice at {parts}: no trace. Capture a sample of one view")
 
     def _store_pending(self) -> None:
         """Copy the rows of the last call off the device."""
         for name, values in self.pending.items():
             self.rows[name].add(values, self.expected)
         self.pending.clear()
-
-    def after_step(self, output) -> None:
-        """Record the sample that the step made."""
-        self.final = output[0] if isinstance(output, tuple) else output.prev_sample
 
     def fields(self) -> dict[str, Any]:
         """Return what was recorded under the names of `Trace`."""
@@ -328,4 +302,4 @@ class Recorder:
         values = {"sigmas": sigmas[first], "timesteps": timesteps[first], "final": final}
         if len(steps) > len(first):
             values |= {"call_steps": torch.tensor(steps), "call_sigmas": sigmas, "call_timesteps": timesteps}
-        return values | {name: rows.tensor() for name, rows in self.rows.items()}
+        return values | {name: rows.tensor() for name, rows in self.rows.items() if rows.blocks}

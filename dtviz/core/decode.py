@@ -18,9 +18,7 @@ IMAGE_VAES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 VIDEO_VAES = ("AutoencoderKLCogVideoX", "AutoencoderKLWan", "AutoencoderKLQwenImage")
 
 
-def decode(
-    trace: Trace, pair: Any, *, what: str = "x0", final: bool = False, vae: Any = None, size=None, batch_size=None
-) -> torch.Tensor:
+def decode(trace: Trace, pair, *, what="x0", final=False, vae=None, size=None, batch_size=None) -> torch.Tensor:
     """Decode one part of a trace.
 
     Args:
@@ -42,20 +40,16 @@ def decode(
 
         images = dtviz.decode(trace, pair)  # images[3, 0]: the first sample's predicted image at the fourth step
     """
-    latents, options = _part(trace, "final" if final else what), {"vae": vae, "size": size, "batch_size": batch_size}
-    if final or what == "final":
-        return decode_latents(latents, pair, **options)
-    return decode_latents(latents.flatten(0, 1), pair, **options).unflatten(0, latents.shape[:2])
-
-
-def _part(trace: Trace, what: str) -> torch.Tensor:
+    what, options = "final" if final else what, {"vae": vae, "size": size, "batch_size": batch_size}
     if what not in PARTS:
         raise ValueError(f"what={what!r} is not one of {', '.join(PARTS)}")
     latents = getattr(trace, what)
     if latents is None:
         option = "x_t=True" if what == "x_t" else "guidance=True"
         raise ValueError(f"this trace holds no {what}: generate or capture it with {option}")
-    return latents
+    if what == "final":
+        return decode_latents(latents, pair, **options)
+    return decode_latents(latents.flatten(0, 1), pair, **options).unflatten(0, latents.shape[:2])
 
 
 @torch.no_grad()
@@ -89,9 +83,8 @@ def encode(images: torch.Tensor, pair: Any, *, batch_size: int = 64) -> torch.Te
     """Return the latents of images, (n, channels, height, width) float32 in the pipeline's scale. See `reconstruct`."""
     vae, modes = _modes(images, pair, batch_size)
     latents = torch.cat([mode.float() for mode in modes])
-    mean, std = (_statistics(vae, f"latents_{part}", latents) for part in ("mean", "std"))
-    shift = vae.config.get("shift_factor") or 0.0
-    return (latents - mean - shift) * (vae.config.get("scaling_factor") or 1.0) / std
+    std, offset, factor = _scaling(vae, latents)
+    return (latents - offset) * factor / std
 
 
 def _modes(images: torch.Tensor, pair: Any, batch_size: int) -> tuple[Any, Iterator[torch.Tensor]]:
@@ -106,7 +99,7 @@ def _modes(images: torch.Tensor, pair: Any, batch_size: int) -> tuple[Any, Itera
 def _check_latents(latents: torch.Tensor, pipe, vae) -> None:
     """Refuse latents that this decoder does not take, or whose scale is not known."""
     name, kind, shape = type(pipe).__name__, type(vae).__name__, tuple(latents.shape[1:])
-    config = getattr(vae, "config", {})
+    config, fits = getattr(vae, "config", {}), False
     if vae is None:
         others = [part for part, it in vars(pipe).items() if hasattr(it, "decode") and hasattr(it, "config")]
         fits = not others and latents.ndim == 4 and shape[0] == 3  # images
@@ -118,8 +111,6 @@ def _check_latents(latents: torch.Tensor, pipe, vae) -> None:
     elif kind in VIDEO_VAES:
         channels = shape[1 if kind == "AutoencoderKLCogVideoX" else 0]  # its latents have the frames first
         fits = latents.ndim == 5 and channels == (config.get("latent_channels") or config.z_dim)
-    else:
-        fits = False
     if not fits:
         raise NotImplementedError(f"{name} with {kind}: decoding its latents of shape {shape} is not supported")
 
@@ -155,16 +146,15 @@ def _to_vae(latents: torch.Tensor, pipe, vae) -> torch.Tensor:
         latents = latents / pipe.scheduler.config.sigma_data
     if type(vae).__name__ == "AutoencoderKLCogVideoX":
         latents = latents.transpose(1, 2)
-    mean, std = (_statistics(vae, f"latents_{part}", latents) for part in ("mean", "std"))
-    scale, shift = vae.config.get("scaling_factor") or 1.0, vae.config.get("shift_factor") or 0.0
-    return latents * std / scale + mean + shift
+    std, offset, factor = _scaling(vae, latents)
+    return latents * std / factor + offset
 
 
-def _statistics(vae, name: str, latents: torch.Tensor) -> torch.Tensor:
-    """Return the mean or deviation of each latent channel."""
-    values = vae.config.get(name)
-    values = (0.0 if name.endswith("mean") else 1.0) if values is None else values
-    return torch.as_tensor(values, device=latents.device, dtype=torch.float32).reshape(-1, *[1] * (latents.ndim - 2))
+def _scaling(vae, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Return deviation, offset and factor of latents. The denoiser's are (latents - offset) * factor / deviation."""
+    values, shape = (vae.config.get("latents_std") or 1.0, vae.config.get("latents_mean") or 0.0), [1] * (like.ndim - 2)
+    std, mean = (torch.as_tensor(v, device=like.device, dtype=torch.float32).reshape(-1, *shape) for v in values)
+    return std, mean + (vae.config.get("shift_factor") or 0.0), vae.config.get("scaling_factor") or 1.0
 
 
 def _images(latents: torch.Tensor, vae) -> torch.Tensor:
@@ -196,18 +186,13 @@ def _decoded(latents: torch.Tensor, vae) -> torch.Tensor:
 class Preview:
     """A linear map from latent channels to red, green and blue: rough, without a network."""
 
-    def __init__(self, weights: torch.Tensor, scale: int, r2: float) -> None:
-        self.weights = weights  # (channel + 1, 3), the last row the offset
+    def __init__(self, weights: Any, scale: int, r2: float) -> None:
+        self.weights = torch.as_tensor(weights)  # (channel + 1, 3), the last row the offset
         self.scale, self.r2 = scale, r2  # pixels per latent cell and side; explained variance
 
     def facts(self) -> dict[str, Any]:
-        """Return the map as JSON-compatible numbers. `Preview.build` is the inverse."""
+        """Return the map as JSON-compatible numbers. `Preview(**facts)` is the inverse."""
         return {"weights": self.weights.tolist(), "scale": self.scale, "r2": self.r2}
-
-    @classmethod
-    def build(cls, facts: dict[str, Any]) -> Preview:
-        """Return the preview of what `facts` returned."""
-        return cls(torch.tensor(facts["weights"]), facts["scale"], facts["r2"])
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """Map (n, channel, height, width) to (n, 3, scale * height, scale * width) float32 in [0, 1]."""

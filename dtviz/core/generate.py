@@ -1,8 +1,5 @@
 """Sample a pair: base, distilled model, hybrid or skip, with x0 of every step recorded.
 
-trace = dtviz.generate(pair, "dog face", method="hybrid", k=1, seeds=range(8))
-trace.steps_run  # {"base": 1, "distilled": 3}
-
 The pair's own pipeline runs: `HandoverScheduler` makes the steps, `DenoiserRouter` routes the denoiser calls, `capture` records.
 """
 
@@ -15,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import diffusers
 import torch
 
 from ..files import in_batches
@@ -143,7 +139,7 @@ def _run(pair: Pair, prompts, seeds, settings: dict[str, Any], *, fuse: bool, x_
             output_type="latent",
             **pair.call_arguments,
         )
-    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__, "python": platform.python_version()}
+    versions = trace.provenance["versions"] | {"python": platform.python_version()}
     facts = {"nfe": dict(router.evaluations), "fingerprint": pair.fingerprint, "versions": versions}
     facts |= {"fuse": fuse} if isinstance(pair.distilled, str) else {}
     roles = [call.role for call in calls if call.starts_step]
@@ -182,9 +178,7 @@ def _samples(pair: Pair, prompt: str | Sequence[str], seeds: Iterable[int]) -> t
     if not numbers or min(numbers) < 0 or (one and len(set(numbers)) != len(numbers)):
         raise ValueError(f"seeds={numbers} must be one or more different integers, none negative")
     if not one and len(prompts) != len(numbers):
-        raise ValueError(
-            f"prompt has {len(prompts)} texts for {len(numbers)} seeds: give one text, or one for each seed"
-        )
+        raise ValueError(f"prompt has {len(prompts)} texts for {len(numbers)} seeds: give one, or one for each seed")
     return numbers, prompts * len(numbers) if one else prompts
 
 

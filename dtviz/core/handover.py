@@ -1,9 +1,4 @@
-"""Algorithm 1 of the paper: the base denoises the first steps, the distilled model the remaining ones.
-
-calls = denoising_calls(pair, method="hybrid", k=1, steps=4, base_steps=20, handover="matched-sigma", guidance=...)
-[call.role for call in calls]  # ["base", "base", ..., "distilled", "distilled", "distilled"]
-pipe.scheduler = HandoverScheduler(calls)  # and a DenoiserRouter that asks it whose call comes next
-"""
+"""Algorithm 1 of the paper: the base denoises the first steps, the distilled model the remaining ones."""
 
 from __future__ import annotations
 
@@ -151,8 +146,12 @@ def denoising_calls(
     """
 
     def schedule(role: str) -> list[DenoiserCall]:
-        count = base_steps if role == "base" else steps
-        return _calls(role, role_scheduler(pair, role, count, device))
+        scheduler = role_scheduler(pair, role, base_steps if role == "base" else steps, device)
+        # A spacing may repeat a timestep, which then does not say where the run is.
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+        marks = zip(scheduler.timesteps, _starts_step(scheduler), strict=True)
+        return [DenoiserCall(role, scheduler, t, starts) for t, starts in marks]
 
     if method in ("base", "distilled"):
         calls = schedule(method)
@@ -166,11 +165,13 @@ def denoising_calls(
     else:
         distilled = _from_step(schedule("distilled"), k)
         calls = [*_down_to(schedule("base"), distilled[0], base_steps), *distilled]
-    roles = [call.role for call in calls]
-    return [
-        replace(call, index=i, total=len(calls), hands_over=roles[i : i + 2] == ["base", "distilled"])
-        for i, call in enumerate(_with_guidance(calls, guidance))
-    ]
+    scales = _scales(calls, guidance)
+    roles, total, steps_run, run = [call.role for call in calls], len(calls), Counter(), []
+    for i, call in enumerate(calls):
+        steps_run[call.role] += call.starts_step
+        scale, hands_over = scales[call.role][steps_run[call.role] - 1], roles[i : i + 2] == ["base", "distilled"]
+        run.append(replace(call, index=i, total=total, guidance=scale, hands_over=hands_over))
+    return run
 
 
 def _from_step(calls: list[DenoiserCall], k: int) -> list[DenoiserCall]:
@@ -192,36 +193,21 @@ def _down_to(calls: list[DenoiserCall], target: DenoiserCall, base_steps: int) -
     levels = {i: noise_to_signal(base, sigmas[i]) for i in _step_starts(calls)}
     above = [i for i, other in levels.items() if other > level * (1 + 1e-3)]  # schedulers round differently
     if not above:
-        raise ValueError(
-            f"base_steps={base_steps} starts at a noise-to-signal ratio of {levels[0]:.3g}, below the hand-over's "
-            f"{level:.3g}: no base step would run; give a larger k or other base steps"
-        )
+        start = f"base_steps={base_steps} starts at noise / signal {levels[0]:.3g}, below the hand-over's {level:.3g}"
+        raise ValueError(f"{start}: no base step would run; give a larger k or other base steps")
     last = above[-1]
     return [*calls[:last], replace(calls[last], to=target.scheduler, to_timestep=target.timestep)]
 
 
-def _with_guidance(calls: list[DenoiserCall], guidance: Mapping[str, Guidance]) -> list[DenoiserCall]:
-    """Set the guidance scale of each call."""
-    expected = Counter(call.role for call in calls if call.starts_step)
-    steps: Counter[str] = Counter()
-    guided = []
-    for call in calls:
-        scale, count = guidance[call.role], expected[call.role]
-        if isinstance(scale, tuple) and len(scale) != count:
-            name = "guidance" if call.role == "distilled" else "base_guidance"
-            raise ValueError(f"{name} has {len(scale)} values for {count} {call.role} steps: give one per step")
-        steps[call.role] += call.starts_step
-        guided.append(replace(call, guidance=scale[steps[call.role] - 1] if isinstance(scale, tuple) else scale))
-    return guided
-
-
-def _calls(role: str, scheduler: Any) -> list[DenoiserCall]:
-    """Return all calls of a scheduler whose timesteps are set."""
-    # A spacing may repeat a timestep, which then does not say where the run is.
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
-    marks = _starts_step(scheduler)
-    return [DenoiserCall(role, scheduler, t, starts) for t, starts in zip(scheduler.timesteps, marks, strict=True)]
+def _scales(calls: list[DenoiserCall], guidance: Mapping[str, Guidance]) -> dict[str, tuple[float, ...]]:
+    """Return the guidance scale of each step, by role."""
+    scales = {}
+    for role, count in Counter(call.role for call in calls if call.starts_step).items():
+        scales[role] = guidance[role] if isinstance(guidance[role], tuple) else (guidance[role],) * count
+        if len(scales[role]) != count:
+            name = "guidance" if role == "distilled" else "base_guidance"
+            raise ValueError(f"{name} has {len(scales[role])} values for {count} {role} steps: give one per step")
+    return scales
 
 
 def _starts_step(scheduler: Any) -> list[bool]:

@@ -1,8 +1,4 @@
-"""Hybrid sampling inside one's own pipeline call: the base denoises its first k steps (Algorithm 1 of the paper).
-
-with dtviz.hybrid(pipe, distilled, k=1):
-    images = pipe("a dog", num_inference_steps=4, guidance_scale=0).images
-"""
+"""Hybrid sampling inside one's own pipeline call: the base denoises its first k steps (Algorithm 1 of the paper)."""
 
 from __future__ import annotations
 
@@ -108,9 +104,8 @@ class HybridRun:
         self.k, self.steps_run, self.nfe = k, Counter(), Counter()
         self._pipe, self._scales = pipe, scales
         self._schedulers: list[Any] = []
-        self._calls: list[
-            tuple[int, bool]
-        ] = []  # since the last step, but for those left to the pipeline: size, doubled
+        # Size, and whether doubled, of each call since the last step that is not left to the pipeline
+        self._calls: list[tuple[int, bool]] = []
         self._samples: int | None = None  # known after the first step of a call
 
     def _next_call(self) -> Any:
@@ -138,10 +133,8 @@ class HybridRun:
         return bool(doubled)
 
     def _refuse(self, reason: str) -> None:
-        raise NotImplementedError(
-            f"{type(self._pipe).__name__} {reason}: its kind of guidance can only be left to the pipeline, by "
-            "base_guidance=None and guidance=None"
-        )
+        cure = "leave its kind of guidance to the pipeline, by base_guidance=None and guidance=None"
+        raise NotImplementedError(f"{type(self._pipe).__name__} {reason}: {cure}")
 
     def _follow(self, scheduler: Any) -> None:
         """Count this scheduler from now on. A pipeline's scheduler may be replaced inside the block."""
@@ -159,11 +152,8 @@ class HybridRun:
 
     def _end_call(self) -> None:
         if self.steps_run["base"] and not self.steps_run["distilled"]:
-            warnings.warn(
-                f"this hybrid ran no step of the distilled model: the call made {self.steps_run['base']} steps, and k={self.k}; "
-                "give it more steps or a smaller k",
-                stacklevel=2,
-            )
+            run = f"the call made {self.steps_run['base']} steps, and k={self.k}: give it more steps or a smaller k"
+            warnings.warn(f"this hybrid ran no step of the distilled model: {run}", stacklevel=2)
 
     def _methods(self, kind: type, rule: Any) -> dict[str, Any]:
         """Return methods of a class like `kind` that count its steps."""

@@ -14,18 +14,12 @@ import torch
 from .schedulers import prediction, space
 
 HANDOVERS = ("distilled-scheduler", "matched-sigma")
-# Inputs that one pipeline call passes to both denoisers: config key -> what it is
-_SHARED_INPUTS = {
-    "in_channels": "latent channels",
-    "cross_attention_dim": "text channels",
-    "joint_attention_dim": "text channels",
-    "caption_channels": "text channels",
-    "pooled_projection_dim": "pooled text channels",
-    "projection_class_embeddings_input_dim": "channels of pooled text and sizes",
-    "encoder_hid_dim": "text channels",
-}
-# Config keys that have to be equal for two autoencoders to have the same latents
-_LATENT_SETTINGS = ("latent_channels", "scaling_factor", "shift_factor", "latents_mean", "latents_std")
+# Config keys of the inputs that one pipeline call passes to both denoisers, and of the latents of two autoencoders
+_INPUTS = (
+    "in_channels", "cross_attention_dim", "joint_attention_dim", "caption_channels", "pooled_projection_dim",
+    "projection_class_embeddings_input_dim", "encoder_hid_dim",
+)  # fmt: skip
+_LATENTS = ("latent_channels", "scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
 @dataclass(frozen=True)
@@ -71,6 +65,8 @@ class Pair:
     fingerprint: str = ""
     base_fingerprint: str = ""
 
+    _set = object.__setattr__  # the class is frozen
+
     def __post_init__(self) -> None:
         if hasattr(self.distilled, "scheduler"):
             check_autoencoders(self.pipeline, self.distilled)
@@ -94,9 +90,6 @@ class Pair:
         check_compatible(self.base, self.distilled, name="distilled")
         if self.handover == "distilled-scheduler":
             check_schedulers(self.base_scheduler, self.distilled_scheduler)
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
 
     @property
     def denoiser_name(self) -> str:
@@ -124,38 +117,32 @@ def check_compatible(base: torch.nn.Module, distilled: Any, *, name: str) -> Non
     if not isinstance(distilled, torch.nn.Module):
         kind = type(distilled).__name__
         raise ValueError(f"{name} is a {kind}: give a denoiser module, an adapter's name or a pipeline that holds one")
-    for key, what in _SHARED_INPUTS.items():
-        values = distilled.config.get(key), base.config.get(key)
-        if values[0] != values[1]:
-            raise ValueError(
-                f"{name} takes {values[0]} {what}, the base {values[1]}: not a pair ({key} in the configs)"
-            )
+    _check_equal(name, distilled.config, base.config, _INPUTS)
     for part in ("encoder_hid_proj", "image_proj"):
         if getattr(base, part, None) is not None and getattr(distilled, part, None) is None:
-            raise ValueError(
-                f"{name} cannot see the image prompts of the base's IP-Adapter: load it on a pipeline of the distilled model too"
-            )
+            raise ValueError(f"{name} cannot see the image prompts of the base's IP-Adapter: load it on {name} too")
+
+
+def _check_equal(name: str, ours: Mapping[str, Any], base: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if ours.get(key) != base.get(key):
+            raise ValueError(f"{name} has {key}={ours.get(key)}, the base's {base.get(key)}: not a pair")
 
 
 def check_schedulers(base: Any, distilled: Any) -> None:
     """Refuse to run the base on a scheduler for another prediction type."""
     if prediction(base) != prediction(distilled):
-        kinds = [f"{prediction(scheduler)} in {space(scheduler)} space" for scheduler in (base, distilled)]
-        raise ValueError(
-            f"handover='distilled-scheduler' runs the base on the distilled model's {type(distilled).__name__}, which takes "
-            f"{kinds[1]}, and the base predicts {kinds[0]}: use handover='matched-sigma'"
-        )
+        theirs, ours = (f"{prediction(scheduler)} in {space(scheduler)} space" for scheduler in (base, distilled))
+        kind = f"the distilled model's {type(distilled).__name__} takes {ours}, and the base predicts {theirs}"
+        raise ValueError(f"handover='distilled-scheduler': {kind}; use handover='matched-sigma'")
 
 
 def check_autoencoders(base: Any, distilled: Any) -> None:
     """Refuse two pipelines whose autoencoders differ in class or latent settings."""
-    ours, theirs = (getattr(pipe, "vae", None) for pipe in (distilled, base))
-    if ours is None or theirs is None:
-        return
-    settings = {key: (ours.config.get(key), theirs.config.get(key)) for key in _LATENT_SETTINGS}
-    for key, values in {"class": (type(ours).__name__, type(theirs).__name__), **settings}.items():
-        if values[0] != values[1]:
-            raise ValueError(f"distilled's autoencoder has {key}={values[0]}, the base's {values[1]}: not a pair")
+    autoencoders = [getattr(pipe, "vae", None) for pipe in (distilled, base)]
+    if None not in autoencoders:
+        settings = [{"class": type(vae).__name__, **vae.config} for vae in autoencoders]
+        _check_equal("distilled's autoencoder", *settings, ("class", *_LATENTS))
 
 
 def role_scheduler(pair: Pair, role: str, steps: int, device: Any) -> Any:
@@ -166,14 +153,8 @@ def role_scheduler(pair: Pair, role: str, steps: int, device: Any) -> Any:
     original = pair.base_scheduler if role == "base" else pair.distilled_scheduler
     scheduler = type(original).from_config(original.config)  # without another run's history
     if role == "base" or pair.timesteps is None or steps != pair.steps:
-        own = pipeline_timestep_arguments(pair.pipeline, original, pair.call_arguments)
-        accepted = inspect.signature(scheduler.set_timesteps).parameters
-        arguments: dict[str, Any] = {}
-        if own.even_sigmas and "sigmas" in accepted and not scheduler.config.get("use_flow_sigmas"):
-            arguments["sigmas"] = _even_sigmas(steps)
-        if own.mu is not None and "mu" in accepted:
-            arguments["mu"] = own.mu
-        scheduler.set_timesteps(steps, device=device, **arguments)
+        own = pipeline_timestep_arguments(pair.pipeline, original, pair.call_arguments, steps)
+        scheduler.set_timesteps(steps, device=device, **own)
     elif space(scheduler) == "flow":  # by sigmas: given timesteps would be shifted in part only
         train = scheduler.config.num_train_timesteps
         scheduler.set_timesteps(sigmas=[t / train for t in pair.timesteps], device=device)
@@ -184,15 +165,7 @@ def role_scheduler(pair: Pair, role: str, steps: int, device: Any) -> Any:
     return scheduler
 
 
-@dataclass(frozen=True)
-class TimestepArguments:
-    """What a pipeline passes to `set_timesteps` beside the number of steps."""
-
-    even_sigmas: bool = False  # N sigmas, evenly spaced from 1 to 1/N, before any shift
-    mu: float | None = None  # logarithm of the shift, which grows with the image (Esser et al. 2024, section 5.3.2)
-
-
-_PROBED: WeakKeyDictionary[Any, dict[str, TimestepArguments]] = WeakKeyDictionary()
+_PROBED: WeakKeyDictionary[Any, dict[str, tuple[bool, float | None]]] = WeakKeyDictionary()
 
 
 class _TimestepProbe(Exception):
@@ -209,28 +182,33 @@ class _TimestepProbe(Exception):
         raise self
 
 
-def pipeline_timestep_arguments(pipe: Any, scheduler: Any, call: Mapping[str, Any]) -> TimestepArguments:
-    """Return what the pipeline passes to this scheduler's `set_timesteps`. The pipeline is run up to there, once per setting."""
+def pipeline_timestep_arguments(pipe: Any, scheduler: Any, call: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Return the pipeline's own arguments of this scheduler's `set_timesteps`. It runs up to there, once per setting.
+
+    sigmas: evenly spaced from 1 to 1 / steps, before any shift.
+    mu: logarithm of the shift, which grows with the image (Esser et al. 2024, section 5.3.2).
+    """
+    accepted = inspect.signature(scheduler.set_timesteps).parameters
+    if "mu" not in accepted:
+        return {}
     results, key = _PROBED.setdefault(pipe, {}), repr((sorted(call.items()), sorted(scheduler.config.items())))
-    if "mu" not in inspect.signature(scheduler.set_timesteps).parameters:
-        return TimestepArguments()
     if key not in results:
-        original, probe, steps = pipe.scheduler, _TimestepProbe(scheduler.config), 4
+        original, probe = pipe.scheduler, _TimestepProbe(scheduler.config)
         try:
             pipe.scheduler = probe
-            pipe(prompt=["a"], num_inference_steps=steps, guidance_scale=0.0, output_type="latent", **call)
+            pipe(prompt=["a"], num_inference_steps=4, guidance_scale=0.0, output_type="latent", **call)
         except _TimestepProbe:
             pass
         finally:
             pipe.scheduler = original
             pipe.maybe_free_model_hooks()  # the call did not reach its own
-        if probe.sigmas is not None and not np.allclose(probe.sigmas, _even_sigmas(steps)):
-            raise NotImplementedError(
-                f"{type(pipe).__name__} passes the sigmas {[round(float(s), 4) for s in probe.sigmas]} for {steps} steps: "
-                f"only even ones, {_even_sigmas(steps).tolist()}, can be split between base and distilled model"
-            )
-        results[key] = TimestepArguments(probe.sigmas is not None, probe.mu)
-    return results[key]
+        if probe.sigmas is not None and not np.allclose(probe.sigmas, _even_sigmas(4)):
+            own = [round(float(sigma), 4) for sigma in probe.sigmas]
+            raise NotImplementedError(f"{type(pipe).__name__} passes uneven sigmas {own}: only even ones can be split")
+        results[key] = probe.sigmas is not None, probe.mu
+    even, mu = results[key]
+    even = even and "sigmas" in accepted and not scheduler.config.get("use_flow_sigmas")
+    return ({"sigmas": _even_sigmas(steps)} if even else {}) | ({} if mu is None else {"mu": mu})
 
 
 def _even_sigmas(steps: int) -> np.ndarray:

@@ -30,7 +30,6 @@ class Rule:
     sigma: Sigma  # (scheduler, timestep, the step's other arguments) -> the sample's noise level
     # Allowed values of `prediction_type`, or the one thing that the denoiser always predicts
     predictions: tuple[str, ...] = ("epsilon", "sample", "v_prediction")
-    clips: tuple[str, ...] = ()  # settings under which the scheduler clips its x0
     calls: str = "N"  # denoiser calls for N steps
     first: Callable[[Any], bool] | None = None  # whether the coming call starts a step; None: each call is a step
     step: str = "step"  # the stepping method, and its names of model output, timestep and sample
@@ -138,23 +137,22 @@ def _prk(scheduler) -> bool:
 
 _EPS_V = ("epsilon", "v_prediction")
 _FLOW = ("flow_prediction",)
-_CLIPS = ("thresholding", "clip_sample")
 _TWICE = {"calls": "2N - 1", "first": lambda scheduler: scheduler.state_in_first_order}
 # flow_prediction only with use_flow_sigmas, see `prediction`
-_MULTISTEP = Rule("vp", _by_index, ("epsilon", "sample", "v_prediction", "flow_prediction"), clips=("thresholding",))
+_MULTISTEP = Rule("vp", _by_index, ("epsilon", "sample", "v_prediction", "flow_prediction"))
 
 RULES: dict[str, Rule] = {
-    "DDIMScheduler": Rule("vp", _by_timestep, clips=_CLIPS),
-    "DDIMParallelScheduler": Rule("vp", _by_timestep, clips=_CLIPS),
-    "DDIMInverseScheduler": Rule("vp", _by_shifted_timestep, clips=("clip_sample",)),
-    "DDPMScheduler": Rule("vp", _by_timestep, clips=_CLIPS),
-    "DDPMParallelScheduler": Rule("vp", _by_timestep, clips=_CLIPS),
+    "DDIMScheduler": Rule("vp", _by_timestep),
+    "DDIMParallelScheduler": Rule("vp", _by_timestep),
+    "DDIMInverseScheduler": Rule("vp", _by_shifted_timestep),
+    "DDPMScheduler": Rule("vp", _by_timestep),
+    "DDPMParallelScheduler": Rule("vp", _by_timestep),
     "DDPMWuerstchenScheduler": Rule("vp", _cosine, ("epsilon",)),
-    "UnCLIPScheduler": Rule("vp", _by_timestep, ("epsilon", "sample"), clips=("clip_sample",)),
-    "RePaintScheduler": Rule("vp", _by_timestep, ("epsilon",), clips=("clip_sample",)),
+    "UnCLIPScheduler": Rule("vp", _by_timestep, ("epsilon", "sample")),
+    "RePaintScheduler": Rule("vp", _by_timestep, ("epsilon",)),
     "CogVideoXDDIMScheduler": Rule("vp", _by_timestep),
     "CogVideoXDPMScheduler": Rule("vp", _by_timestep),
-    "LCMScheduler": Rule("vp", _by_timestep, clips=_CLIPS),
+    "LCMScheduler": Rule("vp", _by_timestep),
     "TCDScheduler": Rule("vp", _by_timestep),
     "PNDMScheduler": Rule("vp", _by_timestep, _EPS_V, calls="N + 1 (N + 9 with Runge-Kutta)", first=_prk),
     "IPNDMScheduler": Rule("vp", lambda s, t, _: exact(s.betas[i := index_of(s, t)]) / exact(s.alphas[i]), ("v_prediction",)),
@@ -170,14 +168,14 @@ RULES: dict[str, Rule] = {
     "EulerDiscreteScheduler": Rule("ve", _by_index),
     "EulerAncestralDiscreteScheduler": Rule("ve", _by_index, _EPS_V),
     "LMSDiscreteScheduler": Rule("ve", _by_index),
-    "HeunDiscreteScheduler": Rule("ve", _by_index, clips=("clip_sample",), **_TWICE),
+    "HeunDiscreteScheduler": Rule("ve", _by_index, **_TWICE),
     "KDPM2DiscreteScheduler": Rule("ve", _in_two_calls(lambda s, i: s.sigmas_interpol[i]), _EPS_V, **_TWICE),
     "KDPM2AncestralDiscreteScheduler": Rule("ve", _in_two_calls(lambda s, i: s.sigmas_interpol[i - 1]), _EPS_V, **_TWICE),
     "DPMSolverSDEScheduler": Rule("ve", _in_two_calls(lambda s, i: (exact(s.sigmas[i - 1]) * s.sigmas[i]).sqrt()), _EPS_V, **_TWICE),
     "EDMEulerScheduler": Rule("ve", _by_index, ("edm",)),
-    "EDMDPMSolverMultistepScheduler": Rule("ve", _by_index, ("edm",), clips=("thresholding",)),
+    "EDMDPMSolverMultistepScheduler": Rule("ve", _by_index, ("edm",)),
     "CosineDPMSolverMultistepScheduler": Rule("ve", _by_index, ("edm",)),
-    "CMStochasticIterativeScheduler": Rule("ve", _by_index, ("consistency",), clips=("clip_denoised",)),
+    "CMStochasticIterativeScheduler": Rule("ve", _by_index, ("consistency",)),
     "KarrasVeScheduler": Rule(
         "ve", lambda _, sigma_hat, __: exact(sigma_hat), ("negative epsilon",),
         names=("model_output", "sigma_hat", "sample_hat"),
@@ -187,7 +185,7 @@ RULES: dict[str, Rule] = {
     "FlowMatchHeunDiscreteScheduler": Rule("flow", _by_index, _FLOW, **_TWICE),
     "FlowMatchLCMScheduler": Rule("flow", _by_index, _FLOW),
     "LTXEulerAncestralRFScheduler": Rule("flow", _by_index, _FLOW),
-    "HeliosScheduler": Rule("flow", _by_index, ("sample", "flow_prediction"), clips=("thresholding",)),
+    "HeliosScheduler": Rule("flow", _by_index, ("sample", "flow_prediction")),
     "HeliosDMDScheduler": Rule("flow", _helios_dmd, _FLOW),
     "MiniMaxH3Scheduler": Rule("flow", lambda _, t, __: 1 - exact(t), ("velocity to the data",)),
     "RFD4ProteinaScheduler": Rule("flow", lambda _, t, __: 1 - exact(t), ("velocity to the data",)),
@@ -211,13 +209,9 @@ def find(scheduler) -> Rule:
     if name in REFUSED:
         raise NotImplementedError(f"{name} has no x0: {REFUSED[name]}")
     if name not in RULES or not kind.__module__.startswith("diffusers."):
-        raise NotImplementedError(
-            f"{kind.__module__}.{name} has no x0 rule; dtviz.schedulers() lists the classes that have one"
-        )
+        raise NotImplementedError(f"{kind.__module__}.{name} has no x0 rule; dtviz.schedulers() lists those that have")
     if (stages := scheduler.config.get("stages", 1)) != 1:
-        raise NotImplementedError(
-            f"{name} with stages={stages} has no x0: a stage flows to the next stage, not to the data"
-        )
+        raise NotImplementedError(f"{name} with stages={stages} has no x0: a stage flows to the next, not to the data")
     return RULES[name]
 
 

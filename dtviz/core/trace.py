@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from ..files import content_hash, reading, write_atomic
 
 FORMAT = "dtviz.trace/1"
+_FACTS = {"seeds": list | None, "prompt": str | list | None, "steps_run": dict, "provenance": dict}  # types in JSON
 _STEPS_OF_SAMPLES = ("x0", "x_t", "conditional", "unconditional", "later_x0")
 _TENSORS = ("sigmas", "timesteps", "final", *_STEPS_OF_SAMPLES, "call_steps", "call_sigmas", "call_timesteps")
 
@@ -34,7 +35,7 @@ class Trace:
 
     Attributes:
         x0: (step, sample, channel, height, width) predicted clean latents after guidance, in the pipeline's own layout.
-            Packed latents are (step, sample, token, channel). float32, or float16 if requested.
+            Packed latents are (step, sample, token, channel). float32.
         sigmas: (step,) float32, noise std / signal std before each step. Of flow models the scheduler's sigma, 0 to 1.
         timesteps: (step,) float32, as the scheduler numbers them.
         final: (sample, channel, height, width) float32, the last latents that the sampler made.
@@ -134,10 +135,8 @@ class Trace:
         return {name: getattr(self, name).contiguous() for name in _TENSORS if getattr(self, name) is not None}
 
     def facts(self) -> dict[str, Any]:
-        """Return everything but the tensors, JSON-compatible."""
-        seeds = None if self.seeds is None else list(self.seeds)
-        prompt = list(self.prompt) if isinstance(self.prompt, tuple) else self.prompt
-        return {"seeds": seeds, "prompt": prompt, "steps_run": self.steps_run, "provenance": self.provenance}
+        """Return everything but the tensors, for JSON."""
+        return {name: getattr(self, name) for name in _FACTS}
 
     @classmethod
     def build(cls, arrays: dict[str, torch.Tensor], facts: dict[str, Any]) -> Trace:
@@ -178,9 +177,8 @@ class Trace:
 
 def _checked(facts: Any) -> dict[str, Any]:
     """Return the facts of a file if they have the types of a trace's facts."""
-    types = {"seeds": list | None, "prompt": str | list | None, "steps_run": dict, "provenance": dict}
-    right = isinstance(facts, dict) and facts.keys() == types.keys()
-    if right and all(isinstance(facts[name], kind) for name, kind in types.items()):
+    right = isinstance(facts, dict) and facts.keys() == _FACTS.keys()
+    if right and all(isinstance(facts[name], kind) for name, kind in _FACTS.items()):
         lists = ((facts["seeds"], int), (facts["prompt"], str))
         if all(isinstance(one, kind) for values, kind in lists for one in values or ()):
             return facts

