@@ -179,8 +179,7 @@ def training(pair: Pair, on: str, modules: Sequence[str], *, rank: int, alpha: f
         for parameter in denoiser.parameters():
             stack.callback(parameter.requires_grad_, parameter.requires_grad)
         if isinstance(pair.distilled, str):  # the distillation LoRA
-            role = stack.enter_context(AdapterSwitch(pair.base, pair.distilled, fuse=False).active())
-            stack.enter_context(role(on))
+            stack.enter_context(AdapterSwitch(pair.base, pair.distilled, fuse=False).active())(on)
         denoiser.requires_grad_(False)
         hooks = LayerHooks(denoiser, Control("untrained", "lora", _new_factors(layers, rank, seed)), stack)
         hooks.tensors = {key: torch.nn.Parameter(t.to(denoiser.device)) for key, t in hooks.tensors.items()}

@@ -1,7 +1,7 @@
 """Let one network be the base and, with its distillation LoRA, the distilled model.
 
-switch = AdapterSwitch(denoiser, "dmd2", fuse=True)
-with switch.active() as role, role("distilled"):
+with AdapterSwitch(denoiser, "dmd2", fuse=True).active() as use:
+    use("distilled")
     denoiser(...)
 """
 
@@ -11,19 +11,13 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from diffusers.loaders import PeftAdapterMixin
 
 METHODS = [name for name in vars(PeftAdapterMixin) if not name.startswith("_")]  # set_adapters, fuse_lora, ...
-SCALES = (
-    "cross_attention_kwargs",
-    "joint_attention_kwargs",
-    "attention_kwargs",
-)  # arguments that may hold a LoRA scale
+ARGUMENTS = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")  # they may hold a LoRA scale
 CPU_MEMORY = 2**32  # bytes that are taken to be free without a GPU
 
 
@@ -40,6 +34,11 @@ def replaced(values: dict[str, Any], **others: Any) -> Iterator[None]:
             values.pop(name, None)
 
 
+def lora_scale(arguments: dict[str, Any]) -> float:
+    """Return the factor of all LoRAs that the arguments of a denoiser call ask for."""
+    return next((arguments[name].get("scale", 1.0) for name in ARGUMENTS if arguments.get(name)), 1.0)
+
+
 class AdapterSwitch:
     """Two roles for one network: "base", and "distilled" with the distillation LoRA. Other adapters act in both.
 
@@ -54,134 +53,121 @@ class AdapterSwitch:
 
     def __init__(self, denoiser: torch.nn.Module, distilled: str, *, fuse: bool) -> None:
         self.denoiser, self.distilled, self.fuse = getattr(denoiser, "_orig_mod", denoiser), distilled, fuse
-        self._fused: list[_FusedLayer] = []
-        self._left: list[
-            tuple[dict, dict[str, dict]]
-        ] = []  # of each layer left to peft: its attributes, those of a role
-        self._taken_out, self._current = False, None
+        self._layers: list[_FusedLayer | _PeftLayer] = []
+        self._current: tuple[str, float] | None = None  # the role of the layers, and their scale
 
     @contextmanager
     def active(self) -> Iterator[Callable]:
-        """Take the fused layers out of the network inside the block, and yield `role`.
-
-        diffusers' adapter methods still work there.
-        """
+        """Yield `use`. diffusers' adapter methods work inside the block. All is restored on every exit."""
         try:
-            self._take_out()
-            methods = {name: self._with_all_layers(getattr(self.denoiser, name)) for name in METHODS}
+            self._begin()
+            methods = {name: self._on_own_layers(getattr(self.denoiser, name)) for name in METHODS}
             with replaced(vars(self.denoiser), **methods):
-                yield self.role
+                yield self.use
         finally:
-            self._put_back()
+            self._end()
 
-    @contextmanager
-    def role(self, role: str, scale: float = 1.0) -> Iterator[None]:
-        """Let the network have this role inside the block. `scale` multiplies every LoRA that the caller has not fused."""
+    def use(self, role: str, scale: float = 1.0) -> None:
+        """Choose the role of the coming calls. `scale` multiplies every LoRA that the caller has not fused."""
         if self.distilled not in (names := list(getattr(self.denoiser, "peft_config", {}))):
             raise ValueError(f"distilled={self.distilled!r} is no longer an adapter of the base, which has {names}")
         if self._current != (role, scale):
             with torch.no_grad():
-                for layer in self._fused:
+                for layer in self._layers:
                     layer.use(role, scale)
             self._current = role, scale
-        before = [(attributes, {name: attributes[name] for name in roles[role]}) for attributes, roles in self._left]
-        try:
-            for attributes, roles in self._left:
-                attributes.update(roles[role])
-            yield
-        finally:
-            for attributes, values in before:
-                attributes.update(values)
 
-    def _with_all_layers(self, method: Callable) -> Callable:
+    def _on_own_layers(self, method: Callable) -> Callable:
+        """Return a method of the network that sees the caller's layers and settings."""
+
         @functools.wraps(method)
         def call(*args, **kwargs):
-            if not self._taken_out:  # one method calls another
+            if not self._layers:  # one method calls another
                 return method(*args, **kwargs)
-            self._put_back()
+            self._end()
             try:
                 return method(*args, **kwargs)
             finally:
-                self._take_out()
+                self._begin()
 
         return call
 
-    def _take_out(self) -> None:
+    def _begin(self) -> None:
         layers, offloaded = _adapter_layers(self.denoiser)
         if not layers and self.distilled in getattr(self.denoiser, "peft_config", {}):
             raise ValueError(
                 f"distilled={self.distilled!r} is in use by another block around this one: they do not nest"
             )
-        fuse, roles_of = self.fuse and not offloaded and _fits([layer for *_, layer in layers]), cache(self._roles)
+        fuse, roles_of = (
+            self.fuse and not offloaded and _fits([layer for *_, layer in layers]),
+            functools.cache(self._roles),
+        )
         for parent, name, layer in layers:
             merged = tuple(layer.merged_adapters)
             roles = roles_of(() if layer.disable_adapters else tuple(layer.active_adapters), merged)
-            factors = _factors(layer, roles) if fuse or (merged and not offloaded) else None
-            if factors is not None:
-                self._fused.append(_FusedLayer(parent, name, layer, factors, roles, merged))
-            elif merged:
+            factors = _factors(layer, roles["distilled"]) if fuse or (merged and not offloaded) else None
+            if merged and factors is None:
                 raise ValueError(
                     f"distilled={self.distilled!r}: {', '.join(merged)} is fused into a {type(layer).__name__} layer, which "
                     "cannot switch it off exactly: call unfuse_lora() before the block"
                 )
-            else:
-                settings = {role: {"_active_adapter": on, "_disable_adapters": not on} for role, on in roles.items()}
-                self._left.append((vars(layer), settings))
-        for layer in self._fused:
-            layer.parent[layer.name] = layer.base
-        self._taken_out = True
+            fused = factors is not None
+            self._layers.append(_FusedLayer(parent, name, layer, factors, roles) if fused else _PeftLayer(layer, roles))
+        self.use("base")
 
     def _roles(self, active: tuple[str, ...], merged: tuple[str, ...]) -> dict[str, list[str]]:
         """Return the adapters of each role, of a layer with these active and fused ones."""
         others = [one for one in dict.fromkeys((*active, *merged)) if one != self.distilled]
         return {"base": others, "distilled": [*others, self.distilled]}
 
-    def _put_back(self) -> None:
-        for layer in self._fused:
-            layer.parent[layer.name] = layer.layer
-            layer.parameters["weight"] = layer.weight
-        self._taken_out, self._current, self._fused, self._left = False, None, [], []
+    def _end(self) -> None:
+        for layer in self._layers:
+            layer.restore()
+        self._layers, self._current = [], None
 
 
-@dataclass(eq=False)
+class _PeftLayer:
+    """A layer whose adapters peft adds to its output."""
+
+    def __init__(self, layer: torch.nn.Module, roles: dict[str, list[str]]) -> None:
+        self.values, self.roles = vars(layer), roles
+        self.own = {name: self.values[name] for name in ("_active_adapter", "_disable_adapters")}
+
+    def use(self, role: str, _: float) -> None:
+        self.values.update(_active_adapter=self.roles[role], _disable_adapters=not self.roles[role])
+
+    def restore(self) -> None:
+        self.values.update(self.own)
+
+
 class _FusedLayer:
-    """The plain layer inside a LoRA layer, with a weight for each role."""
+    """A LoRA layer, replaced among its parent's modules by the plain layer inside it."""
 
-    parent: dict[str, torch.nn.Module]  # the modules among which the LoRA layer is
-    name: str
-    layer: torch.nn.Module
-    factors: list[tuple[str, torch.Tensor, torch.Tensor]]  # name, down and up of each adapter
-    roles: dict[str, list[str]]  # the adapters of each role
-    merged: tuple[str, ...]  # those that the weight has already
-
-    def __post_init__(self) -> None:
-        self.base = self.layer._modules["base_layer"]
-        self.parameters, self.weights = self.base._parameters, {}
-        self.weight = self.parameters["weight"]
+    def __init__(
+        self, parent: dict[str, Any], name: str, layer: Any, factors: list[tuple], roles: dict[str, list[str]]
+    ):
+        self.parent, self.name, self.layer, self.factors, self.roles = parent, name, layer, factors, roles
+        parent[name] = base = layer._modules["base_layer"]
+        self.parameters, self.weight, self.weights = base._parameters, base._parameters["weight"], {}
 
     def use(self, role: str, scale: float) -> None:
         weight = self.weights.get((role, scale))
         if weight is None:
-            weight = self.weights[role, scale] = self._fuse(self.roles[role], scale)
+            weight = self.weights[role, scale] = self._fuse(role, scale)
         self.parameters["weight"] = weight
 
-    def _fuse(self, names: list[str], scale: float) -> torch.Tensor:
-        weight = self.weight
+    def _fuse(self, role: str, scale: float) -> torch.Tensor:
+        """Return the weight with the role's adapters. It may hold some already, which are taken out for another role."""
+        weight, merged = self.weight, self.layer.merged_adapters
         for name, down, up in self.factors:
-            if (name in names) == (name in self.merged):
-                continue
-            strength = self.layer.scaling[name] * (-1 if name in self.merged else scale)
-            if weight.ndim == 2:
-                weight = torch.addmm(weight, up, down, alpha=strength)
-            else:  # a convolution
-                change = torch.addmm(weight.flatten(1), up.flatten(1), down.flatten(1), alpha=strength)
-                weight = change.view(weight.shape)
+            if (name in self.roles[role]) != (name in merged):
+                strength = self.layer.scaling[name] * (-1 if name in merged else scale)
+                flat = (x if x.ndim == 2 else x.flatten(1) for x in (weight, up, down))  # of a convolution
+                weight = torch.addmm(*flat, alpha=strength).view(weight.shape)
         return weight
 
-
-def lora_scale(arguments: dict[str, Any]) -> float:
-    """Return the factor of all LoRAs that a denoiser call asks for."""
-    return next((arguments[name].get("scale", 1.0) for name in SCALES if arguments.get(name)), 1.0)
+    def restore(self) -> None:
+        self.parent[self.name], self.parameters["weight"] = self.layer, self.weight
 
 
 def _adapter_layers(denoiser: torch.nn.Module) -> tuple[list[tuple[dict, str, Any]], bool]:
@@ -211,7 +197,7 @@ def _fits(layers: list) -> bool:
     return needed <= free / 2
 
 
-def _factors(layer: Any, roles: dict[str, list[str]]) -> list[tuple[str, torch.Tensor, torch.Tensor]] | None:
+def _factors(layer: Any, names: list[str]) -> list[tuple[str, torch.Tensor, torch.Tensor]] | None:
     """Return name, down and up of each adapter, or None if the layer is no plain LoRA or more happens in it."""
     from peft.tuners import lora
 
@@ -223,7 +209,7 @@ def _factors(layer: Any, roles: dict[str, list[str]]) -> list[tuple[str, torch.T
     special |= "forward" in vars(base) or "forward" in vars(layer)  # the caller's own, and so are hooks
     special |= bool(layer._forward_hooks or layer._forward_pre_hooks)
     downs, ups, weight, factors = modules["lora_A"]._modules, modules["lora_B"]._modules, base._parameters["weight"], []
-    for name in roles["distilled"]:
+    for name in names:
         if name in downs:
             down, up = downs[name]._parameters["weight"], ups[name]._parameters["weight"]
             special |= name in layer.lora_variant or layer.lora_bias[name] or down.dtype != weight.dtype

@@ -13,7 +13,7 @@ import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,13 +107,13 @@ class DenoiserRouter:
             forwards = {base: base.forward for base in bases}
             for base in bases:
                 check_compatible(base, self.distilled, name="distilled")
-                as_role = lambda role, scale: nullcontext()  # noqa: E731
+                use = None
                 if isinstance(self.distilled, str):
-                    as_role = stack.enter_context(AdapterSwitch(base, self.distilled, fuse=self.fuse).active())
-                stack.enter_context(replaced(vars(base), forward=self._routed(base, forwards, as_role)))
+                    use = stack.enter_context(AdapterSwitch(base, self.distilled, fuse=self.fuse).active())
+                stack.enter_context(replaced(vars(base), forward=self._routed(base, forwards, use)))
             yield
 
-    def _routed(self, base: torch.nn.Module, forwards: dict[Any, Callable], as_role: Callable) -> Callable:
+    def _routed(self, base: torch.nn.Module, forwards: dict[Any, Callable], use: Callable | None) -> Callable:
         plain = getattr(base, "_orig_mod", base)  # of a compiled module
         first = next(iter(inspect.signature(plain.forward).parameters))  # "sample", or "hidden_states" of transformers
 
@@ -121,8 +121,9 @@ class DenoiserRouter:
             target = network(base, self.distilled, call.role)
             if target is not base:  # the pipeline made them for the base
                 kwargs = {name: value for name, value in kwargs.items() if name not in GUIDANCE_INPUTS}
-            with as_role(call.role, lora_scale(kwargs)):
-                return self._evaluate(target, forwards.get(target, target), call, sample, args, kwargs)
+            if use is not None:
+                use(call.role, lora_scale(kwargs))
+            return self._evaluate(target, forwards.get(target, target), call, sample, args, kwargs)
 
         @functools.wraps(forwards[base])
         def routed_forward(*args, **kwargs):
