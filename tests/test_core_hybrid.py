@@ -206,7 +206,7 @@ def test_fused_or_not_a_calls_scale_hooks_and_compilation_are_obeyed(few, monkey
     for left, fused in zip(*latents, strict=True):
         torch.testing.assert_close(fused, left, **CLOSE)
     assert not torch.allclose(*latents[0], **CLOSE)
-    with pytest.raises(ValueError, match="'fast' is in use by another block"), dtviz.hybrid(pipe, "fast"):
+    with pytest.raises(ValueError, match="'fast' is in use by a block"), dtviz.hybrid(pipe, "fast"):
         dtviz.hybrid(pipe, "fast").__enter__()
     layer = pipe.unet.mid_block.resnets[0].conv1
     with layer.register_forward_hook(lambda *_: calls.append(1)), dtviz.hybrid(pipe, "fast"):

@@ -95,22 +95,16 @@ class AdapterSwitch:
     def _begin(self) -> None:
         layers, offloaded = _adapter_layers(self.denoiser)
         if not layers and self.distilled in getattr(self.denoiser, "peft_config", {}):
-            raise ValueError(
-                f"distilled={self.distilled!r} is in use by another block around this one: they do not nest"
-            )
-        fuse, roles_of = (
-            self.fuse and not offloaded and _fits([layer for *_, layer in layers]),
-            functools.cache(self._roles),
-        )
+            raise ValueError(f"distilled={self.distilled!r} is in use by a block around this one: they do not nest")
+        fuse = self.fuse and not offloaded and _fits([layer for *_, layer in layers])
+        roles_of = functools.cache(self._roles)
         for parent, name, layer in layers:
             merged = tuple(layer.merged_adapters)
             roles = roles_of(() if layer.disable_adapters else tuple(layer.active_adapters), merged)
             factors = _factors(layer, roles["distilled"]) if fuse or (merged and not offloaded) else None
             if merged and factors is None:
-                raise ValueError(
-                    f"distilled={self.distilled!r}: {', '.join(merged)} is fused into a {type(layer).__name__} layer, which "
-                    "cannot switch it off exactly: call unfuse_lora() before the block"
-                )
+                problem = f"{', '.join(merged)} is fused into a {type(layer).__name__} layer, which cannot undo it"
+                raise ValueError(f"distilled={self.distilled!r}: {problem}: call unfuse_lora() before the block")
             fused = factors is not None
             self._layers.append(_FusedLayer(parent, name, layer, factors, roles) if fused else _PeftLayer(layer, roles))
         self.use("base")
@@ -143,9 +137,7 @@ class _PeftLayer:
 class _FusedLayer:
     """A LoRA layer, replaced among its parent's modules by the plain layer inside it."""
 
-    def __init__(
-        self, parent: dict[str, Any], name: str, layer: Any, factors: list[tuple], roles: dict[str, list[str]]
-    ):
+    def __init__(self, parent: dict[str, Any], name: str, layer: Any, factors: list[tuple], roles: dict) -> None:
         self.parent, self.name, self.layer, self.factors, self.roles = parent, name, layer, factors, roles
         parent[name] = base = layer._modules["base_layer"]
         self.parameters, self.weight, self.weights = base._parameters, base._parameters["weight"], {}

@@ -188,11 +188,8 @@ def _recording_methods(kind: type, name: str, session: _Session) -> dict[str, An
     @functools.wraps(set_timesteps)
     def recording_set_timesteps(self, *args, **kwargs):
         if session.open and (count := len(session.recorder(self).calls)):
-            raise RuntimeError(
-                f"{type(session.pipe).__name__} set new timesteps after {count} recorded calls, and one capture holds one run. "
-                "Open a capture for each pipeline call. If one call does this itself, turn off FreeInit "
-                "(pipe.disable_free_init()), or ask it for a single segment"
-            )
+            kind, cure = type(session.pipe).__name__, "open a capture for each run, and turn off FreeInit or segments"
+            raise RuntimeError(f"{kind} set new timesteps after {count} recorded calls: {cure}")
         return set_timesteps(self, *args, **kwargs)
 
     return {name: recording_step, "set_timesteps": recording_set_timesteps, "_dtviz_session": session}

@@ -44,21 +44,18 @@ def network(base: torch.nn.Module, distilled: torch.nn.Module | str, role: str) 
 
 def embeds_guidance(denoiser: torch.nn.Module) -> bool:
     """Tell whether the denoiser takes its guidance scale as an input (LCM, FLUX.1-dev, SANA-Sprint)."""
-    return _embeds_in_time(denoiser) or bool(denoiser.config.get("guidance_embeds"))
+    config = denoiser.config
+    return config.get("time_cond_proj_dim") is not None or bool(config.get("guidance_embeds"))
 
 
 def guidance_input(pipe: Any, denoiser: torch.nn.Module, scale: float, like: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the guidance argument of such a denoiser, one value per sample of `like`, as its own pipeline makes it."""
-    if _embeds_in_time(denoiser):  # Luo et al. 2023: w = scale - 1
+    if (width := denoiser.config.get("time_cond_proj_dim")) is not None:  # Luo et al. 2023: w = scale - 1
         strength = torch.full((len(like),), scale - 1.0)
-        embedding = pipe.get_guidance_scale_embedding(strength, embedding_dim=denoiser.config.time_cond_proj_dim)
+        embedding = pipe.get_guidance_scale_embedding(strength, embedding_dim=width)
         return {"timestep_cond": embedding.to(like)}
     scale *= denoiser.config.get("guidance_embeds_scale", 1.0)
     return {"guidance": torch.full((len(like),), scale, device=like.device, dtype=torch.float32)}
-
-
-def _embeds_in_time(denoiser: torch.nn.Module) -> bool:
-    return denoiser.config.get("time_cond_proj_dim") is not None
 
 
 @dataclass
@@ -141,15 +138,11 @@ class DenoiserRouter:
             return denoiser(sample, *args, **kwargs)
         doubled = self.is_doubled(sample)
         if both and not doubled:
-            raise ValueError(
-                f"{role} guidance {scale:g} needs the unconditional prediction, and this call of {kind} has none in its batch: "
-                f"pass it a guidance_scale above 1, or give {role} guidance 0"
-            )
+            problem = f"{role} guidance {scale:g} needs the unconditional prediction, which this call of {kind} lacks"
+            raise ValueError(f"{problem}: pass it a guidance_scale above 1, or give {role} guidance 0")
         if doubled and not isinstance(sample, torch.Tensor):
-            raise NotImplementedError(
-                f"{kind} passes a list of samples, whose guidance can only be left to the pipeline: pass it guidance_scale 0, or "
-                "give dtviz.hybrid base_guidance=None and guidance=None"
-            )
+            cure = "pass it guidance_scale 0, or give dtviz.hybrid base_guidance=None and guidance=None"
+            raise NotImplementedError(f"{kind} passes a list of samples, whose guidance only it can apply: {cure}")
         if embedded:
             scale = self.pipe.guidance_scale if scale is None else scale
             rows = sample[: n // 2] if doubled else sample
@@ -190,21 +183,15 @@ def split_guidance(outputs: list[torch.Tensor], guided: torch.Tensor) -> tuple[t
         Both in the shape of `guided`. The unconditional output is None if the pipeline computed none.
     """
     n = len(guided)
-    for output in outputs:
-        if not isinstance(output, torch.Tensor) and len({x.shape for x in output}) != 1:
-            raise NotImplementedError(
-                "guidance=True: the denoiser returns samples of several shapes, capture it without"
-            )
+    if any(len({x.shape for x in output}) != 1 for output in outputs):
+        raise NotImplementedError("guidance=True: the denoiser returns samples of several shapes, capture it without")
     # Z-Image returns a list of samples
     outputs = [output if isinstance(output, torch.Tensor) else torch.stack(list(output)) for output in outputs]
     parts = [part for output in outputs for part in (output.split(n) if len(output) % n == 0 else [output])]
     parts = [part[:, : guided.shape[1]] for part in parts]  # without a learned variance or a reference image's tokens
     if not 1 <= len(parts) <= 2 or any(part.numel() != guided.numel() for part in parts):
-        shapes = [tuple(output.shape) for output in outputs]
-        raise NotImplementedError(
-            f"guidance=True needs one or two denoiser outputs per step of shape {tuple(guided.shape)}; this pipeline's "
-            f"have {shapes}: capture it without"
-        )
+        shapes = f"{tuple(guided.shape)}, here are {[tuple(output.shape) for output in outputs]}: capture it without"
+        raise NotImplementedError(f"guidance=True needs one or two denoiser outputs per step of shape {shapes}")
     if len(parts) == 1:
         return guided, None
     parts = [part.reshape(guided.shape) for part in parts]
@@ -213,10 +200,8 @@ def split_guidance(outputs: list[torch.Tensor], guided: torch.Tensor) -> tuple[t
         half = guided.shape[1] // 2
         shares, unexplained = _shares([part[:, :half] for part in parts], guided[:, :half])
     if unexplained > 0.5:
-        raise NotImplementedError(
-            f"guidance=True: {unexplained:.0%} of the scheduler's input is not explained by the denoiser's two outputs; "
-            "this pipeline guides another way, capture it without"
-        )
+        share = f"{unexplained:.0%} of the scheduler's input is not explained by the denoiser's two outputs"
+        raise NotImplementedError(f"guidance=True: {share}: this pipeline guides another way, capture it without")
     if sum(shares) < 0:
         parts, shares = [-part for part in parts], [-share for share in shares]
     return (parts[0], parts[1]) if shares[0] > shares[1] else (parts[1], parts[0])

@@ -28,25 +28,13 @@ CONVENTIONS = ("diffusers", "formula")
 
 
 def generate(
-    pair: Pair,
-    prompt: str | Sequence[str],
-    *,
-    method: str = "distilled",
-    seeds: Iterable[int] = range(4),
-    k: int = 1,
-    steps: int | None = None,
-    base_steps: int | None = None,
-    guidance: float | Sequence[float] | None = None,
-    base_guidance: float | Sequence[float] | None = None,
-    convention: str = "diffusers",
-    handover: str | None = None,
-    scale_noise: bool = True,
-    batch_size: int | None = None,
-    fuse: bool = True,
-    x_t: bool = False,
+    pair: Pair, prompt: str | Sequence[str], *, method: str = "distilled", seeds: Iterable[int] = range(4), k: int = 1,
+    steps: int | None = None, base_steps: int | None = None, guidance: float | Sequence[float] | None = None,
+    base_guidance: float | Sequence[float] | None = None, convention: str = "diffusers", handover: str | None = None,
+    scale_noise: bool = True, batch_size: int | None = None, fuse: bool = True, x_t: bool = False,
     edit_x0: Callable[[torch.Tensor, DenoiserCall], torch.Tensor] | None = None,
     on_call: Callable[[DenoiserCall, torch.Tensor | None], None] | None = None,
-) -> Trace:
+) -> Trace:  # fmt: skip
     """Sample a prompt, or one prompt for each seed, and record the predicted x0 of every step.
 
     Args:
@@ -91,18 +79,13 @@ def generate(
     if method in ("hybrid", "skip") and not 1 <= k < steps:
         raise ValueError(f"k={k} must be from 1 to {steps - 1}: a {method} of {steps} steps of the distilled model")
     unguided = 1.0 if embeds_guidance(pair.base) else 0.0  # for a guidance input 1 means none
-    settings = {
-        "pair": pair.name,
-        "method": method,
-        "k": k if method in ("hybrid", "skip") else None,
-        "steps": steps,
-        "base_steps": base_steps,
-        "guidance": _guidance(pair, "distilled", guidance, pair.guidance),
-        "base_guidance": _guidance(pair, "base", base_guidance, unguided if method == "hybrid" else pair.base_guidance),
-        "convention": convention,
-        "handover": handover if method == "hybrid" else None,
-        "scale_noise": scale_noise if method == "skip" else None,
-    }
+    own = unguided if method == "hybrid" else pair.base_guidance
+    settings = {"pair": pair.name, "method": method, "k": k if method in ("hybrid", "skip") else None}
+    settings |= {"steps": steps, "base_steps": base_steps, "convention": convention}
+    settings |= {"guidance": _guidance(pair, "distilled", guidance, pair.guidance)}
+    settings |= {"base_guidance": _guidance(pair, "base", base_guidance, own)}
+    settings |= {"handover": handover if method == "hybrid" else None}
+    settings |= {"scale_noise": scale_noise if method == "skip" else None}
 
     def run(rows: slice) -> Trace:
         return _run(pair, prompts[rows], seeds[rows], settings, fuse=fuse, x_t=x_t, edit_x0=edit_x0, on_call=on_call)
@@ -155,11 +138,9 @@ def _check_finite(trace: Trace, roles: Sequence[str]) -> None:
         return
     step, sample = (~finite).nonzero()[0].tolist()
     step = min(step, len(roles) - 1)  # the last step made the final latents
-    raise ValueError(
-        f"the {roles[step]} model of {trace.provenance['pair']} gave nan or infinity at step {step + 1} of {len(roles)} "
-        f"(sigma {trace.sigmas[step]:.3g}) of prompt {trace.prompt[sample]!r}, seed {trace.seeds[sample]}: "
-        "did half precision overflow, or are its weights damaged?"
-    )
+    where = f"step {step + 1} of {len(roles)} (sigma {trace.sigmas[step]:.3g}), prompt {trace.prompt[sample]!r}"
+    model = f"the {roles[step]} model of {trace.provenance['pair']} gave nan or infinity at {where}, seed {trace.seeds[sample]}"
+    raise ValueError(f"{model}: did half precision overflow, or are its weights damaged?")
 
 
 def _samples(pair: Pair, prompt: str | Sequence[str], seeds: Iterable[int]) -> tuple[tuple[int, ...], tuple[str, ...]]:

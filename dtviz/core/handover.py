@@ -130,16 +130,9 @@ class HandoverScheduler:
 
 
 def denoising_calls(
-    pair: Pair,
-    *,
-    method: str,
-    steps: int,
-    base_steps: int,
-    k: int | None,
-    handover: str | None,
-    guidance: Mapping[str, Guidance],
-    device: Any = "cpu",
-) -> list[DenoiserCall]:
+    pair: Pair, *, method: str, steps: int, base_steps: int, k: int | None, handover: str | None,
+    guidance: Mapping[str, Guidance], device: Any = "cpu",
+) -> list[DenoiserCall]:  # fmt: skip
     """Return the calls that `generate` runs with these arguments, on fresh schedulers. `device` is that of the timesteps.
 
     On the CPU, schedulers read them without waiting for a GPU. A second-order scheduler is never cut inside a step.

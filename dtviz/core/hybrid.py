@@ -21,14 +21,9 @@ from .schedulers import find
 
 @contextmanager
 def hybrid(
-    pipe: Any,
-    distilled: torch.nn.Module | str,
-    *,
-    k: int = 1,
-    base_guidance: float | None = 0.0,
-    guidance: float | None = None,
-    fuse: bool = True,
-) -> Iterator[HybridRun]:
+    pipe: Any, distilled: torch.nn.Module | str, *, k: int = 1, base_guidance: float | None = 0.0,
+    guidance: float | None = None, fuse: bool = True,
+) -> Iterator[HybridRun]:  # fmt: skip
     """Give the first `k` steps of every pipeline call inside the block to the base, the others to the distilled model.
 
     The call is an ordinary few-step call with the distilled model's scheduler. This is the published hand-over.

@@ -233,15 +233,10 @@ class Explorer(ui.VBox):
 
 
 def explore(
-    source: Pair | Trace | str | os.PathLike | Sequence[Trace | str | os.PathLike] = "emoji-dmd",
-    *,
-    pair: Any = None,
-    prompt: str = "",
-    seeds: Iterable[int] = range(8),
-    sides: Sequence[Side] = ({"method": "distilled"},),
-    embed: Any = None,
-    text: Any = None,
-) -> Explorer:
+    source: Pair | Trace | str | os.PathLike | Sequence[Trace | str | os.PathLike] = "emoji-dmd", *, pair: Any = None,
+    prompt: str = "", seeds: Iterable[int] = range(8), sides: Sequence[Side] = ({"method": "distilled"},),
+    embed: Any = None, text: Any = None,
+) -> Explorer:  # fmt: skip
     """Show widgets for the predicted x0 of every step. In a notebook, make them the last line of a cell.
 
     Args:
