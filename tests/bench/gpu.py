@@ -87,9 +87,8 @@ class Bench:
 
         plain = partial(self.own_call, pipe, self.steps, 5.0)
         self.alone(f"plain pipeline, {self.steps} steps with guidance", plain)
-        for dtype in (torch.float32, torch.float16):
-            captured = partial(plain, partial(dtviz.capture, pipe, dtype=dtype))
-            self.turns(f"the same inside dtviz.capture, {str(dtype)[6:]}", captured, "plain", plain, 1.01)
+        captured = partial(plain, partial(dtviz.capture, pipe))
+        self.turns("the same inside dtviz.capture", captured, "plain", plain, 1.01)
         self.alone(f"base, {self.base_steps} steps, guidance 5", partial(dtviz.generate, method="base", **two))
         self.alone("distilled, 4 steps", distilled)
         self.turns("hybrid, k=1, by generate", hybrid, "distilled", distilled, 1.05)
