@@ -21,11 +21,7 @@ T = TypeVar("T")
 
 
 class Unavailable(FileNotFoundError):
-    """A pair, embedder or control is not on this machine. The message says how to get it.
-
-    with contextlib.suppress(dtviz.Unavailable):
-        pair = dtviz.load("sdxl-dmd")
-    """
+    """A pair, embedder or control is not on this machine. The message says how to get it."""
 
 
 def data(name: str, *, missing_ok: bool = False) -> Path:

@@ -96,23 +96,26 @@ class AdapterSwitch:
         layers, offloaded = _adapter_layers(self.denoiser)
         if not layers and self.distilled in getattr(self.denoiser, "peft_config", {}):
             raise ValueError(f"distilled={self.distilled!r} is in use by a block around this one: they do not nest")
-        fuse = self.fuse and not offloaded and _fits([layer for *_, layer in layers])
-        roles_of = functools.cache(self._roles)
+
+        @functools.cache  # of a layer with these active and fused adapters
+        def adapters_of_roles(active: tuple[str, ...], merged: tuple[str, ...]) -> dict[str, list[str]]:
+            others = [one for one in dict.fromkeys((*active, *merged)) if one != self.distilled]
+            return {"base": others, "distilled": [*others, self.distilled]}
+
         for parent, name, layer in layers:
             merged = tuple(layer.merged_adapters)
-            roles = roles_of(() if layer.disable_adapters else tuple(layer.active_adapters), merged)
-            factors = _factors(layer, roles["distilled"]) if fuse or (merged and not offloaded) else None
+            roles = adapters_of_roles(() if layer.disable_adapters else tuple(layer.active_adapters), merged)
+            factors = _factors(layer, roles["distilled"]) if (self.fuse or merged) and not offloaded else None
             if merged and factors is None:
                 problem = f"{', '.join(merged)} is fused into a {type(layer).__name__} layer, which cannot undo it"
                 raise ValueError(f"distilled={self.distilled!r}: {problem}: call unfuse_lora() before the block")
-            fused = factors is not None
-            self._layers.append(_FusedLayer(parent, name, layer, factors, roles) if fused else _PeftLayer(layer, roles))
+            left = factors is None
+            self._layers.append(_PeftLayer(layer, roles) if left else _FusedLayer(parent, name, layer, factors, roles))
+        if self.fuse and not _fits([layer.weight for layer in self._layers if isinstance(layer, _FusedLayer)]):
+            self._end()
+            self.fuse = False
+            return self._begin()
         self.use("base")
-
-    def _roles(self, active: tuple[str, ...], merged: tuple[str, ...]) -> dict[str, list[str]]:
-        """Return the adapters of each role, of a layer with these active and fused ones."""
-        others = [one for one in dict.fromkeys((*active, *merged)) if one != self.distilled]
-        return {"base": others, "distilled": [*others, self.distilled]}
 
     def _end(self) -> None:
         for layer in self._layers:
@@ -154,8 +157,11 @@ class _FusedLayer:
         for name, down, up in self.factors:
             if (name in self.roles[role]) != (name in merged):
                 strength = self.layer.scaling[name] * (-1 if name in merged else scale)
-                flat = (x if x.ndim == 2 else x.flatten(1) for x in (weight, up, down))  # of a convolution
-                weight = torch.addmm(*flat, alpha=strength).view(weight.shape)
+                if weight.ndim == 2:
+                    weight = torch.addmm(weight, up, down, alpha=strength)
+                else:  # a convolution
+                    change = torch.addmm(weight.flatten(1), up.flatten(1), down.flatten(1), alpha=strength)
+                    weight = change.view(weight.shape)
         return weight
 
     def restore(self) -> None:
@@ -177,10 +183,8 @@ def _adapter_layers(denoiser: torch.nn.Module) -> tuple[list[tuple[dict, str, An
     return layers, offloaded
 
 
-def _fits(layers: list) -> bool:
-    """Tell whether a second copy of the layers' weights fills less than half of the free memory. Warn if not."""
-    weights = [layer._modules["base_layer"]._parameters.get("weight") for layer in layers]
-    weights = [weight for weight in weights if weight is not None]
+def _fits(weights: list[torch.Tensor]) -> bool:
+    """Tell whether a copy of the weights fills less than half of the free memory. Warn if not."""
     devices, needed = {weight.device for weight in weights}, sum(weight.nbytes for weight in weights)
     free = min((torch.cuda.mem_get_info(device)[0] for device in devices if device.type == "cuda"), default=CPU_MEMORY)
     if needed > free / 2:
@@ -193,18 +197,18 @@ def _factors(layer: Any, names: list[str]) -> list[tuple[str, torch.Tensor, torc
     """Return name, down and up of each adapter, or None if the layer is no plain LoRA or more happens in it."""
     from peft.tuners import lora
 
-    modules = layer._modules  # quicker than attributes, and SDXL has 800 layers
+    modules, own = layer._modules, vars(layer)  # quicker than attributes, and SDXL has 800 layers
     base = modules["base_layer"]
-    if type(layer) not in (lora.Linear, lora.Conv2d) or type(base) not in (torch.nn.Linear, torch.nn.Conv2d):
+    if {lora.Linear: torch.nn.Linear, lora.Conv2d: torch.nn.Conv2d}.get(type(layer)) is not type(base):
         return None
-    special = vars(base).get("groups", 1) != 1 or vars(layer).get("fan_in_fan_out", False)
-    special |= "forward" in vars(base) or "forward" in vars(layer)  # the caller's own, and so are hooks
-    special |= bool(layer._forward_hooks or layer._forward_pre_hooks)
+    special = vars(base).get("groups", 1) != 1 or own.get("fan_in_fan_out", False)
+    # the caller's own, as hooks are
+    special |= "forward" in vars(base) or "forward" in own or bool(own["_forward_hooks"] or own["_forward_pre_hooks"])
     downs, ups, weight, factors = modules["lora_A"]._modules, modules["lora_B"]._modules, base._parameters["weight"], []
     for name in names:
         if name in downs:
             down, up = downs[name]._parameters["weight"], ups[name]._parameters["weight"]
-            special |= name in layer.lora_variant or layer.lora_bias[name] or down.dtype != weight.dtype
+            special |= name in own["lora_variant"] or own["lora_bias"][name] or down.dtype != weight.dtype
             special |= not down.device == up.device == weight.device
             factors.append((name, down, up))
     return None if special else factors

@@ -32,14 +32,20 @@ def main(arguments: list[str]) -> list[dict]:
     for one in (pipe, single):
         one.scheduler = LCMScheduler(**sdxl.NOISE)
     sdxl.add_lora(single.unet, "fast")
-    plain, fused, rows = partial(call, pipe), partial(dtviz.hybrid, single, "fast"), []
-    for what, asked, other in (
-        ("inside dtviz.capture", 1.02, partial(call, pipe, partial(dtviz.capture, pipe))),
-        ("inside dtviz.hybrid, two networks", 1.05, partial(call, pipe, partial(dtviz.hybrid, pipe, distilled))),
-        ("inside dtviz.hybrid, one network with a LoRA", 1.10, partial(call, single, fused)),
-    ):
+    plain, rows, one = partial(call, pipe), [], "dtviz.hybrid, one network with a LoRA"
+
+    def add(what: str, asked: float, other: Callable) -> None:
         without, seconds, ratio = beside(plain, other, repeats, clock=time.process_time)
-        rows.append({"what": f"4 steps {what}", "plain s": without, "s": seconds, "ratio": ratio, "asked": asked})
+        rows.append(
+            {"what": f"4 steps inside {what}", "plain s": without, "s": seconds, "ratio": ratio, "asked": asked}
+        )
+
+    add("dtviz.capture", 1.02, partial(call, pipe, partial(dtviz.capture, pipe)))
+    add("dtviz.hybrid, two networks", 1.05, partial(call, pipe, partial(dtviz.hybrid, pipe, distilled)))
+    block = partial(dtviz.hybrid, single, "fast")
+    add(f"{one}, a block for each call", 1.10, partial(call, single, block))
+    with block():
+        add(f"{one}, one block for all calls", 1.10, partial(call, single))
     publish(rows, "host", write="--tiny" not in arguments)
     return rows
 
