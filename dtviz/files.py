@@ -21,7 +21,11 @@ T = TypeVar("T")
 
 
 class Unavailable(FileNotFoundError):
-    """A pair, embedder or control is not on this machine. The message says how to get it."""
+    """A pair, embedder or control is not on this machine. The message says how to get it.
+
+    with contextlib.suppress(dtviz.Unavailable):
+        pair = dtviz.load("sdxl-dmd")
+    """
 
 
 def data(name: str, *, missing_ok: bool = False) -> Path:

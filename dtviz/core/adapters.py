@@ -17,7 +17,6 @@ import torch
 from diffusers.loaders import PeftAdapterMixin
 
 METHODS = [name for name in vars(PeftAdapterMixin) if not name.startswith("_")]  # set_adapters, fuse_lora, ...
-ARGUMENTS = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")  # they may hold a LoRA scale
 CPU_MEMORY = 2**32  # bytes that are taken to be free without a GPU
 
 
@@ -32,11 +31,6 @@ def replaced(values: dict[str, Any], **others: Any) -> Iterator[None]:
         values.update(own)
         for name in others.keys() - own.keys():
             values.pop(name, None)
-
-
-def lora_scale(arguments: dict[str, Any]) -> float:
-    """Return the factor of all LoRAs that the arguments of a denoiser call ask for."""
-    return next((arguments[name].get("scale", 1.0) for name in ARGUMENTS if arguments.get(name)), 1.0)
 
 
 class AdapterSwitch:

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from .adapters import AdapterSwitch, lora_scale, replaced
+from .adapters import AdapterSwitch, replaced
 from .pair import check_compatible
 
 GUIDANCE_INPUTS = ("timestep_cond", "guidance")  # arguments that `guidance_input` may return
+# Arguments that may hold a scale of all LoRAs
+LORA_SCALES = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
 # Pipelines whose doubled batch begins with the prompt. In all others it is second.
 PROMPT_FIRST = ("LuminaPipeline", "LuminaText2ImgPipeline", "AceStepPipeline")
 
@@ -119,7 +121,7 @@ class DenoiserRouter:
             if target is not base:  # the pipeline made them for the base
                 kwargs = {name: value for name, value in kwargs.items() if name not in GUIDANCE_INPUTS}
             if use is not None:
-                use(call.role, lora_scale(kwargs))
+                use(call.role, next((kwargs[name].get("scale", 1.0) for name in LORA_SCALES if kwargs.get(name)), 1.0))
             return self._evaluate(target, forwards.get(target, target), call, sample, args, kwargs)
 
         @functools.wraps(forwards[base])
