@@ -113,3 +113,17 @@ def test_a_classifier_that_draws_the_truth_from_its_posteriors_is_calibrated(rec
     assert result.error < 0.02
     sure = np.eye(5)[posteriors.argmax(axis=1)]  # the same first choices, all of them certain
     assert calibration(sure, truth).error == pytest.approx(1 - result.accuracy, abs=1e-12)
+
+
+def test_the_factors_of_a_painted_picture_are_read_back(recipe):
+    """A disc, on each background, at each size and place. Only hues at the rim of two colours may be mistaken."""
+    world, n = recipe("world"), 500
+    painter, side = object.__new__(world.World), torch.linspace(-1, 1, 96)
+    disc = ((side**2 + side[:, None] ** 2) < 0.9).to(torch.uint8) * 255
+    painter.rgba = torch.stack([disc * 0, disc * 0, disc * 0, disc])[None]  # black
+    factors = world.sample_factors(n, generator=torch.Generator().manual_seed(1))
+    read = world.read_factors((painter.paint(torch.zeros(n, dtype=torch.long), factors) / 2 + 0.5).numpy())
+    np.testing.assert_allclose(read["rgb"], factors["rgb"].numpy(), atol=1e-5)
+    assert (read["large"] == factors["large"].numpy()).all() and (read["place"] == factors["place"].numpy()).all()
+    assert (read["colour"] == factors["colour"].numpy()).mean() > 0.95
+    assert world.caption("dog-face", 5, 1) == "big dog face on blue" and world.caption("rocket") == "rocket"

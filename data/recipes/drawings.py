@@ -90,18 +90,19 @@ def merge_names(sets: dict[str, dict]) -> dict[str, dict[str, str]]:
     return groups
 
 
-def render(icon: dict, icon_set: dict) -> np.ndarray:
-    """One drawing, (64, 64, 3) uint8 on white, its aspect kept."""
+def render(icon: dict, icon_set: dict, size: int = SIZE, mode: str = "RGB") -> np.ndarray:
+    """One drawing, (size, size, 3) uint8 on white, or with "RGBA" transparent, its aspect kept."""
     width, height = (icon.get(k, icon_set.get(k, 16)) for k in ("width", "height"))
     box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{box}" width="{SIZE}" height="{SIZE}">{icon["body"]}</svg>'
+        f'viewBox="{box}" width="{size}" height="{size}">{icon["body"]}</svg>'
     )
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, background="white"))
-    drawing = Image.open(io.BytesIO(png)).convert("RGB")
-    canvas = Image.new("RGB", (SIZE, SIZE), "white")
-    canvas.paste(drawing, ((SIZE - drawing.width) // 2, (SIZE - drawing.height) // 2))
+    on = {"background": "white"} if mode == "RGB" else {}
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, **on))
+    drawing = Image.open(io.BytesIO(png)).convert(mode)
+    canvas = Image.new(mode, (size, size), "white" if mode == "RGB" else (255, 255, 255, 0))
+    canvas.paste(drawing, ((size - drawing.width) // 2, (size - drawing.height) // 2))
     return np.asarray(canvas)
 
 
