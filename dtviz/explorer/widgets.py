@@ -36,6 +36,7 @@ _CSS = """<style>
 .dtviz-row .jupyter-widgets {margin: 0; max-width: none; flex: none; overflow: visible}
 .dtviz-row .dtviz-240 {display: var(--small); grid-area: 1 / 1}
 .dtviz-row .dtviz-360 {display: var(--large); grid-area: 1 / 1}
+.dtviz-row .dtviz-240 :focus, .dtviz-row .dtviz-360 :focus {outline: none}
 .dtviz-row .dtviz-picture {width: var(--picture); height: var(--picture); object-fit: contain; grid-area: 1 / 1}
 .dtviz-pixels .dtviz-picture {image-rendering: pixelated}
 .dtviz-row .dtviz-curves {flex: 1 1 330px; min-width: 0; max-width: 600px; height: calc(var(--picture) + 28px); object-fit: contain}
