@@ -28,6 +28,7 @@ from dtviz.files import ROOT
 
 from .test_experiments_cache import never
 from .test_experiments_notebooks import write
+from .tiny import add_lora
 
 PROMPTS = ROOT / "data" / "prompts" / "emoji.csv"
 ROWS = [Row(f"{i:03}", "a dog", i) for i in range(8)]
@@ -143,9 +144,14 @@ def test_a_read_only_cache_is_read_and_refuses_a_new_result(pair, disk):
 # Ctrl-C
 
 
-def test_an_interruption_at_any_line_leaves_the_pipeline_as_it_was(pair):
+@pytest.mark.parametrize("distilled", ["network", "LoRA"])
+def test_an_interruption_at_any_line_leaves_the_pipeline_as_it_was(pair, distilled):
     """At 80 different lines up to the last denoiser call. After it, Python itself may be interrupted in a `with`'s exit."""
+    if distilled == "LoRA":
+        add_lora(pair.base, "fast")
+        pair = replace(pair, distilled="fast")
     scheduler, count, stop, first, calls = pair.pipeline.scheduler, 0, 0, {}, []
+    last, modules = pair.base if distilled == "LoRA" else pair.distilled, list(pair.base.modules())
 
     def trace(frame, event, _):
         nonlocal count
@@ -165,7 +171,7 @@ def test_an_interruption_at_any_line_leaves_the_pipeline_as_it_was(pair):
         finally:
             sys.settrace(before)
 
-    with pair.distilled.register_forward_hook(lambda *_: calls.append(count)):
+    with last.register_forward_hook(lambda *_: calls.append(count)):
         expected = run(trace)
     places = {number: place for place, number in first.items() if number < calls[-1]}
     for stop in random.Random(0).sample(sorted(places), 80):
@@ -173,8 +179,9 @@ def test_an_interruption_at_any_line_leaves_the_pipeline_as_it_was(pair):
         with pytest.raises(KeyboardInterrupt):
             run(trace)
         assert pair.pipeline.scheduler is scheduler, places[stop]
-        for network in (pair.base, pair.distilled):
+        for network in (pair.base, last):
             assert "forward" not in vars(network) and not network._forward_pre_hooks, places[stop]
+        assert list(pair.base.modules()) == modules, places[stop]
     again = run()
     assert torch.equal(again.x0, expected.x0) and torch.equal(again.final, expected.final)
 

@@ -136,14 +136,14 @@ class _FusedLayer:
 
     def __init__(self, parent: dict[str, Any], name: str, layer: Any, factors: list[tuple], roles: dict) -> None:
         self.parent, self.name, self.layer, self.factors, self.roles = parent, name, layer, factors, roles
-        parent[name] = base = layer._modules["base_layer"]
-        self.parameters, self.weight, self.weights = base._parameters, base._parameters["weight"], {}
+        self.base, self.weights = layer._modules["base_layer"], {}
+        self.parameters, self.weight = self.base._parameters, self.base._parameters["weight"]
 
     def use(self, role: str, scale: float) -> None:
         weight = self.weights.get((role, scale))
         if weight is None:
             weight = self.weights[role, scale] = self._fuse(role, scale)
-        self.parameters["weight"] = weight
+        self.parent[self.name], self.parameters["weight"] = self.base, weight
 
     def _fuse(self, role: str, scale: float) -> torch.Tensor:
         """Return the weight with the role's adapters. It may hold some already, which are taken out for another role."""

@@ -113,9 +113,11 @@ class _Session:
     def start(self) -> None:
         self._follow()
         self.open = True
-        modules = [part for part in vars(self.pipe).values() if isinstance(part, torch.nn.Module)]
-        self.hooks += [module.register_forward_pre_hook(self._follow) for module in modules]
-        self.hooks += [module.register_forward_hook(self._keep_output) for module in self.denoisers]
+        # Each hook is kept in the line that registers it: Ctrl-C may come between two lines
+        for module in [part for part in vars(self.pipe).values() if isinstance(part, torch.nn.Module)]:
+            self.hooks.append(module.register_forward_pre_hook(self._follow))
+        for module in self.denoisers:
+            self.hooks.append(module.register_forward_hook(self._keep_output))
 
     def close(self) -> None:
         for hook in self.hooks:

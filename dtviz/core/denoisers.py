@@ -78,8 +78,8 @@ class DenoiserRouter:
     pipe: Any
     base: torch.nn.Module
     distilled: torch.nn.Module | str
-    next_call: Callable[[], Any]
-    is_doubled: Callable[[torch.Tensor], bool]
+    next_call: Callable[[], Any] | None = None
+    is_doubled: Callable[[torch.Tensor], bool] | None = None
     formula: tuple[str, ...] = ()
     fuse: bool = True
     evaluations: Counter[str] = field(default_factory=Counter)

@@ -10,7 +10,6 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -78,8 +77,7 @@ def generate(
     k = operator.index(k)
     if method in ("hybrid", "skip") and not 1 <= k < steps:
         raise ValueError(f"k={k} must be from 1 to {steps - 1}: a {method} of {steps} steps of the distilled model")
-    unguided = 1.0 if embeds_guidance(pair.base) else 0.0  # for a guidance input 1 means none
-    own = unguided if method == "hybrid" else pair.base_guidance
+    own = float(embeds_guidance(pair.base)) if method == "hybrid" else pair.base_guidance  # as an input 1 means none
     settings = {"pair": pair.name, "method": method, "k": k if method in ("hybrid", "skip") else None}
     settings |= {"steps": steps, "base_steps": base_steps, "convention": convention}
     settings |= {"guidance": _guidance(pair, "distilled", guidance, pair.guidance)}
@@ -87,15 +85,19 @@ def generate(
     settings |= {"handover": handover if method == "hybrid" else None}
     settings |= {"scale_noise": scale_noise if method == "skip" else None}
 
+    formula = ("base",) if convention == "formula" else ()
+    router = DenoiserRouter(pair.pipeline, pair.base, pair.distilled, formula=formula, fuse=fuse)
+
     def run(rows: slice) -> Trace:
-        return _run(pair, prompts[rows], seeds[rows], settings, fuse=fuse, x_t=x_t, edit_x0=edit_x0, on_call=on_call)
+        return _run(pair, router, prompts[rows], seeds[rows], settings, x_t=x_t, edit_x0=edit_x0, on_call=on_call)
 
     fixed = edit_x0 is not None  # it may join the samples of a batch
-    trace = Trace.join([part for _, part in in_batches(run, n=len(seeds), size=batch_size, fixed=fixed)])
+    with router.active():
+        trace = Trace.join([part for _, part in in_batches(run, n=len(seeds), size=batch_size, fixed=fixed)])
     return replace(trace, prompt=prompt) if isinstance(prompt, str) else trace
 
 
-def _run(pair: Pair, prompts, seeds, settings: dict[str, Any], *, fuse: bool, x_t: bool, edit_x0, on_call) -> Trace:
+def _run(pair: Pair, router: DenoiserRouter, prompts, seeds, settings, *, x_t: bool, edit_x0, on_call) -> Trace:
     """Run one batch: equation 1 is the pipeline's own loop."""
     pipe, of_run = pair.pipeline, ("method", "k", "steps", "base_steps", "handover")
     guidance = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
@@ -108,23 +110,18 @@ def _run(pair: Pair, prompts, seeds, settings: dict[str, Any], *, fuse: bool, x_
             on_call(scheduler.call, scheduler.x0)
         return scheduler.call
 
-    formula = ("base",) if settings["convention"] == "formula" else ()
-    is_doubled = lambda sample: len(sample) == 2 * len(seeds)  # noqa: E731
-    router = DenoiserRouter(pipe, pair.base, pair.distilled, next_call, is_doubled, formula=formula, fuse=fuse)
+    router.next_call, router.is_doubled = next_call, lambda sample: len(sample) == 2 * len(seeds)
+    router.evaluations.clear()
     scheduler.evaluate = lambda call: router.again(call)
     guided = any(router.needs_both(call) for call in calls)
-    with replaced(vars(pipe), scheduler=scheduler), router.active(), capture(pipe, x_t=x_t) as trace:
-        pipe(
-            prompt=list(prompts),
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            num_inference_steps=len(calls),
-            guidance_scale=2.0 if guided else 0.0,  # only decides whether the pipeline doubles its batch
-            output_type="latent",
-            **pair.call_arguments,
-        )
+    with replaced(vars(pipe), scheduler=scheduler), capture(pipe, x_t=x_t) as trace:
+        noise = {"generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds]}
+        run = {"num_inference_steps": len(calls), "output_type": "latent"}
+        run["guidance_scale"] = 2.0 if guided else 0.0  # only decides whether the pipeline doubles its batch
+        pipe(prompt=list(prompts), **run, **noise, **pair.call_arguments)
     versions = trace.provenance["versions"] | {"python": platform.python_version()}
     facts = {"nfe": dict(router.evaluations), "fingerprint": pair.fingerprint, "versions": versions}
-    facts |= {"fuse": fuse} if isinstance(pair.distilled, str) else {}
+    facts |= {"fuse": router.fuse} if isinstance(pair.distilled, str) else {}
     roles = [call.role for call in calls if call.starts_step]
     trace = replace(trace, seeds=seeds, prompt=prompts, steps_run=dict(Counter(roles)), provenance=settings | facts)
     _check_finite(trace, roles)
