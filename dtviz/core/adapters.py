@@ -140,10 +140,9 @@ class _FusedLayer:
         self.parameters, self.weight = self.base._parameters, self.base._parameters["weight"]
 
     def use(self, role: str, scale: float) -> None:
-        weight = self.weights.get((role, scale))
-        if weight is None:
-            weight = self.weights[role, scale] = self._fuse(role, scale)
-        self.parent[self.name], self.parameters["weight"] = self.base, weight
+        if role not in self.weights or self.weights[role][0] != scale:  # one a role, however often the scale changes
+            self.weights[role] = scale, self._fuse(role, scale)
+        self.parent[self.name], self.parameters["weight"] = self.base, self.weights[role][1]
 
     def _fuse(self, role: str, scale: float) -> torch.Tensor:
         """Return the weight with the role's adapters. It may hold some already, which are taken out for another role."""
