@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -50,7 +49,8 @@ def reading(what: object) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """Return an error's type and message on one line of at most 300 characters."""
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder="...")
+    line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 def load_weights_only(path: Path) -> Any:

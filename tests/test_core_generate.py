@@ -16,17 +16,8 @@ CLOSE = {"atol": 5e-3, "rtol": 1e-3}
 
 
 def reference(
-    pair,
-    seed,
-    roles,
-    *,
-    base_guidance=0.0,
-    formula=False,
-    edit=lambda x0, _: x0,
-    times=TIMES,
-    start=None,
-    generator=None,
-) -> torch.Tensor:
+    pair, seed, roles, *, base_guidance=0.0, formula=False, edit=lambda x0, _: x0, times=TIMES, start=None, generator=None,
+) -> torch.Tensor:  # fmt: skip
     """LCM sampling of one seed: x0, then fresh noise to the next timestep.
 
     With `formula` guidance is u + w (c - u) for every w. Guidance may be a list. `edit(x0, step)` changes x0 of every step.

@@ -172,11 +172,18 @@ def test_a_lora_is_the_distilled_model_and_no_bit_of_the_network_changes(few, st
     assert pipe.unet.active_adapters() == (own or ["fast"])
 
 
-def test_a_lora_that_is_deleted_inside_is_missed(few):
+def test_the_pipelines_adapter_methods_act_inside_the_block(few):
     pipe, _, run = few
     add_lora(pipe.unet, "fast", seed=0)
+    add_lora(pipe.unet, "style", seed=1)
+    expected = switched(pipe, run, [], ["fast"])
+    pipe.fuse_lora(components=["unet"], adapter_names=["style"])
+    pipe.disable_lora()
     with pytest.raises(ValueError, match="'fast' is no longer an adapter of the base"), dtviz.hybrid(pipe, "fast"):
-        pipe.unet.delete_adapters("fast")
+        pipe.unfuse_lora(components=["unet"])
+        torch.testing.assert_close(run(), expected, atol=1e-4, rtol=1e-3)
+        pipe.set_adapters(["style"])
+        pipe.delete_adapters("fast")
         run()
 
 

@@ -82,7 +82,7 @@ def test_correction_takes_the_bias_of_few_images_away():
 
 @pytest.mark.parametrize("bad", [np.ones((2, 2)), [[1.5, -0.5]], [0.5, 0.5], np.zeros((0, 2)), [[np.nan, 1.0]]])
 def test_posteriors_that_are_none_are_refused(bad):
-    with pytest.raises(ValueError, match="probabilities"):
+    with pytest.raises(ValueError, match="posteriors of shape"):
         mutual_information(bad)
 
 

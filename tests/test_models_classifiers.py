@@ -56,7 +56,7 @@ def test_a_classifier_is_its_linear_formula(artist):
 def test_bad_input_is_refused(artist):
     with pytest.raises(ValueError, match="truth='picasso' is not one of the artists noto"):
         artist.accuracy([[1.0, 2.0]], "picasso")
-    with pytest.raises(ValueError, match=r"features \(1, 3\) must be \(n, 2\), by the embedder 'pixels'"):
+    with pytest.raises(ValueError, match=r"features \(1, 3\) must be \(n >= 1, 2\), by the embedder 'pixels'"):
         artist([[1.0, 2.0, 3.0]])
     for bad in (["picasso"], []):
         with pytest.raises(ValueError, match="one or more of the artists noto, twemoji, fxemoji"):

@@ -136,9 +136,7 @@ def tiny_unet(seed: int, **config: Any) -> diffusers.UNet2DConditionModel:
     return _unet(**config).eval()
 
 
-def add_lora(
-    network: torch.nn.Module, name: str, *, modules=("to_q", "to_v", "conv1"), seed: int = 0, **options
-) -> None:
+def add_lora(network, name: str, *, modules=("to_q", "to_v", "conv1"), seed: int = 0, **options) -> None:
     """Add a random adapter of rank 2 and switch it on."""
     torch.manual_seed(seed)
     config = LoraConfig(r=2, lora_alpha=1, target_modules=list(modules), init_lora_weights=False, **options)

@@ -121,7 +121,8 @@ def train_customisation(
     if class_prompt:  # by the untrained network
         priors = generate(pair, class_prompt, method=on, seeds=range(seed, seed + prior_images)).final.to(latents)
     facts = _facts(pair, on, prompts=list(dict.fromkeys(texts)), modules=list(modules), seed=seed, licence=licence)
-    facts |= numbers | {"class_prompt": class_prompt, "prior_weight": prior_weight, "drop": drop, "images": len(images)}
+    facts |= numbers | {"class_prompt": class_prompt, "prior_weight": prior_weight, "drop": drop}
+    facts["images"] = {"number": len(images)}
     noising = DDPMScheduler.from_config(pair.base_scheduler.config)
     times = torch.arange(noising.config.num_train_timesteps)
     if on == "distilled":

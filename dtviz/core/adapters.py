@@ -1,23 +1,19 @@
-"""Let one network be the base and, with its distillation LoRA, the distilled model.
-
-with AdapterSwitch(denoiser, "dmd2", fuse=True).active() as use:
-    use("distilled")
-    denoiser(...)
-"""
+"""Let one network be the base and, with its distillation LoRA, the distilled model."""
 
 from __future__ import annotations
 
 import functools
+import math
+import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from diffusers.loaders import PeftAdapterMixin
 
-METHODS = [name for name in vars(PeftAdapterMixin) if not name.startswith("_")]  # set_adapters, fuse_lora, ...
-CPU_MEMORY = 2**32  # bytes that are taken to be free without a GPU
+METHODS = re.compile(r"(?!_)\w*(lora|adapter|attn_procs)\w*")  # diffusers' methods that see or change adapters
+CPU_MEMORY = math.inf  # only a GPU's memory is asked for
 
 
 @contextmanager
@@ -42,7 +38,7 @@ class AdapterSwitch:
     Args:
         denoiser: the base, which has the adapter named `distilled`.
         fuse: fuse layers that have a plain LoRA. Left to peft are other kinds, offloaded networks, and all if the fused
-            weights would fill more than half of the free memory. Layers that the caller has fused are always fused here.
+            weights would fill more than half of a GPU's free memory. Layers that the caller has fused are always fused here.
     """
 
     def __init__(self, denoiser: torch.nn.Module, distilled: str, *, fuse: bool) -> None:
@@ -51,12 +47,18 @@ class AdapterSwitch:
         self._current: tuple[str, float] | None = None  # the role of the layers, and their scale
 
     @contextmanager
-    def active(self) -> Iterator[Callable]:
-        """Yield `use`. diffusers' adapter methods work inside the block. All is restored on every exit."""
+    def active(self, pipe: Any = None) -> Iterator[Callable]:
+        """Yield `use`. Adapter methods of network and pipeline work inside the block. All is restored on every exit."""
+        if "set_adapters" in vars(self.denoiser):
+            raise ValueError(f"distilled={self.distilled!r} is in use by a block around this one: they do not nest")
         try:
             self._begin()
-            methods = {name: self._on_own_layers(getattr(self.denoiser, name)) for name in METHODS}
-            with replaced(vars(self.denoiser), **methods):
+            with ExitStack() as stack:
+                for owner in [self.denoiser] + [pipe] * (pipe is not None):
+                    kind, values = type(owner), vars(owner)
+                    names = [name for name in filter(METHODS.fullmatch, dir(kind)) if callable(getattr(kind, name))]
+                    methods = {name: self._on_own_layers(getattr(owner, name)) for name in names}
+                    stack.enter_context(replaced(values, **methods))
                 yield self.use
         finally:
             self._end()
@@ -65,6 +67,8 @@ class AdapterSwitch:
         """Choose the role of the coming calls. `scale` multiplies every LoRA that the caller has not fused."""
         if self.distilled not in (names := list(getattr(self.denoiser, "peft_config", {}))):
             raise ValueError(f"distilled={self.distilled!r} is no longer an adapter of the base, which has {names}")
+        if not self._layers:  # the method that was called last was refused, or deleted and loaded adapters
+            self._begin()
         if self._current != (role, scale):
             with torch.no_grad():
                 for layer in self._layers:
@@ -72,7 +76,7 @@ class AdapterSwitch:
             self._current = role, scale
 
     def _on_own_layers(self, method: Callable) -> Callable:
-        """Return a method of the network that sees the caller's layers and settings."""
+        """Return a method that sees the caller's layers and settings."""
 
         @functools.wraps(method)
         def call(*args, **kwargs):
@@ -87,16 +91,16 @@ class AdapterSwitch:
         return call
 
     def _begin(self) -> None:
-        layers, offloaded = _adapter_layers(self.denoiser)
-        if not layers and self.distilled in getattr(self.denoiser, "peft_config", {}):
-            raise ValueError(f"distilled={self.distilled!r} is in use by a block around this one: they do not nest")
+        if self.distilled not in getattr(self.denoiser, "peft_config", {}):
+            return  # deleted: `use` refuses it
+        (found, offloaded), layers = _adapter_layers(self.denoiser), []
 
         @functools.cache  # of a layer with these active and fused adapters
         def adapters_of_roles(active: tuple[str, ...], merged: tuple[str, ...]) -> dict[str, list[str]]:
             others = [one for one in dict.fromkeys((*active, *merged)) if one != self.distilled]
             return {"base": others, "distilled": [*others, self.distilled]}
 
-        for parent, name, layer in layers:
+        for parent, name, layer in found:
             merged = tuple(layer.merged_adapters)
             roles = adapters_of_roles(() if layer.disable_adapters else tuple(layer.active_adapters), merged)
             factors = _factors(layer, roles["distilled"]) if (self.fuse or merged) and not offloaded else None
@@ -104,11 +108,11 @@ class AdapterSwitch:
                 problem = f"{', '.join(merged)} is fused into a {type(layer).__name__} layer, which cannot undo it"
                 raise ValueError(f"distilled={self.distilled!r}: {problem}: call unfuse_lora() before the block")
             left = factors is None
-            self._layers.append(_PeftLayer(layer, roles) if left else _FusedLayer(parent, name, layer, factors, roles))
-        if self.fuse and not _fits([layer.weight for layer in self._layers if isinstance(layer, _FusedLayer)]):
-            self._end()
+            layers.append(_PeftLayer(layer, roles) if left else _FusedLayer(parent, name, layer, factors, roles))
+        if self.fuse and not _fit([layer for layer in layers if isinstance(layer, _FusedLayer)]):
             self.fuse = False
             return self._begin()
+        self._layers = layers
         self.use("base")
 
     def _end(self) -> None:
@@ -144,17 +148,16 @@ class _FusedLayer:
             self.weights[role] = scale, self._fuse(role, scale)
         self.parent[self.name], self.parameters["weight"] = self.base, self.weights[role][1]
 
+    def changes(self, role: str) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+        """Return the adapters to add to the weight for a role, and those to take out of it that the caller has fused."""
+        names, merged = self.roles[role], self.layer.merged_adapters
+        return [factor for factor in self.factors if (factor[0] in names) != (factor[0] in merged)]
+
     def _fuse(self, role: str, scale: float) -> torch.Tensor:
-        """Return the weight with the role's adapters. It may hold some already, which are taken out for another role."""
         weight, merged = self.weight, self.layer.merged_adapters
-        for name, down, up in self.factors:
-            if (name in self.roles[role]) != (name in merged):
-                strength = self.layer.scaling[name] * (-1 if name in merged else scale)
-                if weight.ndim == 2:
-                    weight = torch.addmm(weight, up, down, alpha=strength)
-                else:  # a convolution
-                    change = torch.addmm(weight.flatten(1), up.flatten(1), down.flatten(1), alpha=strength)
-                    weight = change.view(weight.shape)
+        for name, down, up in self.changes(role):
+            strength = self.layer.scaling[name] * (-1 if name in merged else scale)
+            weight = torch.addmm(weight.flatten(1), up, down, alpha=strength).view(weight.shape)
         return weight
 
     def restore(self) -> None:
@@ -176,13 +179,14 @@ def _adapter_layers(denoiser: torch.nn.Module) -> tuple[list[tuple[dict, str, An
     return layers, offloaded
 
 
-def _fits(weights: list[torch.Tensor]) -> bool:
-    """Tell whether a copy of the weights fills less than half of the free memory. Warn if not."""
-    devices, needed = {weight.device for weight in weights}, sum(weight.nbytes for weight in weights)
-    free = min((torch.cuda.mem_get_info(device)[0] for device in devices if device.type == "cuda"), default=CPU_MEMORY)
+def _fit(layers: list[_FusedLayer]) -> bool:
+    """Tell whether the fused weights of all roles fill less than half of a GPU's free memory. Warn if not."""
+    needed = sum(layer.weight.nbytes * sum(map(bool, map(layer.changes, layer.roles))) for layer in layers)
+    gpus = {layer.weight.device for layer in layers if layer.weight.is_cuda}
+    free = min((torch.cuda.mem_get_info(gpu)[0] for gpu in gpus), default=CPU_MEMORY)
     if needed > free / 2:
-        sizes = f"{needed / 2**30:.1f} GiB, of {free / 2**30:.1f} GiB that are free"
-        warnings.warn(f"fuse=True would copy {sizes}: the LoRA is left to peft, as with fuse=False", stacklevel=2)
+        copies = f"{needed / 2**30:.1f} GiB, of {free / 2**30:.1f} GiB that are free"
+        warnings.warn(f"fuse=True would copy {copies}: the LoRA is left to peft, as with fuse=False", stacklevel=2)
     return needed <= free / 2
 
 
@@ -203,5 +207,5 @@ def _factors(layer: Any, names: list[str]) -> list[tuple[str, torch.Tensor, torc
             down, up = downs[name]._parameters["weight"], ups[name]._parameters["weight"]
             special |= name in own["lora_variant"] or own["lora_bias"][name] or down.dtype != weight.dtype
             special |= not down.device == up.device == weight.device
-            factors.append((name, down, up))
+            factors.append((name, down.flatten(1), up.flatten(1)))
     return None if special else factors

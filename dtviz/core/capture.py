@@ -38,7 +38,7 @@ def capture(pipe, *, x_t: bool = False, guidance: bool = False, scheduler: str =
         NotImplementedError: the scheduler has no x0, or `guidance=True` and the outputs cannot be told apart. If only the
             call shows that, the error comes when the block ends, with the trace filled.
         RuntimeError: the pipeline is being captured already, ran twice, made no step, or steps parts of its sample apart.
-        ValueError: `scheduler` names none.
+        ValueError: the pipeline has no scheduler of this name.
 
         with dtviz.capture(pipe) as trace:
             pipe("picture of a dog", num_inference_steps=30)

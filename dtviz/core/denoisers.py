@@ -70,7 +70,7 @@ class DenoiserRouter:
         next_call: returns the coming call: any object with `role` and `guidance`. Guidance None leaves it to the pipeline.
         is_doubled: takes the input of a call and tells whether the pipeline doubled its batch for guidance.
         formula: roles whose guidance is u + scale (c - u) for every scale. For others 0 and 1 mean the conditional model.
-        fuse: see `AdapterSwitch`.
+        fuse: see `AdapterSwitch`. False once a network was left to peft.
         evaluations: denoiser evaluations per sample, by role. Those left to the pipeline are in `left`, per batch.
         again: evaluates the inputs of the last call once more. Takes a call, returns the denoiser's output.
     """
@@ -108,7 +108,8 @@ class DenoiserRouter:
                 check_compatible(base, self.distilled, name="distilled")
                 use = None
                 if isinstance(self.distilled, str):
-                    use = stack.enter_context(AdapterSwitch(base, self.distilled, fuse=self.fuse).active())
+                    switch = AdapterSwitch(base, self.distilled, fuse=self.fuse)
+                    use, self.fuse = stack.enter_context(switch.active(self.pipe)), switch.fuse
                 stack.enter_context(replaced(vars(base), forward=self._routed(base, forwards, use)))
             yield
 

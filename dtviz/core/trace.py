@@ -103,13 +103,10 @@ class Trace:
     def select(self, samples: slice | list[int]) -> Trace:
         """Return the trace of these samples alone."""
         rows = list(range(self.final.shape[0]))[samples] if isinstance(samples, slice) else list(samples)
-        return replace(
-            self,
-            **{name: part[:, rows] for name in _STEPS_OF_SAMPLES if (part := getattr(self, name)) is not None},
-            final=self.final[rows],
-            seeds=None if self.seeds is None else tuple(self.seeds[row] for row in rows),
-            prompt=tuple(self.prompt[row] for row in rows) if isinstance(self.prompt, tuple) else self.prompt,
-        )
+        parts = {name: part[:, rows] for name in _STEPS_OF_SAMPLES if (part := getattr(self, name)) is not None}
+        seeds = None if self.seeds is None else tuple(self.seeds[row] for row in rows)
+        prompt = tuple(self.prompt[row] for row in rows) if isinstance(self.prompt, tuple) else self.prompt
+        return replace(self, **parts, final=self.final[rows], seeds=seeds, prompt=prompt)
 
     @staticmethod
     def join(traces: list[Trace]) -> Trace:
@@ -122,13 +119,11 @@ class Trace:
         if len(traces) == 1:
             return first
         parts = [name for name in _STEPS_OF_SAMPLES if getattr(first, name) is not None]
-        return replace(
-            first,
-            **{name: torch.cat([getattr(t, name) for t in traces], dim=1) for name in parts},
-            final=torch.cat([t.final for t in traces]),
-            seeds=None if first.seeds is None else tuple(seed for t in traces for seed in t.seeds),
-            prompt=tuple(prompt for t in traces for prompt in t.prompt) if each else first.prompt,
-        )
+        joined = {name: torch.cat([getattr(t, name) for t in traces], dim=1) for name in parts}
+        joined["final"] = torch.cat([t.final for t in traces])
+        seeds = None if first.seeds is None else tuple(seed for t in traces for seed in t.seeds)
+        prompt = tuple(prompt for t in traces for prompt in t.prompt) if each else first.prompt
+        return replace(first, **joined, seeds=seeds, prompt=prompt)
 
     def arrays(self) -> dict[str, torch.Tensor]:
         """Return the tensors by name, without those that are None."""

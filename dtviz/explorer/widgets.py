@@ -162,7 +162,7 @@ class Explorer(ui.VBox):
         self.step.observe(lambda change: self._look(step=change.new), "value")
         self.seed.observe(lambda change: self._look(seed=change.new), "value")
         self.words.observe(lambda change: self._look(words=tuple(re.split(r"\s*,\s*", change.new))), "value")
-        self.double.observe(lambda _: self._show(), "value")
+        self.double.observe(lambda _: self._look(), "value")
         self._show()
 
     def run(self) -> Explorer:
@@ -220,14 +220,15 @@ class Explorer(ui.VBox):
             self._say(f"Saved {', '.join(map(str, self.save(self.name.value)))}.")
 
     def _look(self, **where: Any) -> None:
-        if any(getattr(self.session, name) != value for name, value in where.items()):
+        if not where or any(getattr(self.session, name) != value for name, value in where.items()):
             with self._reporting():
                 self.session.look(**where)
                 self._show()
 
     def _show(self) -> None:
         """Show the controls of one side or two, and the results that there are."""
-        panels, self._sides.children = self.session.panels(), self.sides[: 1 + self.double.value]
+        self._sides.children = self.sides[: 1 + self.double.value]
+        panels = self.session.panels()
         self._view.children = [self._rows[0], *self.panels[: len(panels)], self._rows[1]] if panels else []
         for widget, panel in zip(self.panels, panels, strict=False):
             widget.show(panel, y_limits(panels))

@@ -57,7 +57,7 @@ def concept_pairs(concepts) -> list[ConceptPair]:
 
 def marginal_entropy(posteriors) -> float:
     """Return the entropy of the mean of posteriors (n, v), in nats. It counts the classifier's doubt as variety."""
-    return float(special.entr(checked_probabilities(posteriors).mean(axis=0)).sum())
+    return float(special.entr(checked_probabilities(posteriors, name="posteriors").mean(axis=0)).sum())
 
 
 def mutual_information(posteriors) -> float:
@@ -65,7 +65,7 @@ def mutual_information(posteriors) -> float:
 
     It is the entropy of the mean posterior, less the mean entropy of each, plus sum_v var_v / mean_v / (2 n) for few images.
     """
-    p = checked_probabilities(posteriors)
+    p = checked_probabilities(posteriors, name="posteriors")
     mean = p.mean(axis=0)
     said = mean > 0
     correction = (p.var(axis=0)[said] / mean[said]).sum() / (2 * len(p))
@@ -117,9 +117,9 @@ def _in_unit_range(posteriors, *, name: str) -> np.ndarray:
     return posteriors
 
 
-def checked_probabilities(probabilities) -> np.ndarray:
+def checked_probabilities(values, *, name: str, atol: float = 1e-6) -> np.ndarray:
     """Return probabilities (n, v) as float64, or raise ValueError."""
-    p = np.asarray(probabilities, dtype=np.float64)
-    if p.ndim != 2 or not p.size or not (p >= 0).all() or not np.allclose(p.sum(axis=1), 1, atol=1e-4):
-        raise ValueError(f"probabilities of shape {p.shape} must be (n, v), n >= 1, each row summing to 1")
+    p = np.asarray(values, dtype=np.float64)
+    if p.ndim != 2 or not p.size or not (p >= 0).all() or not np.allclose(p.sum(axis=1), 1, atol=atol):
+        raise ValueError(f"{name} of shape {p.shape} must be (n, v), n >= 1, each row summing to 1")
     return p

@@ -33,7 +33,7 @@ def inception_score(probabilities, *, splits: int | None = None) -> float:
     As published (Salimans et al. 2016) it is the mean over ten parts of the images in their order. None takes fewer parts where
     they would have fewer than ten images. Compare at equal n only.
     """
-    p = checked_probabilities(probabilities)
+    p = checked_probabilities(probabilities, name="probabilities", atol=1e-4)
     splits = max(1, min(10, len(p) // 10)) if splits is None else splits
     if splits < 1 or len(p) < 2 * splits:  # one image alone scores 1, whatever it shows
         raise ValueError(f"splits={splits} must be at least 1, with two or more of the {len(p)} images in each")

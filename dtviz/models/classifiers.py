@@ -41,8 +41,8 @@ class Classifier:
 
     def _scores(self, features, among: Iterable[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
         features, width = np.asarray(features), len(self.weight)
-        if features.ndim != 2 or features.shape[1] != width:
-            raise ValueError(f"features {features.shape} must be (n, {width}), by the embedder {self.embedder!r}")
+        if features.ndim != 2 or features.shape[1] != width or not len(features):
+            raise ValueError(f"features {features.shape} must be (n >= 1, {width}), by the embedder {self.embedder!r}")
         names = self.classes if among is None else tuple(dict.fromkeys(among))
         if not names or not set(names) <= set(self.classes):
             raise ValueError(f"among={names} must be one or more of the {self.kind}s {', '.join(self.classes)}")
