@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
+from tqdm import tqdm
 
 import dtviz
 from dtviz.experiments import dataset
@@ -209,6 +211,9 @@ def forked(work, out) -> int:
     """Start a process that does the work with what this one has loaded, so that a kill costs no seconds."""
     child = os.fork()
     if not child:
+        tqdm.set_lock(
+            threading.RLock()
+        )  # its own is shared with the child's parent, which would wait for a killed holder
         try:
             work(out)
         finally:
