@@ -27,6 +27,7 @@ from common import (
     contact_sheet,
     cosine,
     drawings,
+    follow,
     record,
     stage,
 )
@@ -170,8 +171,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        decay = min(args.ema, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - decay)
+        follow(average, unet, min(args.ema, (step + 1) / (step + 10)))
         running = value.item() if running is None else 0.99 * running + 0.01 * value.item()
         checkpoint.save(step + 1, last=step + 1 == args.steps)
         if step % 100 == 0:

@@ -72,6 +72,12 @@ def cosine(step: int, steps: int, warmup: int = 100) -> float:
     return min(1, (step + 1) / warmup) * max(0.5 * (1 + math.cos(math.pi * step / steps)), 0.01)
 
 
+@torch.no_grad()
+def follow(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
+    """Move the average of a model's weights a little towards them."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
 class Checkpoint:
     """`work/<name>.pt`, written atomically every `every` steps, so that a killed stage goes on where it was."""
 

@@ -6,6 +6,7 @@ Every distilled model starts as the base and is trained on the base's own noise 
 import copy
 from collections.abc import Callable
 
+import common
 import torch
 from base import Conditioning, for_training
 from common import (
@@ -101,7 +102,7 @@ def descend(value: torch.Tensor, moves: torch.optim.Optimizer, rate: float, step
 
 def follow(average: Denoiser, student: Denoiser, decay: float) -> None:
     """Move the average of the distilled model's weights a little towards them."""
-    torch._foreach_lerp_(list(average.unet.parameters()), list(student.unet.parameters()), 1 - decay)
+    common.follow(average.unet, student.unet, decay)
 
 
 def encode(unet: UNet2DConditionModel, x_t: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> list[torch.Tensor]:

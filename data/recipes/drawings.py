@@ -122,7 +122,8 @@ def publish(images: np.ndarray, concept: np.ndarray, artist: np.ndarray) -> None
     print(f"{len(lines) - 1} drawings of {len(names)} concepts published")
 
 
-def main() -> None:
+def render_all(size: int = SIZE, mode: str = "RGB") -> dict[str, np.ndarray]:
+    """`images` of all concepts that four artists or more drew, as `render` makes them, `concept`, `artist` and `held_out`."""
     sets = {artist: load_set(artist) for artist in ARTISTS}
     groups = {name: group for name, group in merge_names(sets).items() if len(group) >= 4}
     few = [name for name in concepts() if len(groups.get(name, {})) < 5]
@@ -130,21 +131,22 @@ def main() -> None:
         raise SystemExit(
             f"drawn by fewer than five artists: {', '.join(f'{n} {list(groups.get(n, {}))}' for n in few)}"
         )
-
-    images, concept, artist = [], [], []
-    for name, group in tqdm(sorted(groups.items()), desc="render"):
-        for who, icon in group.items():
-            images.append(render(sets[who]["icons"][icon], sets[who]))
-            concept.append(name)
-            artist.append(who)
-    images, concept, artist = np.stack(images), np.array(concept), np.array(artist)
+    rows = [(name, who, icon) for name, group in sorted(groups.items()) for who, icon in group.items()]
+    images = [render(sets[who]["icons"][icon], sets[who], size, mode) for _, who, icon in tqdm(rows, desc="render")]
+    concept, artist = (np.array([row[i] for row in rows]) for i in (0, 1))
     spare = sorted(set(groups) - set(concepts()))
     held_out = np.random.default_rng(0).choice(spare, HELD_OUT_CONCEPTS, replace=False)
-    np.savez_compressed(
-        WORK / "drawings.npz", images=images, concept=concept, artist=artist, held_out=np.isin(concept, held_out)
-    )
-    publish(images, concept, artist)
-    print(f"{len(images)} drawings of {len(groups)} concepts rendered, {HELD_OUT_CONCEPTS} concepts held out")
+    return {
+        "images": np.stack(images), "concept": concept, "artist": artist, "held_out": np.isin(concept, held_out)
+    }  # fmt: skip
+
+
+def main() -> None:
+    arrays = render_all()
+    np.savez_compressed(WORK / "drawings.npz", **arrays)
+    publish(arrays["images"], arrays["concept"], arrays["artist"])
+    count = len(set(arrays["concept"]))
+    print(f"{len(arrays['images'])} drawings of {count} concepts rendered, {HELD_OUT_CONCEPTS} concepts held out")
 
 
 if __name__ == "__main__":

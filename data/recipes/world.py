@@ -12,7 +12,8 @@ import drawings
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import WORK, concepts, stage
+from common import WORK, stage
+from common import caption as name_of
 
 RENDERED, SIDE = 96, 64  # pixels of a drawing as it is kept, and of a picture
 # Of each background: hue in degrees, saturation, value, and how far each varies
@@ -29,7 +30,7 @@ CELL = 0.25  # distance of neighbouring places, one latent cell, where the pictu
 def caption(concept: str, colour: int = -1, large: int = -1) -> str:
     """Return "small dog face on blue". What is -1 is not mentioned."""
     size = [*SIZES][large] + " " if large >= 0 else ""
-    return size + concept.replace("-", " ") + (f" on {[*COLOURS][colour]}" if colour >= 0 else "")
+    return size + name_of(concept) + (f" on {[*COLOURS][colour]}" if colour >= 0 else "")
 
 
 def sample_factors(n: int, *, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -86,16 +87,10 @@ def read_factors(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    sets = {artist: drawings.load_set(artist) for artist in drawings.ARTISTS}
-    groups = {name: group for name, group in drawings.merge_names(sets).items() if len(group) >= 4}
-    rows = [(name, who, icon) for name, group in sorted(groups.items()) for who, icon in group.items()]
-    images = np.stack([drawings.render(sets[who]["icons"][icon], sets[who], RENDERED, "RGBA") for _, who, icon in rows])
-    alpha = images[..., 3:].astype(np.uint16)
-    images[..., :3] = (images[..., :3] * alpha + 127) // 255  # premultiplied
-    concept, artist = (np.array([row[i] for row in rows]) for i in (0, 1))
-    spare = sorted(set(groups) - set(concepts()))
-    held_out = np.isin(concept, np.random.default_rng(0).choice(spare, drawings.HELD_OUT_CONCEPTS, replace=False))
-    np.savez_compressed(WORK / "rgba.npz", images=images, concept=concept, artist=artist, held_out=held_out)
+    arrays = drawings.render_all(RENDERED, "RGBA")
+    colour, alpha = arrays["images"][..., :3], arrays["images"][..., 3:].astype(np.uint16)
+    colour[:] = (colour * alpha + 127) // 255  # premultiplied, in place
+    np.savez_compressed(WORK / "rgba.npz", **arrays)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import copy
 
 import numpy as np
 import torch
-from base import for_training, loss
-from common import DEVICE, WORK, Checkpoint, alphas_cumprod, arguments, contact_sheet, cosine, record, stage
+from base import draw, for_training, loss
+from common import DEVICE, WORK, Checkpoint, alphas_cumprod, arguments, contact_sheet, cosine, follow, record, stage
 from diffusers import StableDiffusionPipeline
 from world import COLOURS, SIZES, World, caption, sample_factors
 
@@ -77,9 +77,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        torch._foreach_lerp_(
-            list(average.parameters()), list(unet.parameters()), 1 - min(args.ema, (step + 1) / (step + 10))
-        )
+        follow(average, unet, min(args.ema, (step + 1) / (step + 10)))
         running = value.item() if running is None else 0.99 * running + 0.01 * value.item()
         checkpoint.save(step + 1, last=step + 1 == args.steps)
         if step % 100 == 0:
@@ -88,10 +86,7 @@ def main() -> None:
     average.set_default_attn_processor()
     pipe.unet = average.to(memory_format=torch.contiguous_format)
     pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    settings = {"guidance_scale": 5.0, "num_inference_steps": 20, "num_images_per_prompt": 8, "output_type": "pt"}
-    pictures = [pipe(caption(name), generator=generator, **settings).images for name in CONCEPTS]
-    contact_sheet(2 * torch.cat([torch.as_tensor(part) for part in pictures]) - 1, 32, PIPELINE / "samples.jpg")
+    contact_sheet(2 * draw(pipe, [caption(name) for name in CONCEPTS], 8) - 1, 16, PIPELINE / "samples.jpg")
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.half()  # half the bytes in the repository
     pipe.save_pretrained(PIPELINE)
