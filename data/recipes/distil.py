@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import common
 import torch
-from base import Conditioning, for_training
+from base import BASE, Bank, for_training
 from common import (
     DEVICE,
     MODELS,
@@ -27,7 +27,7 @@ from lora import extract
 from torch import nn
 
 TIMESTEPS = (999, 749, 499, 249)  # the four steps of DMD2, Turbo and Lightning
-RANK = 32  # of the distillation LoRAs
+RANK = 24  # of the distillation LoRAs
 
 
 def shifted(shift: float) -> tuple[int, ...]:
@@ -78,7 +78,7 @@ class Denoiser:
 
 def copies(number: int, *, frozen: tuple[int, ...] = ()) -> list[Denoiser]:
     """As many base denoisers in float32; the numbered ones without gradient."""
-    base = UNet2DConditionModel.from_pretrained(MODELS / "emoji-base" / "unet", dtype=torch.float32)
+    base = UNet2DConditionModel.from_pretrained(BASE / "unet", dtype=torch.float32)
     made = [Denoiser(for_training(copy.deepcopy(base)).train()) for _ in range(number)]
     for i in frozen:
         made[i].unet.eval().requires_grad_(False)
@@ -138,11 +138,11 @@ class Heads(nn.Module):
 
 
 def publish(
-    name: str, unet: UNet2DConditionModel, draw: Callable[[torch.Tensor], torch.Tensor], data: Conditioning
+    name: str, unet: UNet2DConditionModel, draw: Callable[[torch.Tensor], torch.Tensor], data: Bank
 ) -> None:
-    """Save a distilled model, whole and as a LoRA on the base, and a contact sheet of every sixth concept, eight samples each."""
+    """Save a distilled model, whole and as a LoRA on the base, and a contact sheet of every fourth concept, eight samples each."""
     unet = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
-    base = UNet2DConditionModel.from_pretrained(MODELS / "emoji-base" / "unet", dtype=torch.float32).to(DEVICE)
+    base = UNet2DConditionModel.from_pretrained(BASE / "unet", dtype=torch.float32).to(DEVICE)
     state, kept = extract(base, unet, RANK)  # from the weights as trained: eight bits would bury the change in noise
     StableDiffusionPipeline.save_lora_weights(MODELS / name / "lora", unet_lora_layers=state)
     eight_bits(MODELS / name / "lora" / "pytorch_lora_weights.safetensors")
@@ -153,8 +153,8 @@ def publish(
     unet.half().save_pretrained(folder)
     eight_bits(folder / "diffusion_pytorch_model.safetensors")
 
-    rows = torch.arange(0, len(concepts()), 6, device=DEVICE).repeat_interleave(8)
+    rows = torch.arange(0, len(concepts()), 4, device=DEVICE).repeat_interleave(8)
     torch.manual_seed(0)
     with torch.no_grad():
-        contact_sheet(data.decode(draw(data.text[rows])), 16, WORK / f"{name}.png")
+        contact_sheet(data.decode(draw(data.named(rows))), 16, WORK / f"{name}.png")
     print("contact sheet of", ", ".join(caption(concepts()[row]) for row in rows[::8]))

@@ -7,7 +7,7 @@ down, where the guided base leads in one DDIM step. The guidance is baked in.
 """
 
 import torch
-from base import Conditioning
+from base import Bank
 from common import DEVICE, Checkpoint, arguments, record, stage
 from distil import Denoiser, copies, descend, follow, optimizer, publish
 
@@ -31,14 +31,13 @@ def draw(student: Denoiser, text: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     args = arguments(steps=1500, batch=64, lr=1e-4, guidance=4.0, ema=0.95, huber=0.001)
-    data = Conditioning()
+    data = Bank()
     teacher, student, target = copies(3, frozen=(0, 2))
     moves = optimizer(student.unet.parameters(), args.lr)
     checkpoint = Checkpoint("lcm", student=student.unet, target=target.unet, moves=moves)
-    empty = data.text[data.empty].expand(args.batch, -1, -1)
+    empty = data.empty.expand(args.batch, -1, -1)
     for step in range(checkpoint.resume(), args.steps):
-        chosen = torch.randint(len(data.latents), (args.batch,), device=DEVICE)
-        text, x0 = data.text[data.label[chosen]], data.latents[chosen]
+        x0, text = data.batch(args.batch)
         t = GRID * torch.randint(1, 1000 // GRID + 1, (args.batch,), device=DEVICE) - 1
         noise = torch.randn_like(x0)
         start = (t == 999).view(-1, 1, 1, 1)  # sampling starts without any signal

@@ -12,7 +12,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
-from base import Conditioning, for_training
+from base import Bank, for_training
 from common import DEVICE, Checkpoint, arguments, record, stage
 from distil import Denoiser, Heads, copies, descend, encode, follow, optimizer, publish
 
@@ -32,15 +32,15 @@ def draw(student: Denoiser, text: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def beginnings(model: Denoiser, data: Conditioning, batch: int, steps: int):
+def beginnings(model: Denoiser, data: Bank, batch: int, steps: int):
     """Noised latents at the start of one of `steps` steps: x_t, the step's number, the text states."""
-    chosen = torch.randint(len(data.latents), (batch,), device=DEVICE)
+    real, text = data.batch(batch)
     number = torch.randint(steps, (batch,), device=DEVICE)
     t = torch.tensor(trailing(steps), device=DEVICE)[number]
-    noise = torch.randn_like(data.latents[chosen])
+    noise = torch.randn_like(real)
     first = (number == 0).view(-1, 1, 1, 1)  # sampling starts without any signal
-    x_t = torch.where(first, model.signal(t)[1] * noise, model.add_noise(data.latents[chosen], t, noise))
-    return x_t, number, data.text[data.label[chosen]]
+    x_t = torch.where(first, model.signal(t)[1] * noise, model.add_noise(real, t, noise))
+    return x_t, number, text
 
 
 def ahead(model: Denoiser, x: torch.Tensor, number: torch.Tensor, text, *, each: int, of: int, empty=None, scale=0.0):
@@ -60,12 +60,12 @@ def one(model: Denoiser, x: torch.Tensor, number: torch.Tensor, text, *, of: int
     return model.ddim(x, grid[number], grid[number + 1], model.noise(x, grid[number], text))
 
 
-def first(data: Conditioning, args) -> Denoiser:
+def first(data: Bank, args) -> Denoiser:
     """32 guided steps to 8, by squared error."""
     teacher, student, average = copies(3, frozen=(0, 2))
     moves = optimizer(student.unet.parameters(), args.lr)
     checkpoint = Checkpoint("lightning8", student=student.unet, average=average.unet, moves=moves)
-    empty = data.text[data.empty].expand(args.batch, -1, -1)
+    empty = data.empty.expand(args.batch, -1, -1)
     for step in range(checkpoint.resume(), args.first):
         x, number, text = beginnings(student, data, args.batch, 8)
         aim = ahead(teacher, x, number, text, each=4, of=32, empty=empty, scale=args.guidance)
@@ -80,7 +80,7 @@ def first(data: Conditioning, args) -> Denoiser:
 
 def main() -> None:
     args = arguments(first=600, second=800, batch=48, lr=1e-4, head_lr=1e-4, guidance=4.0, ema=0.98, adversary=0.02)
-    data = Conditioning()
+    data = Bank()
     teacher = first(data, args)
     student, average = (Denoiser(for_training(copy.deepcopy(teacher.unet)).requires_grad_(True)) for _ in range(2))
     average.unet.requires_grad_(False)

@@ -9,7 +9,7 @@ base: heads on the base's features tell it from real latents, noised alike, and 
 
 import torch
 import torch.nn.functional as F
-from base import Conditioning
+from base import Bank
 from common import DEVICE, Checkpoint, arguments, record, stage
 from distil import TIMESTEPS, Denoiser, Heads, copies, descend, encode, follow, optimizer, publish
 
@@ -28,18 +28,17 @@ def draw(student: Denoiser, text: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     args = arguments(steps=1500, batch=64, lr=5e-5, head_lr=5e-4, guidance=4.0, distil=2.5, r1=1e-4, ema=0.98)
-    data = Conditioning()
+    data = Bank()
     teacher, student, average = copies(3, frozen=(0, 2))
     widths = teacher.unet.config.block_out_channels
     heads = Heads([*widths, widths[-1]]).to(DEVICE)
     moves, judges = optimizer(student.unet.parameters(), args.lr), optimizer(heads.parameters(), args.head_lr)
     parts = {"student": student.unet, "average": average.unet, "heads": heads, "moves": moves, "judges": judges}
     checkpoint = Checkpoint("turbo", **parts)
-    empty = data.text[data.empty].expand(args.batch, -1, -1)
+    empty = data.empty.expand(args.batch, -1, -1)
     times = torch.tensor(TIMESTEPS, device=DEVICE)
     for step in range(checkpoint.resume(), args.steps):
-        chosen = torch.randint(len(data.latents), (args.batch,), device=DEVICE)
-        text, real = data.text[data.label[chosen]], data.latents[chosen]
+        real, text = data.batch(args.batch)
         t = times[torch.randint(len(times), (args.batch,), device=DEVICE)]
         noise = torch.randn_like(real)
         start = (t == TIMESTEPS[0]).view(-1, 1, 1, 1)  # sampling starts without any signal

@@ -1,0 +1,89 @@
+"""Known factors of the embedded pairs' images: colour of the background, size and place of the drawing on it.
+
+factors = read_factors(images)      # {"colour": (n,), "size": (n,), "place": (n,)}, indices into FACTORS
+variety(factors["colour"], "colour").value      # 1 if the samples vary as the training pictures do
+decided_at(read_factors(step_images)["place"])  # (n,) step after which the place no longer changes
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .diversity import entropy
+
+SIDE = 64  # pixels
+# Mean RGB of each background colour of the training pictures, and how often they have it
+COLOURS = {
+    "white": (0.99, 0.98, 0.98), "red": (0.95, 0.60, 0.60), "orange": (0.95, 0.75, 0.58), "yellow": (0.95, 0.90, 0.58),
+    "green": (0.58, 0.95, 0.61), "blue": (0.58, 0.77, 0.95), "purple": (0.77, 0.58, 0.95), "pink": (0.95, 0.58, 0.77),
+    "grey": (0.76, 0.75, 0.75),
+}  # fmt: skip
+SIZES = {"small": 0.5625, "big": 0.75}  # side of the drawing's frame, as a share of the picture's
+CELL = 8  # pixels between neighbouring places
+LIMIT = 38  # pixels: a longer box is a big drawing, chosen on reconstructions of training pictures
+PLACES = tuple(
+    f"{row} {column}".replace("middle middle", "middle")
+    for row in ("top", "middle", "bottom")
+    for column in ("left", "middle", "right")
+)
+FACTORS = {"colour": tuple(COLOURS), "size": tuple(SIZES), "place": PLACES}
+SHARES = {"colour": np.array([2] + [1] * 8) / 10, "size": np.full(2, 1 / 2), "place": np.full(9, 1 / 9)}
+
+
+def read_factors(images) -> dict[str, np.ndarray]:
+    """Read images (..., 3, 64, 64) in [0, 1]. Return indices (...) into `FACTORS` of "colour", "size" and "place".
+
+    The median of the border is the background. What differs from it by more than .12 is the drawing, whose bounding box
+    gives size and place. The card of `data/models` has the accuracy of each.
+    """
+    images = np.asarray(images)
+    if images.shape[-3:] != (3, SIDE, SIDE):
+        raise ValueError(f"images {images.shape} must be (..., 3, {SIDE}, {SIDE}), of an embedded pair")
+    flat = images.reshape(-1, 3, SIDE, SIDE)
+    turned = flat.swapaxes(2, 3)
+    border = np.concatenate(
+        [half[:, :, rows] for half in (flat, turned) for rows in (slice(2), slice(-2, None))], axis=2
+    )
+    background = np.median(border, axis=(2, 3))
+    colour = np.linalg.norm(background[:, None] - np.array([*COLOURS.values()]), axis=2).argmin(axis=1)
+    mask = np.abs(flat - background[..., None, None]).max(axis=1) > 0.12
+    boxes = []
+    for axis in (2, 1):  # rows, then columns
+        line = mask.sum(axis=axis) >= 2
+        boxes.append((line.argmax(axis=1), SIDE - line[:, ::-1].argmax(axis=1)))
+    size = np.max([high - low for low, high in boxes], axis=0) > LIMIT
+    row, column = (np.clip(np.round(((low + high) / 2 - SIDE / 2) / CELL), -1, 1) + 1 for low, high in boxes)
+    return {
+        name: index.astype(int).reshape(images.shape[:-3])
+        for name, index in zip(FACTORS, (colour, size, 3 * row + column), strict=True)
+    }
+
+
+def named_factors(prompt: str) -> dict[str, int]:
+    """Return what a prompt such as "small rocket on green" says of the factors, {"size": 0, "colour": 4}."""
+    size, colour = prompt.partition(" ")[0], prompt.rpartition(" on ")[2]
+    said = {"size": (SIZES, size), "colour": (COLOURS, colour)}
+    return {name: [*values].index(value) for name, (values, value) in said.items() if value in values}
+
+
+def variety(labels, factor: str) -> float:
+    """Return the effective number of values in labels (n,) over that of the training pictures, about 1 if they vary alike.
+
+    Effective number: exp of the entropy in nats, with Miller's correction.
+    """
+    shares = SHARES[factor]
+    return float(np.exp(entropy(labels) + (shares * np.log(shares)).sum()))
+
+
+def coverage(factors: dict[str, np.ndarray]) -> float:
+    """Return the number of different combinations of all factors over that expected of as many training pictures."""
+    labels = np.stack([factors[name] for name in FACTORS], axis=1)
+    shares = np.einsum("i,j,k->ijk", *(SHARES[name] for name in FACTORS))
+    return float(len(np.unique(labels, axis=0)) / (1 - (1 - shares) ** len(labels)).sum())
+
+
+def decided_at(labels) -> np.ndarray:
+    """Return the step (n,), from 1, after which labels (step, n) equal the last one to the end."""
+    labels = np.asarray(labels)
+    differs = labels[:-1] != labels[-1]
+    return np.where(differs.any(axis=0), len(differs) - differs[::-1].argmax(axis=0), 0) + 1
