@@ -30,7 +30,9 @@ from common import (
 from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
-from world import COLOURS, SIZES, World, caption, sample_factors
+from world import World, caption, sample_factors
+
+from dtviz.metrics.factors import COLOURS, SIZES
 
 BASE = MODELS / "emoji-base"
 EACH = 64  # paintings of each drawing
@@ -80,7 +82,7 @@ class Bank:
         self.latents = self.facts.pop("latents").float()
         tokenizer = CLIPTokenizer.from_pretrained(BASE / "tokenizer")
         encoder = CLIPTextModel.from_pretrained(BASE / "text_encoder", dtype=torch.float32).to(DEVICE).eval()
-        mentions = [(colour, large) for colour in range(-1, len(COLOURS)) for large in range(-1, len(SIZES))]
+        mentions = [(colour, size) for colour in range(-1, len(COLOURS)) for size in range(-1, len(SIZES))]
         self.per_concept = len(mentions)
         captions = [caption(name, *mention) for name in names for mention in mentions] + [""]
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(DEVICE)
@@ -109,11 +111,11 @@ class Bank:
     def batch(self, n: int, *, drop: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
         """Return latents (n, 16, 8, 8) and text states (n, 16, 128) of random pictures."""
         rows = torch.randint(len(self.latents), (n,), device=DEVICE)
-        colour, large = (
+        colour, size = (
             torch.where(torch.rand(n, device=DEVICE) < MENTION, self.facts[fact][rows], -1)
-            for fact in ("colour", "large")
+            for fact in ("colour", "size")
         )
-        index = self.facts["label"][rows] * self.per_concept + (colour + 1) * (len(SIZES) + 1) + large + 1
+        index = self.facts["label"][rows] * self.per_concept + (colour + 1) * (len(SIZES) + 1) + size + 1
         index = index.masked_fill(torch.rand(n, device=DEVICE) < drop, len(self.text) - 1)
         return self.latents[rows], self.text[index]
 

@@ -23,26 +23,10 @@ WORK = Path(__file__).resolve().parent / "work"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def concepts() -> list[str]:
-    """The canonical names in `concepts.txt`, in file order."""
-    lines = (Path(__file__).parent / "concepts.txt").read_text().splitlines()
+def concepts(which: str = "concepts") -> list[str]:
+    """The canonical names in `concepts.txt` or `held_out.txt`, in file order."""
+    lines = (Path(__file__).parent / f"{which}.txt").read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def caption(concept: str) -> str:
-    """The prompt of a concept: its name with spaces."""
-    return concept.replace("-", " ")
-
-
-def drawings() -> dict[str, np.ndarray]:
-    """The arrays that `drawings.py` wrote."""
-    with np.load(WORK / "drawings.npz") as data:
-        return {key: data[key] for key in data}
-
-
-def as_images(images: np.ndarray) -> torch.Tensor:
-    """(n, h, w, 3) uint8 -> (n, 3, h, w) float32 in [-1, 1]."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def arguments(**defaults: float) -> argparse.Namespace:

@@ -15,7 +15,6 @@ from common import (
     SHIFT,
     WORK,
     alphas_cumprod,
-    caption,
     concepts,
     contact_sheet,
     cosine,
@@ -25,6 +24,7 @@ from common import (
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from lora import extract
 from torch import nn
+from world import caption
 
 TIMESTEPS = (999, 749, 499, 249)  # the four steps of DMD2, Turbo and Lightning
 RANK = 24  # of the distillation LoRAs
@@ -137,9 +137,7 @@ class Heads(nn.Module):
         return torch.cat(scores, dim=1)
 
 
-def publish(
-    name: str, unet: UNet2DConditionModel, draw: Callable[[torch.Tensor], torch.Tensor], data: Bank
-) -> None:
+def publish(name: str, unet: UNet2DConditionModel, draw: Callable[[torch.Tensor], torch.Tensor], data: Bank) -> None:
     """Save a distilled model, whole and as a LoRA on the base, and a contact sheet of every fourth concept, eight samples each."""
     unet = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
     base = UNet2DConditionModel.from_pretrained(BASE / "unet", dtype=torch.float32).to(DEVICE)

@@ -100,7 +100,13 @@ def main() -> None:
     if name != "dmd":
         average.unet.half().save_pretrained(WORK / name)
         return
-    record("dmd", steps=args.steps, student_updates=args.steps // args.ratio, guidance=args.guidance, adversary=args.adversary)
+    record(
+        "dmd",
+        steps=args.steps,
+        student_updates=args.steps // args.ratio,
+        guidance=args.guidance,
+        adversary=args.adversary,
+    )
     publish("emoji-dmd", average.unet, lambda text: draw(average, text), data)
 
 

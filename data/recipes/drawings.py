@@ -2,10 +2,10 @@
 
     python data/recipes/drawings.py
 
-Packs the `@iconify-json/*` sets with npm, renders every drawing at 64x64 on white and writes
+Packs the `@iconify-json/*` sets with npm, renders every drawing with its transparency and writes
 
-- `data/recipes/work/drawings.npz`: `images` (n, 64, 64, 3) uint8, `concept` (n,), `artist` (n,), `held_out` (n,)
-- `data/drawings/drawings.png` and `.csv`: the drawings of the concepts in `concepts.txt`, which the library reads.
+- `data/recipes/work/rgba.npz`: `images` (n, 96, 96, 4) uint8, `concept` (n,), `artist` (n,), `held_out` (n,)
+- `data/drawings/drawings.png` and `.csv`: painted pictures of the concepts in `concepts.txt`, which the library reads.
 
 The share-alike sets (OpenMoji, EmojiOne v1) and monochrome ones are left out: they stay unseen styles.
 """
@@ -18,12 +18,15 @@ import tarfile
 
 import numpy as np
 import resvg_py
+import torch
 from common import DRAWINGS, WORK, concepts, stage
 from PIL import Image
 from tqdm.auto import tqdm
+from world import RENDERED, SIDE, World, sample_factors
 
-SIZE = 64
-HELD_OUT_CONCEPTS = 60  # whole concepts, outside concepts.txt, that no model sees in training
+from dtviz.metrics.factors import FACTORS
+
+PAINTINGS, COLUMNS = 2, 28  # published pictures of each drawing, and a row of them
 ARTISTS = ("noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "fxemoji", "twemoji", "emojione")
 
 # Flags, keycaps, skin tones, clocks, buttons and letters are variants or signs, not things that artists draw freely.
@@ -90,63 +93,62 @@ def merge_names(sets: dict[str, dict]) -> dict[str, dict[str, str]]:
     return groups
 
 
-def render(icon: dict, icon_set: dict, size: int = SIZE, mode: str = "RGB") -> np.ndarray:
-    """One drawing, (size, size, 3) uint8 on white, or with "RGBA" transparent, its aspect kept."""
+def render(icon: dict, icon_set: dict) -> np.ndarray:
+    """One drawing, (96, 96, 4) uint8, its aspect kept, colours multiplied by its opacity."""
     width, height = (icon.get(k, icon_set.get(k, 16)) for k in ("width", "height"))
     box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{box}" width="{size}" height="{size}">{icon["body"]}</svg>'
+        f'viewBox="{box}" width="{RENDERED}" height="{RENDERED}">{icon["body"]}</svg>'
     )
-    on = {"background": "white"} if mode == "RGB" else {}
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, **on))
-    drawing = Image.open(io.BytesIO(png)).convert(mode)
-    canvas = Image.new(mode, (size, size), "white" if mode == "RGB" else (255, 255, 255, 0))
-    canvas.paste(drawing, ((size - drawing.width) // 2, (size - drawing.height) // 2))
-    return np.asarray(canvas)
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=RENDERED, height=RENDERED))
+    drawing = Image.open(io.BytesIO(png)).convert("RGBA")
+    canvas = Image.new("RGBA", (RENDERED, RENDERED), (255, 255, 255, 0))
+    canvas.paste(drawing, ((RENDERED - drawing.width) // 2, (RENDERED - drawing.height) // 2))
+    pixels = np.array(canvas)
+    pixels[..., :3] = (pixels[..., :3] * pixels[..., 3:].astype(np.uint16) + 127) // 255
+    return pixels
 
 
-def publish(images: np.ndarray, concept: np.ndarray, artist: np.ndarray) -> None:
-    """Write the chosen concepts' drawings: one row a concept, one column an artist."""
-    names = concepts()
+def publish() -> None:
+    """Write `PAINTINGS` pictures of every drawing of the chosen concepts, with their factors."""
+    world, names = World(), concepts()
+    order = [
+        (names.index(world.concept[row]), world.artist[row], row) for row in np.isin(world.concept, names).nonzero()[0]
+    ]
+    rows = torch.tensor([row for *_, row in sorted(order) for _ in range(PAINTINGS)])
+    factors = sample_factors(len(rows), generator=torch.Generator().manual_seed(1))
+    images = world.paint(rows, factors).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
     DRAWINGS.mkdir(parents=True, exist_ok=True)
-    sheet = Image.new("RGB", (SIZE * len(ARTISTS), SIZE * len(names)), "white")
-    lines = ["concept,artist,row,column"]
-    for image, name, who in zip(images, concept, artist, strict=True):
-        if name in names:
-            row, column = names.index(name), ARTISTS.index(who)
-            sheet.paste(Image.fromarray(image), (column * SIZE, row * SIZE))
-            lines.append(f"{name},{who},{row},{column}")
+    sheet = Image.new("RGB", (COLUMNS * SIDE, -(-len(rows) // COLUMNS) * SIDE), "white")
+    lines = [",".join(["concept", "artist", *FACTORS, "row", "column"])]
+    for i, (image, row) in enumerate(zip(images, rows.tolist(), strict=True)):
+        y, x = divmod(i, COLUMNS)
+        sheet.paste(Image.fromarray(image), (x * SIDE, y * SIDE))
+        values = [FACTORS[name][factors[name][i]] for name in FACTORS]
+        lines.append(",".join([world.concept[row], world.artist[row], *values, str(y), str(x)]))
     sheet.save(DRAWINGS / "drawings.png", optimize=True)
-    (DRAWINGS / "drawings.csv").write_text("\n".join([lines[0], *sorted(lines[1:])]) + "\n")
-    print(f"{len(lines) - 1} drawings of {len(names)} concepts published")
+    (DRAWINGS / "drawings.csv").write_text("\n".join(lines) + "\n")
+    print(f"{len(rows)} pictures of {len(names)} concepts published")
 
 
-def render_all(size: int = SIZE, mode: str = "RGB") -> dict[str, np.ndarray]:
+def render_all() -> dict[str, np.ndarray]:
     """`images` of all concepts that four artists or more drew, as `render` makes them, `concept`, `artist` and `held_out`."""
     sets = {artist: load_set(artist) for artist in ARTISTS}
     groups = {name: group for name, group in merge_names(sets).items() if len(group) >= 4}
-    few = [name for name in concepts() if len(groups.get(name, {})) < 5]
+    few = [f"{name} {list(groups.get(name, {}))}" for name in concepts() if len(groups.get(name, {})) < 5]
     if few:
-        raise SystemExit(
-            f"drawn by fewer than five artists: {', '.join(f'{n} {list(groups.get(n, {}))}' for n in few)}"
-        )
+        raise SystemExit(f"drawn by fewer than five artists: {', '.join(few)}")
     rows = [(name, who, icon) for name, group in sorted(groups.items()) for who, icon in group.items()]
-    images = [render(sets[who]["icons"][icon], sets[who], size, mode) for _, who, icon in tqdm(rows, desc="render")]
+    images = [render(sets[who]["icons"][icon], sets[who]) for _, who, icon in tqdm(rows, desc="render", mininterval=5)]
     concept, artist = (np.array([row[i] for row in rows]) for i in (0, 1))
-    spare = sorted(set(groups) - set(concepts()))
-    held_out = np.random.default_rng(0).choice(spare, HELD_OUT_CONCEPTS, replace=False)
-    return {
-        "images": np.stack(images), "concept": concept, "artist": artist, "held_out": np.isin(concept, held_out)
-    }  # fmt: skip
+    held_out = np.isin(concept, concepts("held_out"))
+    return {"images": np.stack(images), "concept": concept, "artist": artist, "held_out": held_out}
 
 
 def main() -> None:
-    arrays = render_all()
-    np.savez_compressed(WORK / "drawings.npz", **arrays)
-    publish(arrays["images"], arrays["concept"], arrays["artist"])
-    count = len(set(arrays["concept"]))
-    print(f"{len(arrays['images'])} drawings of {count} concepts rendered, {HELD_OUT_CONCEPTS} concepts held out")
+    np.savez_compressed(WORK / "rgba.npz", **render_all())
+    publish()
 
 
 if __name__ == "__main__":
