@@ -11,12 +11,10 @@ from matplotlib.figure import Figure
 
 import dtviz
 from dtviz.controls import Control
-from dtviz.core.decode import reconstruct
 from dtviz.experiments import interventions, study
 from dtviz.experiments.cache import Cache
 from dtviz.experiments.paper import EMOJI_PROMPTS, PAPER_PROMPTS
 from dtviz.experiments.study import Study
-from dtviz.models import drawings
 from dtviz.plot import style
 
 from .conftest import random_factors
@@ -245,11 +243,3 @@ def test_prompts_follow_the_kind_of_pair(tiny):
     assert tiny.choose(2) == PAPER_PROMPTS[:2] and tiny.choose(0) == PAPER_PROMPTS
     emoji = replace(tiny, pair=replace(tiny.pair, name="emoji-dmd"))
     assert emoji.choose(0) == EMOJI_PROMPTS[:5] and replace(emoji, profile="full").choose(0) == EMOJI_PROMPTS
-
-
-def test_artists_are_those_of_the_nearest_drawings_through_the_autoencoder(tiny):
-    """A model that copies a drawing makes its artist's, however bad the autoencoder."""
-    real = drawings.load().of("dog face")
-    copies = reconstruct(real.images, tiny.pair)
-    assert tuple(tiny.artists("dog face", tiny.embed(copies))) == real.artists
-    assert tiny.drawn_features("dog face").shape == (len(real.artists), 3 * 64 * 64)

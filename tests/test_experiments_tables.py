@@ -10,6 +10,7 @@ from dtviz.experiments import tables
 from dtviz.experiments.paper import printed
 from dtviz.metrics.concepts import ConceptPair
 from dtviz.metrics.diversity import mean_pairwise
+from dtviz.metrics.factors import SHARES
 from dtviz.metrics.statistics import mean_interval
 
 UNIT = "1 - cosine"
@@ -94,6 +95,35 @@ def test_measure_has_a_row_for_each_prompt_and_method():
     assert table["value"].tolist() == [mean_pairwise(FakeStudy().features("", m)).value for m in methods] * 2
     assert table["nfe"].tolist() == [5] * 4
     assert table["accuracy"].isna().all()
+
+
+class Names:
+    """A classifier whose features are the classes' numbers."""
+
+    def posterior(self, features, *, among):
+        return np.eye(len(dict.fromkeys(among)))[features[:, 0].astype(int)]
+
+    def __call__(self, features, *, among):
+        return [[*dict.fromkeys(among)][int(row[0])] for row in features]
+
+    def accuracy(self, features, truth):
+        return 0.5
+
+
+def test_semantics_of_embedded_pairs_are_the_known_factors():
+    """Twelve samples: four colours, one size, three places, two artists, all equally often."""
+    read = np.array([[i % 4, 0, i % 3, i % 2] for i in range(12)], dtype=np.float32)
+    samples = {"dog face": {"base": (np.eye(12), read)}}
+    table, attributes = tables.measure_semantics(None, samples, artist=Names(), concept=Names())
+    [row] = table.to_dict("records")
+    told = attributes.set_index("attribute")["told"]
+    # exp of the entropy with its correction, (values - 1) / (2 n)
+    expected = {"colour": 4 * np.exp(3 / 24), "size": 1, "place": 3 * np.exp(2 / 24), "artist": 2 * np.exp(1 / 24)}
+    assert told.to_dict() == pytest.approx(expected)
+    for name, shares in SHARES.items():
+        assert row[name] == pytest.approx(told[name] / np.exp(-(shares * np.log(shares)).sum()))
+    assert row["artists"] == pytest.approx(told["artist"]) and row["told"] == pytest.approx(told.mean())
+    assert row["coverage"] > 1 and row["accuracy"] == 0.5  # twelve combinations, as few as any twelve pictures have
 
 
 def test_means_are_students_by_group_in_order_of_appearance():

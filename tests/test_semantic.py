@@ -60,7 +60,7 @@ def test_clip_reads_a_hub_pairs_attributes(tiny_pair, tiny_clip, tmp_path, capsy
         expected = listed[listed["prompt"] == prompt].groupby("attribute")["value"].nunique()
         assert rows.groupby("attribute")["values"].first().to_dict() == expected.to_dict()
     assert (read["told"] >= 1).all()
-    assert (read["spread"] <= read["values"] * (1 + 1e-9)).all()
+    assert (read["told"] <= read["values"] * 1.5).all()  # with its correction for few images
     measured = tables.load(out / "semantic_diversity.csv")
     assert set(measured.columns) == {"prompt", "method", "distance", "vendi", "told"}
     means = read.groupby(["prompt", "method"])["told"].mean()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -69,31 +68,15 @@ def decode_latents(latents: torch.Tensor, pair: Any, *, vae: Any = None, size=No
 
 
 @torch.no_grad()
-def reconstruct(images: torch.Tensor, pair: Any, *, batch_size: int = 64) -> torch.Tensor:
-    """Encode and decode images (n, 3, height, width) in [0, 1] with the `AutoencoderKL` of a pair or pipeline.
-
-    Compare samples with reconstructions of real images: otherwise the autoencoder's blur counts as a difference.
-    """
-    vae, modes = _modes(images, pair, batch_size)
-    return torch.cat([_images(mode, vae).float().cpu() for mode in modes])
-
-
-@torch.no_grad()
 def encode(images: torch.Tensor, pair: Any, *, batch_size: int = 64) -> torch.Tensor:
-    """Return the latents of images, (n, channels, height, width) float32 in the pipeline's scale. See `reconstruct`."""
-    vae, modes = _modes(images, pair, batch_size)
-    latents = torch.cat([mode.float() for mode in modes])
-    std, offset, factor = _scaling(vae, latents)
-    return (latents - offset) * factor / std
-
-
-def _modes(images: torch.Tensor, pair: Any, batch_size: int) -> tuple[Any, Iterator[torch.Tensor]]:
-    """Return the autoencoder and the latents of images in [0, 1] in its own scale."""
+    """Encode images (n, 3, height, width) in [0, 1] to latents (n, ...) float32 in the scale of a pair's pipeline."""
     vae = getattr(getattr(pair, "pipeline", pair), "vae", None)
     if type(vae).__name__ != "AutoencoderKL":
         raise NotImplementedError(f"encoding needs an AutoencoderKL, this pipeline has {type(vae).__name__}")
     parts = torch.as_tensor(images).to(vae.device, vae.dtype).mul(2).sub(1).split(batch_size)
-    return vae, (vae.encode(part).latent_dist.mode() for part in parts)
+    latents = torch.cat([vae.encode(part).latent_dist.mode().float() for part in parts])
+    std, offset, factor = _scaling(vae, latents)
+    return (latents - offset) * factor / std
 
 
 def _check_latents(latents: torch.Tensor, pipe, vae) -> None:

@@ -27,14 +27,12 @@ import torch
 from tqdm.auto import tqdm
 
 from ..controls import attach
-from ..core.decode import decode, decode_latents, reconstruct
+from ..core.decode import decode, decode_latents
 from ..core.generate import SAMPLING, generate
 from ..core.pair import Pair
 from ..core.trace import FORMAT, Trace
 from ..files import write_atomic
-from ..metrics.diversity import nearest
 from ..metrics.embedders import Embedder, embedder
-from ..models import drawings
 from ..models.load import check_available, load
 from ..models.registry import SPECS
 from ..plot import caption, style
@@ -155,19 +153,6 @@ class Study:
         key["embedder"] = self.embed.fingerprint
         return self._cached("features", key, lambda: {"features": self.embed(images)})["features"]
 
-    def drawn_features(self, prompt: str) -> np.ndarray:
-        """Return features (artist, d) of the prompt's real drawings, as the pair's autoencoder reconstructs them."""
-        images = drawings.load().of(prompt).images
-        key = {"drawings": hashlib.sha256(images.tobytes()).hexdigest(), "embedder": self.embed.fingerprint}
-        key["autoencoder"] = self.pair.base_fingerprint or self.pair.fingerprint
-        features = self._cached("features", key, lambda: {"features": self.embed(reconstruct(images, self.pair))})
-        return features["features"]
-
-    def artists(self, prompt: str, features: np.ndarray) -> list[str]:
-        """Return the artist of the real drawing nearest to each image. For embedded pairs."""
-        real = drawings.load().of(prompt)
-        return [real.artists[row] for row in nearest(features, self.drawn_features(prompt))]
-
     def seconds(self, methods: Methods, *, prompt: str, turns: int = 3) -> dict[str, float]:
         """Return seconds per image of each method, from prompt to decoded image: the fastest turn after one to warm up."""
         runs = [self._key(prompt, method, (), settings) for method, settings in methods.values()]
@@ -287,7 +272,7 @@ class Study:
 
 
 def embedded(pair: str) -> bool:
-    """Tell whether dtviz ships this pair. Its training drawings are then known."""
+    """Tell whether dtviz ships this pair. The factors of its images are then known."""
     return pair in SPECS and SPECS[pair].embedded
 
 

@@ -9,20 +9,25 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import softmax
 from tqdm.auto import tqdm
 
 from ..core.decode import decode_latents
 from ..files import data, reading, write_atomic
 from ..metrics import concepts
-from ..metrics.diversity import entropy, mean_pairwise, modes_covered, unit_rows, vendi
+from ..metrics.diversity import entropy, mean_pairwise, vendi
+from ..metrics.embedders import embedder
+from ..metrics.factors import FACTORS, FactorReader, coverage, split_readings, variety
 from ..metrics.statistics import mean_interval
 from ..models import drawings
+from ..models.classifiers import load_classifier
 
 if TYPE_CHECKING:
     from .study import Methods, Study
@@ -112,6 +117,28 @@ def measure(study: Study, prompts: Sequence[str], methods: Methods, *, classifie
     return pd.DataFrame(rows)
 
 
+def measure_factors(study: Study, prompts: Sequence[str], methods: Methods) -> pd.DataFrame:
+    """Return `diversity_by_factor` of each prompt and method of an embedded pair, beside `prompt` and `method`."""
+    artist = load_classifier("artist")
+    reader, rows = replace(study, embed=FactorReader(embedder(artist.embedder))), []
+    for prompt in tqdm(prompts, desc="prompts"):
+        among = drawings.load().of(prompt).artists
+        for label, (method, settings) in methods.items():
+            row = diversity_by_factor(reader.features(prompt, method, **settings), artist, among)
+            rows.append({"prompt": prompt, "method": label} | row)
+    return pd.DataFrame(rows)
+
+
+def diversity_by_factor(readings: np.ndarray, artist, among: Sequence[str]) -> dict[str, float]:
+    """Return each factor's `variety`, their `coverage`, and the effective number of `artists` that the classifier names.
+
+    readings: (n, 3 + d) by a `FactorReader`, of one prompt's images. among: its artists.
+    """
+    known, features = split_readings(readings)
+    row = {name: variety(labels, name) for name, labels in known.items()} | {"coverage": coverage(known)}
+    return row | {"artists": float(np.exp(entropy(artist(features, among=among))))}
+
+
 def missing_concepts(posteriors, asked, alone, *, classes, seeds, present: float, absent: float) -> pd.DataFrame:
     """List the concepts that a final image lacks, and how clearly x0 showed each on the way (Figure 3).
 
@@ -168,58 +195,46 @@ def with_errors(features: Sequence[np.ndarray]) -> list[np.ndarray]:
     return mixed
 
 
-def semantic_samples(study: Study, reader: Study, prompts: Sequence[str], methods: Methods, *, real: bool):
+def semantic_samples(study: Study, reader: Study, prompts: Sequence[str], methods: Methods):
     """Return prompt -> label -> features by the embedders of both studies, each (seed, d).
 
-    Labels are the methods, "errors" (`with_errors` of "distilled"), and with `real` the real drawings, repeated.
+    Labels are the methods, and "errors": `with_errors` of "distilled".
     """
-    samples, studies = {prompt: {} for prompt in prompts}, (study, reader)
+    samples = {prompt: {} for prompt in prompts}
     for prompt, labels in tqdm(samples.items(), desc="prompts"):
-        if real:
-            drawn = [part.drawn_features(prompt) for part in studies]
-            labels["real"] = [rows[np.arange(len(study.seeds)) % len(rows)] for rows in drawn]
         for label, (method, settings) in methods.items():
-            labels[label] = [part.features(prompt, method, **settings) for part in studies]
+            labels[label] = [part.features(prompt, method, **settings) for part in (study, reader)]
     mixed = [with_errors([labels["distilled"][i] for labels in samples.values()]) for i in range(2)]
     for labels, *errors in zip(samples.values(), *mixed, strict=True):
         labels["errors"] = errors
     return samples
 
 
-def measure_semantics(study: Study, reader: Study, samples, *, artist=None, concept=None):
+def measure_semantics(reader: Study, samples, *, artist=None, concept=None):
     """Measure `semantic_samples`. Return a table by prompt and method, and one by attribute as well.
 
-    `told` is exp of the mutual information of image and value, `spread` exp of the marginal entropy.
-    Two classifiers read embedded pairs. Without them the reader's CLIP reads `data/prompts/attributes.csv`.
+    `told` is exp of the mutual information of image and value. Attributes of embedded pairs are the artist, by a classifier,
+    and the factors, by a `FactorReader`. Of hub pairs the reader's CLIP reads those of `data/prompts/attributes.csv`.
     """
-    from scipy.special import softmax
-
     texts, scale = load(data("prompts") / "attributes.csv"), 0 if artist else np.float64(reader.embed.logit_scale)
     rows, attributes = [], []
     for prompt, labels in samples.items():
-        if artist:
-            artists, drawn = drawings.load().of(prompt).artists, unit_rows(study.drawn_features(prompt), name="drawn")
-            spacing = np.sort(drawn @ drawn.T)[:, -2]  # cosine of each drawing with its nearest other one
+        among = drawings.load().of(prompt).artists if artist else ()
         values = texts[texts["prompt"] == prompt].groupby("attribute", sort=False)["value"]
         encoded = {} if artist else {name: reader.embed.text(list(value)) for name, value in values}
         for label, (features, read) in labels.items():
             posteriors = {name: softmax(scale * read @ text.T, axis=1) for name, text in encoded.items()}
-            posteriors |= {"artist": artist.posterior(read, among=artists)} if artist else {}
             keys = {"prompt": prompt, "method": label}
-            parts = []
-            for name, p in posteriors.items():
-                part = keys | {"attribute": name, "values": p.shape[1], "told": np.exp(concepts.mutual_information(p))}
-                parts.append(part | {"spread": np.exp(concepts.marginal_entropy(p))})
             row = keys | {"distance": mean_pairwise(features).value, "vendi": vendi(features)}
-            row["told"] = np.mean([part["told"] for part in parts])
             if artist:
-                near, right = np.array(study.artists(prompt, features)), np.array(concept(features)) == prompt
-                row |= {"named": np.exp(entropy(artist(read, among=artists))), "artists": modes_covered(near)}
-                row["right"] = modes_covered(near[right]) if right.any() else 0
-                cosines = unit_rows(features, name="features") @ drawn.T
-                row |= {"reached": (cosines.max(axis=0) > spacing).mean(), "accuracy": right.mean()}
-            rows.append(row)
-            attributes += parts
+                known, style = split_readings(read)
+                posteriors = {name: np.eye(len(FACTORS[name]))[value] for name, value in known.items()}
+                posteriors["artist"] = artist.posterior(style, among=among)
+                row |= diversity_by_factor(read, artist, among) | {"accuracy": concept.accuracy(features, prompt)}
+            told = {name: np.exp(concepts.mutual_information(p)) for name, p in posteriors.items()}
+            rows.append(row | {"told": np.mean([*told.values()])})
+            parts = ({"attribute": name, "values": p.shape[1], "told": told[name]} for name, p in posteriors.items())
+            attributes += [keys | part for part in parts]
     return pd.DataFrame(rows), pd.DataFrame(attributes)
 
 

@@ -55,11 +55,6 @@ def concept_pairs(concepts) -> list[ConceptPair]:
     return [ConceptPair(first, second, (before, after)) for before, first, second, after in zip(*rotated, strict=True)]
 
 
-def marginal_entropy(posteriors) -> float:
-    """Return the entropy of the mean of posteriors (n, v), in nats. It counts the classifier's doubt as variety."""
-    return float(special.entr(checked_probabilities(posteriors, name="posteriors").mean(axis=0)).sum())
-
-
 def mutual_information(posteriors) -> float:
     """Return the mutual information of image and attribute, of posteriors (n, v), in nats.
 

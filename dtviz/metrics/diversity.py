@@ -56,23 +56,13 @@ def vendi(features, *, q: float = 2) -> float:
     return float(np.exp(special.logsumexp(q * np.log(weights)) / (1 - q)))
 
 
-def modes_covered(labels) -> int:
-    """Return the number of distinct labels (n,) of the samples, such as the nearest drawing's artist."""
-    return len(_label_counts(labels))
-
-
 def entropy(labels) -> float:
     """Return the Shannon entropy of labels (n,) in nats, with Miller's (1955) correction + (modes - 1) / (2 n)."""
-    counts = _label_counts(labels)
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iuU":
+        raise ValueError(f"labels {labels.shape} of type {labels.dtype} must be (n,) integers or strings, one a sample")
+    counts = np.unique(labels, return_counts=True)[1]
     return float(special.entr(counts / counts.sum()).sum() + (len(counts) - 1) / (2 * counts.sum()))
-
-
-def nearest(features, reference) -> np.ndarray:
-    """Return the index (n,) of the reference row (m, d) with the highest cosine to each feature (n, d), the first of equals."""
-    rows, others = unit_rows(features, name="features"), unit_rows(reference, name="reference")
-    if rows.shape[1] != others.shape[1]:
-        raise ValueError(f"features {rows.shape} and {others.shape} must have the same width, by the same embedder")
-    return np.concatenate([(rows[i : i + 1024] @ others.T).argmax(axis=1) for i in range(0, len(rows), 1024)])
 
 
 def unit_rows(features, *, name: str, least: int = 1) -> np.ndarray:
@@ -83,10 +73,3 @@ def unit_rows(features, *, name: str, least: int = 1) -> np.ndarray:
         raise ValueError(f"{name} of shape {features.shape} must be (n, d), n >= {least}, with finite nonzero rows")
     features /= norm  # in place: of 30,000 images nothing is held twice
     return features
-
-
-def _label_counts(labels) -> np.ndarray:
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or not labels.size or labels.dtype.kind not in "iuU":
-        raise ValueError(f"labels {labels.shape} of type {labels.dtype} must be (n,) integers or strings, one a sample")
-    return np.unique(labels, return_counts=True)[1]

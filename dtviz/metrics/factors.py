@@ -59,6 +59,25 @@ def read_factors(images) -> dict[str, np.ndarray]:
     }
 
 
+class FactorReader:
+    """Read factors as an embedder gives features, so that a study caches them: images -> (n, 3 + d) float32.
+
+    The first columns are the indices of `read_factors`, the others the features of `embed`.
+    """
+
+    def __init__(self, embed) -> None:
+        self.embed, self.title, self.fingerprint = embed, "known factors", f"factors-1 {embed.fingerprint}"
+
+    def __call__(self, images) -> np.ndarray:
+        factors = read_factors(images)
+        return np.column_stack([*factors.values(), self.embed(images)]).astype(np.float32)
+
+
+def split_readings(readings) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the factors, name -> (...) indices, and the features (..., d) in the readings of a `FactorReader`."""
+    return {name: readings[..., i].astype(int) for i, name in enumerate(FACTORS)}, readings[..., len(FACTORS) :]
+
+
 def named_factors(prompt: str) -> dict[str, int]:
     """Return what a prompt such as "small rocket on green" says of the factors, {"size": 0, "colour": 4}."""
     size, colour = prompt.partition(" ")[0], prompt.rpartition(" on ")[2]

@@ -1,7 +1,7 @@
-"""The real drawings that the embedded models were trained on: the known modes of every prompt.
+"""Painted pictures as the embedded models were trained on: drawings of known artists, with known factors.
 
-real = drawings.load()
-real.of("dog face").artists     # ("noto", "noto-v1", ...)
+painted = drawings.load()
+painted.of("dog face").artists     # ("noto", "noto", "noto-v1", ...)
 """
 
 from __future__ import annotations
@@ -14,29 +14,32 @@ import pandas as pd
 from PIL import Image
 
 from ..files import data, reading
+from ..metrics.factors import FACTORS
 
 SIZE = 64
 
 
 @dataclass(frozen=True)
 class Drawings:
-    """Drawings: `images` (n, 3, 64, 64) float32 in [0, 1], and the prompt and artist of each."""
+    """Pictures: `images` (n, 3, 64, 64) float32 in [0, 1], and prompt, artist and factors of each."""
 
     images: np.ndarray
     prompts: tuple[str, ...]
     artists: tuple[str, ...]
+    factors: dict[str, np.ndarray]  # "colour", "size", "place" -> (n,) indices into `metrics.factors.FACTORS`
 
     def of(self, prompt: str) -> Drawings:
-        """Return this prompt's drawings. Raise ValueError if there are none."""
+        """Return this prompt's pictures. ValueError: there are none, as of a caption such as "small rocket on green"."""
         rows = [row for row, name in enumerate(self.prompts) if name == prompt]
         if not rows:
             raise ValueError(f"prompt={prompt!r} is none of the {len(set(self.prompts))} prompts that were drawn")
-        return Drawings(self.images[rows], (prompt,) * len(rows), tuple(self.artists[row] for row in rows))
+        factors = {name: index[rows] for name, index in self.factors.items()}
+        return Drawings(self.images[rows], (prompt,) * len(rows), tuple(self.artists[row] for row in rows), factors)
 
 
 @cache
 def load() -> Drawings:
-    """Load all drawings of `data/drawings` or `$DTVIZ_DRAWINGS`. Raise ValueError if they are damaged."""
+    """Load all pictures of `data/drawings` or `$DTVIZ_DRAWINGS`. Raise ValueError if they are damaged."""
     folder = data("drawings")
     with reading(f"{folder / 'drawings.csv'} or its .png"):
         index = pd.read_csv(folder / "drawings.csv")
@@ -44,4 +47,5 @@ def load() -> Drawings:
             pixels = np.asarray(sheet.convert("RGB"), dtype=np.float32) / 255
         tiles = [pixels[y : y + SIZE, x : x + SIZE] for y, x in SIZE * index[["row", "column"]].to_numpy()]
         prompts = tuple(name.replace("-", " ") for name in index["concept"])
-        return Drawings(np.stack(tiles).transpose(0, 3, 1, 2), prompts, tuple(index["artist"]))
+        factors = {name: np.array([values.index(value) for value in index[name]]) for name, values in FACTORS.items()}
+        return Drawings(np.stack(tiles).transpose(0, 3, 1, 2), prompts, tuple(index["artist"]), factors)

@@ -12,7 +12,6 @@ WIDTH = 7.2  # inches: the printed width of a page, and the most that a figure h
 # Okabe and Ito's colours, which colour-blind readers tell apart. A method has the same one in every figure.
 COLOURS = {
     "base": "#0072B2", "distilled": "#D55E00", "hybrid": "#009E73", "hybrid σ": "#5D3A9B", "skip": "#CC79A7",
-    "real": "#555555",
 }  # fmt: skip
 OTHERS = ("#D55E00", "#CC79A7", "#E69F00", "#56B4E9", "#009E73", "#000000", "#0072B2", "#5D3A9B")
 GREY, RED = "#666666", "#D00000"  # red: the paper's boxes
