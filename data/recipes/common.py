@@ -105,6 +105,14 @@ def eight_bits(path: Path) -> None:
     os.replace(path.with_suffix(".tmp"), path)
 
 
+@torch.no_grad()
+def reconstruct(images, vae: torch.nn.Module, *, batch_size: int = 64) -> torch.Tensor:
+    """Images (n, 3, h, w) in [0, 1] as the autoencoder gives them back: its blur is then no difference to samples."""
+    parts = torch.as_tensor(images).to(vae.device, vae.dtype).mul(2).sub(1).split(batch_size)
+    copies = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in parts]
+    return torch.cat(copies).div(2).add(0.5).clamp(0, 1).float().cpu()
+
+
 def contact_sheet(images: torch.Tensor, columns: int, path: Path) -> None:
     """Save (n, 3, h, w) in [-1, 1] as one picture of `columns` columns."""
     rows = images.clamp(-1, 1).add(1).mul(127.5).round().byte().cpu().split(columns)
