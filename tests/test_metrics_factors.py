@@ -16,6 +16,13 @@ def disc(colour: str, size: str, place: int) -> np.ndarray:
     return np.where(inside, 0.2, np.array(COLOURS[colour])[:, None, None]).astype(np.float32)
 
 
+class Means:
+    fingerprint = "means"
+
+    def __call__(self, images):
+        return images.mean(axis=(2, 3))
+
+
 def test_painted_discs_are_read_back_in_any_shape():
     truth = np.array([*np.ndindex(*map(len, FACTORS.values()))])
     images = np.stack([disc([*COLOURS][colour], [*SIZES][size], place) for colour, size, place in truth])
@@ -31,14 +38,8 @@ def test_painted_discs_are_read_back_in_any_shape():
 
 
 def test_readings_hold_factors_and_features():
-    class Mean:
-        fingerprint = "mean"
-
-        def __call__(self, images):
-            return images.mean(axis=(2, 3))
-
     images = np.stack([disc("red", "small", place) for place in range(9)])
-    known, features = factors.split_readings(factors.FactorReader(Mean())(images))
+    known, features = factors.split_readings(factors.FactorReader(Means())(images))
     assert known["place"].tolist() == [*range(9)] and set(known["colour"]) == {1} and set(known["size"]) == {0}
     np.testing.assert_allclose(features, images.mean(axis=(2, 3)), rtol=1e-6)
 

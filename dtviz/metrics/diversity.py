@@ -65,11 +65,13 @@ def entropy(labels) -> float:
     return float(special.entr(counts / counts.sum()).sum() + (len(counts) - 1) / (2 * counts.sum()))
 
 
-def unit_rows(features, *, name: str, least: int = 1) -> np.ndarray:
-    """Return a copy of features (n, d) as float64 rows of length 1."""
+def unit_rows(features, *, name: str, least: int = 1, ndim: int = 2) -> np.ndarray:
+    """Return a copy of features (n, d), or with ndim=3 (step, n, d), as float64 rows of length 1."""
     features = np.array(features, dtype=np.float64)
-    norm = np.sqrt(np.einsum("ij,ij->i", features, features))[:, None] if features.ndim == 2 else np.zeros(1)
-    if features.ndim != 2 or len(features) < least or not np.isfinite(norm).all() or (norm == 0).any():
-        raise ValueError(f"{name} of shape {features.shape} must be (n, d), n >= {least}, with finite nonzero rows")
+    fits = features.ndim == ndim and features.size and len(features) >= least
+    norm = np.sqrt(np.einsum("...j,...j->...", features, features))[..., None] if fits else np.zeros(1)
+    if not np.isfinite(norm).all() or (norm == 0).any():
+        shape = "(step, n, d)" if ndim == 3 else f"(n, d), n >= {least}"
+        raise ValueError(f"{name} of shape {features.shape} must be {shape}, with finite nonzero rows")
     features /= norm  # in place: of 30,000 images nothing is held twice
     return features

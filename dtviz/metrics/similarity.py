@@ -7,6 +7,8 @@ fraction_of_commitment(distances.mean(axis=1), level)  # .30: the base needs 30%
 
 import numpy as np
 
+from .diversity import unit_rows
+
 
 def similarity_to_final(step_features, final_features) -> np.ndarray:
     """Return the distance, 1 - cosine, of each step's x0 to the final image, (step, sample) float64 in [0, 2].
@@ -16,9 +18,9 @@ def similarity_to_final(step_features, final_features) -> np.ndarray:
     >>> similarity_to_final([[[0.0, 1.0]], [[2.0, 0.0]]], [[1.0, 0.0]]).tolist()
     [[1.0], [0.0]]
     """
-    steps = _unit_vectors(step_features, name="step_features")
-    final = _unit_vectors(final_features, name="final_features")
-    if steps.ndim != 3 or steps.shape[1:] != final.shape:
+    steps = unit_rows(step_features, name="step_features", ndim=3)
+    final = unit_rows(final_features, name="final_features")
+    if steps.shape[1:] != final.shape:
         raise ValueError(f"step_features {steps.shape}, final_features {final.shape} must be (step, n, d), (n, d)")
     # |a - b|^2 / 2 = 1 - cos for unit vectors, without the cancellation of 1 - a.b near zero.
     return ((steps - final) ** 2).sum(axis=-1) / 2
@@ -26,9 +28,9 @@ def similarity_to_final(step_features, final_features) -> np.ndarray:
 
 def concept_timeline(step_features, text_features) -> np.ndarray:
     """Return the cosine (step, sample, word) of each step's CLIP features (step, sample, d) with those of words (word, d)."""
-    steps = _unit_vectors(step_features, name="step_features")
-    words = _unit_vectors(text_features, name="text_features")
-    if steps.ndim != 3 or words.ndim != 2 or steps.shape[-1] != words.shape[-1]:
+    steps = unit_rows(step_features, name="step_features", ndim=3)
+    words = unit_rows(text_features, name="text_features")
+    if steps.shape[-1] != words.shape[-1]:
         raise ValueError(f"step_features {steps.shape}, text_features {words.shape} must be (step, n, d), (word, d)")
     return steps @ words.T
 
@@ -50,16 +52,6 @@ def fraction_of_commitment(distances, level):
     within = curves <= level
     fraction = (np.where(within.any(axis=0), within.argmax(axis=0), np.nan) + 1) / len(curves)
     return float(fraction) if curves.ndim == 1 else fraction
-
-
-# Not `diversity.unit_rows`: its sums of squares round differently, and published tables keep every digit.
-def _unit_vectors(features, *, name: str) -> np.ndarray:
-    """Return features (..., d) as float64 vectors of length 1."""
-    features = np.asarray(features, dtype=np.float64)
-    norm = np.linalg.norm(features, axis=-1, keepdims=True) if features.ndim else np.zeros(1)
-    if not features.size or not np.isfinite(norm).all() or (norm == 0).any():
-        raise ValueError(f"{name} of shape {features.shape} must hold finite rows of nonzero length")
-    return features / norm
 
 
 def _curves(distances) -> np.ndarray:
