@@ -60,17 +60,13 @@ def read_factors(images) -> dict[str, np.ndarray]:
 
 
 class FactorReader:
-    """Read factors as an embedder gives features, so that a study caches them: images -> (n, 3 + d) float32.
-
-    The first columns are the indices of `read_factors`, the others the features of `embed`.
-    """
+    """Read images -> (n, 3 + d) float32, the indices of `read_factors` and the features of `embed`, so that a study caches both."""
 
     def __init__(self, embed) -> None:
-        self.embed, self.title, self.fingerprint = embed, "known factors", f"factors-1 {embed.fingerprint}"
+        self.embed, self.fingerprint = embed, f"factors-1 {embed.fingerprint}"  # raise it when `read_factors` changes
 
     def __call__(self, images) -> np.ndarray:
-        factors = read_factors(images)
-        return np.column_stack([*factors.values(), self.embed(images)]).astype(np.float32)
+        return np.column_stack([*read_factors(images).values(), self.embed(images)]).astype(np.float32)
 
 
 def split_readings(readings) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -16,7 +16,7 @@ from ..files import Unavailable, check_hashes, data, reading
 
 @dataclass(frozen=True)
 class Classifier:
-    """A linear classifier of features (n, d), trained on real drawings only. `among` are the possible classes."""
+    """A linear classifier of features (n, d), trained on painted pictures only. `among` are the possible classes."""
 
     kind: str  # "artist", "concept", or "style", which also has the artists that were kept out of training
     embedder: str
