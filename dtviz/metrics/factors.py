@@ -59,6 +59,16 @@ def read_factors(images) -> dict[str, np.ndarray]:
     }
 
 
+class FactorReader:
+    """Read images -> (n, 3 + d) float32, the indices of `read_factors` and the features of `embed`, so that a study caches both."""
+
+    def __init__(self, embed) -> None:
+        self.embed, self.fingerprint = embed, f"factors-1 {embed.fingerprint}"  # raise it when `read_factors` changes
+
+    def __call__(self, images) -> np.ndarray:
+        return np.column_stack([*read_factors(images).values(), self.embed(images)]).astype(np.float32)
+
+
 def named_factors(prompt: str) -> dict[str, int]:
     """Return what a prompt such as "small rocket on green" says of the factors, {"size": 0, "colour": 4}."""
     size, colour = prompt.partition(" ")[0], prompt.rpartition(" on ")[2]
