@@ -1,5 +1,7 @@
 """Tables with units: what is written is read back to the last digit, and Table 3 has the paper's layout."""
 
+from unittest.mock import Mock
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,8 +12,10 @@ from dtviz.experiments import tables
 from dtviz.experiments.paper import printed
 from dtviz.metrics.concepts import ConceptPair
 from dtviz.metrics.diversity import mean_pairwise
-from dtviz.metrics.factors import SHARES
+from dtviz.metrics.factors import FACTORS, SHARES, FactorReader, read_factors
 from dtviz.metrics.statistics import mean_interval
+from dtviz.models import drawings
+from dtviz.models.classifiers import Classifier
 
 UNIT = "1 - cosine"
 
@@ -170,3 +174,47 @@ def test_agreement_is_one_for_a_monotone_measure():
     rows = tables.agreement(table, ["distance", "square", "flat"], other="distance")
     assert rows.index.tolist() == ["distance", "square"]
     assert rows[["value", "over prompts"]].to_numpy() == pytest.approx(np.ones((2, 2)))
+
+
+def test_steps_are_read_and_the_last_is_the_final_image():
+    """The columns after the factors are an embedder's features, and here the scores of the artists."""
+    names = tuple(dict.fromkeys(drawings.load().of("sunset").artists))
+    artist = Classifier("artist", "scores", names, np.eye(len(names)), np.zeros(len(names)))
+    scores = np.eye(len(names), dtype=np.float32)
+    x0 = np.stack([np.column_stack([np.full((2, 3), step), scores[[step, 0]]]) for step in range(3)])
+
+    class Steps:
+        def features(self, prompt, method, *, steps):
+            return x0 if steps else x0[0]
+
+    labels = tables.read_steps(Steps(), "sunset", "base", artist=artist)
+    expected = {name: [[0, 0], [1, 1], [0, 0]] for name in FACTORS} | {"artist": [[0, 0], [1, 0], [0, 0]]}
+    assert {name: label.tolist() for name, label in labels.items()} == expected
+    reader = FactorReader(Mock(side_effect=lambda images: images[:, 0, 0, :2], fingerprint="pixels"))
+    images = np.random.default_rng(0).random((5, 3, 64, 64), dtype=np.float32)
+    expected = np.column_stack([*read_factors(images).values(), images[:, 0, 0, :2]])
+    np.testing.assert_array_equal(reader(images), expected)
+    assert "pixels" in reader.fingerprint
+
+
+def test_decisions_count_samples_and_steps_one_by_one():
+    rng, n = np.random.default_rng(0), 5
+    models = {"base": rng.integers(0, 3, (8, n)), "DMD": rng.integers(0, 2, (4, n))}
+    table = tables.decisions({("p", model, "size"): read for model, read in models.items()})
+    decided = {}
+    for model, read in models.items():
+        rows = table[table["model"] == model].reset_index(drop=True)
+        at = [min(s for s in range(len(read)) if set(read[s:, i]) == {read[-1, i]}) + 1 for i in range(n)]
+        decided[model] = [np.mean([step <= s + 1 for step in at]) for s in range(len(read))]
+        for s, row in rows.iterrows():
+            assert (row["step"], row["fraction"]) == (s + 1, (s + 1) / len(read))
+            assert row["agreement"] == np.mean([read[s, i] == read[-1, i] for i in range(n)])
+            pairs = [read[s, i] == read[-1, j] for i in range(n) for j in range(n) if i != j]
+            assert row["chance"] == pytest.approx(np.mean(pairs))
+            assert row["decided"] == decided[model][s]
+        models[model] = np.mean(at) / len(read)
+    steps = tables.decision_steps(table).set_index("model")
+    assert steps["mean"].to_dict() == pytest.approx(models)
+    assert steps["first"].to_list() == [1 / 8, 1 / 4]
+    as_much = [s for s in range(8) if decided["base"][s] >= decided["DMD"][0]]
+    assert steps["base"].to_list() == [1 / 8, (as_much[0] + 1) / 8]

@@ -16,6 +16,7 @@ import dtviz
 from dtviz.explorer.session import Session, check_side, frame_at
 from dtviz.explorer.view import CurvesImage, Line, Panel, View, montage, plot_curves, y_limits
 from dtviz.explorer.widgets import SIZES, PanelWidget, read_seeds
+from dtviz.metrics.factors import COLOURS
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +55,30 @@ def test_view_has_the_numbers_of_the_library(session, emoji, trace):
     np.testing.assert_allclose(view.region((8, 0, 40, 32), 2), region, atol=1e-6)
     session.look(words=["dog face", " house ", "dog face"])
     cosines = clip(x0[:, 0]) @ clip.text(["dog face", "house"]).T
-    _, lines = session.panels()[0].charts.values()
+    _, lines, _ = session.panels()[0].charts.values()
     assert [line.name for line in lines] == ["dog face", "house"]
     np.testing.assert_allclose(np.stack([line.y for line in lines], axis=1), cosines, atol=5e-3)
+
+
+def test_factors_are_marked_where_x0_has_those_of_the_final_image(trace):
+    """Painted: white with a big square in the middle; green with a small one at the bottom right, once moved left."""
+    images = np.empty((4, 1, 3, 64, 64), np.float32)
+    for image, (colour, side, top, left) in zip(
+        images, [(0, 48, 8, 8), *[(4, 24, 28, x) for x in (28, 20, 28)]], strict=True
+    ):
+        image[:] = np.array([*COLOURS.values()])[colour, :, None, None]
+        image[..., top : top + side, left : left + side] = 0
+    x0, preview = torch.from_numpy(images), {"weights": np.eye(4, 3).tolist(), "scale": 1, "r2": 1.0}
+    view = View(replace(trace.select([0]), x0=x0, final=x0[3], x_t=None, provenance={"preview": preview}))
+    [(title, lines)] = view.factors(0).items()
+    assert title == "same as final: green, small, bottom right"
+    assert {line.name: line.y for line in lines} == {
+        "colour": (-1, 0, 0, 0), "size": (-1, 1, 1, 1), "place": (-1, 2, -1, 2),
+    }  # fmt: skip
+    panel = Panel("", "", "", None, view.images[0], 0, {title: lines}, 0.25, ())
+    plot_curves(figure := Figure(), panel, y_limits([panel]))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["colour", "size", "place"]
+    assert figure.axes[0].get_ylim() == (2.5, -0.5)  # -1 is outside
 
 
 def test_a_saved_trace_needs_no_model(session, trace, tmp_path, monkeypatch):

@@ -97,7 +97,10 @@ def test_an_unavailable_pair_stops_a_notebook_at_once(path, monkeypatch, tmp_pat
     scope = {"__name__": path.stem}
     exec(compile(cells[0].source, path.name, "exec"), scope)
     assert set(names) <= set(scope)
-    with pytest.raises(dtviz.Unavailable, match=r"'sdxl-dmd' is not on this machine.*missing:.*xl-base.*tianweiy/DMD2"):
+    error, message = dtviz.Unavailable, r"'sdxl-dmd' is not on this machine.*missing:.*xl-base.*tianweiy/DMD2"
+    if path.stem == "when_decided":  # ends without an error, so that it does not fail the run of a hub pair
+        error, message = SystemExit, None
+    with pytest.raises(error, match=message):
         exec(compile(cells[1].source, path.name, "exec"), scope | names)
     assert not (tmp_path / "out").exists()
 

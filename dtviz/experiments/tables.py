@@ -24,7 +24,8 @@ from ..files import data, reading, write_atomic
 from ..metrics import concepts
 from ..metrics.diversity import entropy, mean_pairwise, vendi
 from ..metrics.embedders import embedder
-from ..metrics.factors import FACTORS, FactorReader, coverage, split_readings, variety
+from ..metrics.factors import FACTORS, FactorReader, coverage, decided_at, split_readings, variety
+from ..metrics.similarity import fraction_of_commitment
 from ..metrics.statistics import mean_interval
 from ..models import drawings
 from ..models.classifiers import load_classifier
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .study import Methods, Study
 
 AVERAGE = "Average"
+FACTOR_KEYS = ["prompt", "model", "factor"]
 
 
 def save(table: pd.DataFrame, path: str | Path, *, units: Mapping[str, str]) -> Path:
@@ -248,3 +250,46 @@ def agreement(table: pd.DataFrame, columns: Sequence[str], *, other: str) -> pd.
     names = [name for name in columns if methods[name].notna().any()]
     rows = [vars(mean_interval(methods[name].dropna())) | {"over prompts": prompts[name].median()} for name in names]
     return pd.DataFrame(rows, index=names)
+
+
+def read_steps(study: Study, prompt: str, method: str, *, artist: Any) -> dict[str, np.ndarray]:
+    """Return the labels (step, seed) of each known factor and of the artist, read from x0; the last are the final image's.
+
+    `study.embed` is a `FactorReader` of the embedder of the classifier `artist`, which chooses among the prompt's artists.
+    """
+    x0, final = (study.features(prompt, method, steps=steps) for steps in (True, False))
+    labels, features = split_readings(np.concatenate([x0[:-1], final[None]]))
+    names = drawings.load().of(prompt).artists
+    posteriors = artist.posterior(features.reshape(-1, features.shape[-1]), among=names)
+    return labels | {"artist": posteriors.argmax(axis=1).reshape(features.shape[:2])}
+
+
+def decisions(labels: Mapping[tuple[str, str, str], np.ndarray]) -> pd.DataFrame:
+    """Return how many samples are decided after each step. labels: (prompt, model, factor) -> (step, seed) of `read_steps`.
+
+    Columns: the keys, `step`, `fraction` of the steps done, and shares of the samples: `agreement`, whose label is the final
+    one; `chance`, the same with another seed's final label; and `decided`, whose label does not change any more.
+    """
+    parts = []
+    for key, read in labels.items():
+        steps, same = np.arange(1, len(read) + 1), read[:, :, None] == read[-1]
+        others = same[:, ~np.eye(read.shape[1], dtype=bool)]  # (step, two different seeds)
+        part = {"step": steps, "fraction": steps / len(read), "agreement": (read == read[-1]).mean(axis=1)}
+        part |= {"chance": others.mean(axis=1), "decided": (decided_at(read) <= steps[:, None]).mean(axis=1)}
+        parts.append(pd.DataFrame(dict(zip(FACTOR_KEYS, key, strict=True)) | part))
+    return pd.concat(parts, ignore_index=True)
+
+
+def decision_steps(decided: pd.DataFrame) -> pd.DataFrame:
+    """Return shares of the steps for each prompt, model and factor of `decisions`.
+
+    Columns: `mean` step after which a sample is decided, `first` step, and `base`: the share of the base's steps after which
+    it has decided as many samples as the model after its first.
+    """
+    rows, groups = [], decided.groupby(FACTOR_KEYS, sort=False)["decided"]
+    left = {key: 1 - part.to_numpy() for key, part in groups}  # shares not yet decided after each step
+    for (prompt, model, factor), shares in left.items():
+        base = fraction_of_commitment(left[prompt, "base", factor], shares[0])
+        # mean step = sum of P(step > s) over s = 0, 1, ...
+        rows.append((prompt, model, factor, (1 + shares.sum()) / len(shares), 1 / len(shares), base))
+    return pd.DataFrame(rows, columns=[*FACTOR_KEYS, "mean", "first", "base"])

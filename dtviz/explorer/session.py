@@ -22,6 +22,7 @@ from ..core.trace import Trace
 from ..files import Unavailable
 from ..metrics.diversity import mean_pairwise, vendi
 from ..metrics.embedders import embedder
+from ..metrics.factors import SIDE
 from ..models.registry import SPECS
 from .view import GREY, REGION, SEED, WORDS, Line, Panel, View, plot_explorer
 
@@ -60,12 +61,12 @@ class Session:
         if pair is not None and not isinstance(pair, Pair | DiffusionPipeline):
             raise ValueError(f"pair is a {type(pair).__name__}: give what dtviz.load(name) returns, or a pipeline")
         spec = SPECS.get(pair.name) if isinstance(pair, Pair) else None
-        self.pair, self.known, embedded = pair, spec is not None, spec is not None and spec.embedded
+        self.pair, self.known, self.embedded = pair, spec is not None, spec is not None and spec.embedded
         self.embed = embedder(embed) if isinstance(embed, str) else embed  # None: latents are compared
         if pair is not None and embed is None:
             with suppress(Unavailable):
-                self.embed = embedder("efficientnet-lite0" if embedded else "dreamsim")
-        self.text = text or ("emoji-clip" if embedded else None)  # loaded on first use
+                self.embed = embedder("efficientnet-lite0" if self.embedded else "dreamsim")
+        self.text = text or ("emoji-clip" if self.embedded else None)  # loaded on first use
         self.views: tuple[View, ...] = ()  # the sides' traces, decoded and measured
         self.prompt, self.seeds, self.sides, self.opened = "", (), (), False
         self.longest = 0  # steps of the longer side: the position of the final images
@@ -143,6 +144,8 @@ class Session:
             self.text = embedder(self.text) if isinstance(self.text, str) else self.text
             cosines = self._curve(view.timeline, self.text, self.words, sample).T
             charts["cosine of x0 and words"] = list(map(Line, self.words, map(tuple, cosines), WORDS))
+        if self.embedded and view.images.shape[2:4] == (SIDE, SIDE):
+            charts |= self._curve(view.factors, sample)
         title, caption, share = _title(view.trace, side), "final image", 1.0
         if frame < view.steps:
             caption = f"x0, step {frame + 1} of {view.steps}, σ {view.trace.sigmas[frame]:.3g}"

@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..core.decode import Preview, decode_latents
 from ..core.trace import Trace
+from ..metrics.factors import FACTORS, read_factors
 from ..metrics.similarity import concept_timeline, similarity_to_final
 from ..plot.style import COLOURS, GREY, OTHERS, Limits, caption, escape_math, style
 
@@ -65,6 +66,13 @@ class View:
         features = text(_to_float(self.images[:-1, sample]))
         return concept_timeline(features[:, None], text.text(list(words)))[:, 0]
 
+    def factors(self, sample: int) -> dict[str, list[Line]]:
+        """Return a chart of the steps at which a factor of one sample's x0 is read as in its final image, with that reading."""
+        labels = read_factors(_to_float(self.images[:, sample]))
+        title = "same as final: " + ", ".join(FACTORS[name][read[-1]] for name, read in labels.items())
+        rows = [np.where(read[:-1] == read[-1], row, -1) for row, read in enumerate(labels.values())]
+        return {title: [Line(name, tuple(y), SEED, " ") for name, y in zip(labels, rows, strict=True)]}
+
 
 def preview_of(trace: Trace) -> tuple[Preview, str]:
     """Return a map from the latents of a trace to colours without a model, and its description."""
@@ -94,7 +102,7 @@ class Line(NamedTuple):
     name: str
     y: tuple[float, ...]  # a value for every step
     colour: str
-    style: str = "-"
+    style: str = "-"  # " ": squares in a row of the line's name, at the steps where y is the row's number
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +159,8 @@ def y_limits(panels: Sequence[Panel]) -> list[Limits]:
     """Return the limits of each chart's y axis, the same on all sides."""
     charts = zip(*(panel.charts.values() for panel in panels), strict=True)
     values = [np.concatenate([line.y for lines in sides for line in lines]) for sides in charts]
-    return [(min(0.0, 1.05 * y.min()), max(1.4 * y.max(), 1e-9)) for y in values]  # the legend is above the lines
+    room = 1.2 + 0.2 * len(values)  # for the legend above the lines
+    return [(min(0.0, 1.05 * y.min()), max(room * y.max(), 1e-9)) for y in values]
 
 
 def plot_curves(figure: FigureBase, panel: Panel, limits: Sequence[Limits]) -> list[Line2D]:
@@ -159,15 +168,19 @@ def plot_curves(figure: FigureBase, panel: Panel, limits: Sequence[Limits]) -> l
     markers = []
     axes = figure.subplots(len(panel.charts), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (label, lines), limit in zip(axes, panel.charts.items(), limits, strict=True):
+        rows = [line.name for line in lines if line.style == " "]
         for line in lines:
             shares = np.arange(1, len(line.y) + 1) / len(line.y)
-            ax.plot(shares, line.y, line.style, marker=".", color=line.colour, label=line.name)
+            ax.plot(shares, line.y, line.style, marker="s" if rows else ".", color=line.colour, label=line.name)
         markers.append(ax.axvline(panel.share, color=GREY, linestyle=":", linewidth=0.8))
         ax.set(xlim=(0, 1.03), ylim=limit)
         ax.set_title(label, fontsize=7, pad=3)
+        if rows:
+            ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))
+            continue
         ax.legend(loc="upper right", ncols=3, handlelength=1.2, columnspacing=0.8, labelspacing=0.2, borderaxespad=0)
     axes[-1].set_xlabel("share of the steps done", labelpad=1)
-    figure.subplots_adjust(left=0.14, right=0.98, bottom=0.16, top=0.92, hspace=0.35)
+    figure.subplots_adjust(left=0.155, right=0.98, bottom=0.16, top=0.92, hspace=0.35)
     return markers
 
 
