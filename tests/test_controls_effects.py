@@ -22,8 +22,7 @@ def test_effect_is_made_of_tests_over_prompts():
     np.testing.assert_array_equal(table["p"], holm(p))
     change = {name: (after - before).mean(axis=1) for name, (before, after) in scores.items()}
     expected = ratio(change["a"], change["base"])
-    result = table.loc["a"]
-    transfer = (result["transfer"], result["transfer_low"], result["transfer_high"])
+    transfer = tuple(table.loc["a", ["transfer", "transfer_low", "transfer_high"]])
     assert transfer == pytest.approx((expected.value, expected.low, expected.high))
     assert effect(scores, base="nobody")["transfer"].isna().all()
 
@@ -54,15 +53,18 @@ def test_percent_is_table_1s_number():
     assert negative[["percent", "percent_low", "percent_high"]].isna().all(axis=None)
 
 
-def test_effect_refuses():
-    for scores, message in (
-        ({}, "must be .prompt, seed., of the same ones, and finite"),
-        ({"base": ([1.0], [1.0])}, r"scores have shapes \[\(1,\)\]"),
-        ({"base": ([[1.0]], [[np.nan]])}, "finite"),
-        ({"base": ([[1.0]], [[1.0]]), "a": ([[1.0], [1.0]], [[1.0], [1.0]])}, "of the same ones"),
+def test_effect_and_sweep_refuse():
+    for measure, arguments, message in (
+        (effect, [{}], "must be .prompt, seed., of the same ones, and finite"),
+        (effect, [{"base": ([1.0], [1.0])}], r"scores have shapes \[\(1,\)\]"),
+        (effect, [{"base": ([[1.0]], [[np.nan]])}], "finite"),
+        (effect, [{"base": ([[1.0]], [[1.0]]), "a": ([[1.0], [1.0]], [[1.0], [1.0]])}], "of the same ones"),
+        (sweep, [[0, 1], np.zeros((2, 1, 1))], "must be three or more"),
+        (sweep, [[0, 2, 1], np.zeros((3, 1, 1))], "each above the one before"),
+        (sweep, [[0, 1, 2], np.zeros((3, 4))], r"must be \(3 scales, prompt, seed\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            effect(scores)
+            measure(*arguments)
 
 
 def test_fieller_is_the_ratios_that_a_t_test_would_not_refuse():
@@ -117,16 +119,6 @@ def test_sweep_of_known_curves():
     assert (hill.monotone, hill.rising, round(hill.spearman.value, 12)) == (False, 0.5, 0.0)
     flat = sweep(scales, np.ones((5, 6, 3)))
     assert (flat.monotone, flat.rising, flat.spearman.value, flat.p) == (False, 0.0, 0.0, 1.0)
-
-
-def test_sweep_refuses():
-    for scales, scores, message in (
-        ([0, 1], np.zeros((2, 1, 1)), "must be three or more"),
-        ([0, 2, 1], np.zeros((3, 1, 1)), "each above the one before"),
-        ([0, 1, 2], np.zeros((3, 4)), r"must be \(3 scales, prompt, seed\)"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            sweep(scales, scores)
 
 
 def test_outside_of_an_edit_in_one_place_and_of_one_everywhere():

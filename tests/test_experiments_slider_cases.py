@@ -10,6 +10,8 @@ import torch
 import dtviz
 from dtviz import controls
 from dtviz.experiments import slider_cases as cases
+from dtviz.experiments.study import Study
+from dtviz.metrics.factors import COLOURS
 from dtviz.models.classifiers import Classifier
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
@@ -52,13 +54,9 @@ def test_a_csv_of_ones_own(listed):
     np.testing.assert_allclose(contrast.score("baby", images), one.score("baby", images) - away, atol=1e-4)
     edit(listed, away="")
     assert len(cases.load("emoji-dmd", file=listed)[0].measures) == 1
-
-
-def test_a_csv_says_what_each_was_trained_on(listed):
     assert cases.load("emoji-dmd", file=listed, trained_on="emoji-lcm") == []
     edit(listed, trained_on=["base", "base", "emoji-lcm"])
-    [case] = cases.load("emoji-dmd", file=listed, trained_on="emoji-lcm")
-    assert case.control.name == "age"
+    assert [case.control.name for case in cases.load("emoji-dmd", file=listed, trained_on="emoji-lcm")] == ["age"]
 
 
 def test_what_a_csv_lacks_is_named(listed, monkeypatch):
@@ -86,15 +84,16 @@ def test_the_list_for_sdxl_is_complete():
 def test_shipped_controls_by_what_they_were_trained_on(tmp_path, monkeypatch):
     monkeypatch.setenv("DTVIZ_CONTROLS", str(tmp_path))
     facts = {"prompts": ["man", "girl"], "positive": ["man", "woman"], "negative": ["baby", "baby"], "scale": 2.0}
-    for folder, role, pair in (("", "base", "emoji-dmd"), ("emoji-lcm", "distilled", "emoji-lcm")):
-        control = controls.Control("age", "slider", TENSORS, facts | {"trained_on": {"pair": pair, "role": role}})
-        control.save(tmp_path / folder / "age.safetensors")
-    [own] = cases.load("emoji-dmd")
+    size = {"prompts": ["owl"], "positive": ["big owl on blue"], "negative": ["small owl"]}
+    for file, own in {"age": facts, "size": size, "emoji-lcm/age": facts}.items():
+        origin = {"role": "distilled", "pair": "emoji-lcm"} if "/" in file else {"role": "base", "pair": "emoji-dmd"}
+        control = controls.Control(Path(file).name, "slider", TENSORS, own | {"trained_on": origin})
+        control.save(tmp_path / f"{file}.safetensors")
+    own, size = cases.load("emoji-dmd")
     assert (own.control.name, own.prompts, own.scale) == ("age", ("girl", "man"), 2.0)
-    names = [measure.name for measure in own.measures]
-    assert names == ["emoji-clip score", "emoji-clip contrast", "concept classifier"]
-    [reverse] = cases.load("emoji-dmd", trained_on="emoji-lcm")
-    assert reverse.control.facts["trained_on"]["role"] == "distilled"
+    names = [measure.name for measure in (*own.measures, *size.measures[2:])]
+    assert names == ["emoji-clip score", "emoji-clip contrast", "concept classifier", "read as big", "read as blue"]
+    assert [case.control.facts["trained_on"] for case in cases.load("emoji-dmd", trained_on="emoji-lcm")] == [origin]
     assert cases.load("emoji-dmd", trained_on="emoji-turbo") == []
     assert controls.load("age").fingerprint == controls.load("emoji-lcm/age").fingerprint == own.control.fingerprint
 
@@ -108,6 +107,16 @@ def test_a_classifier_score_compares_the_two_ends():
     assert measure.embedder == "pixels"
 
 
+def test_a_known_factor_is_read_from_the_images(monkeypatch):
+    images = np.array([*COLOURS.values()])[[5, 5, 2], :, None, None] * np.ones((64, 64))  # on blue, blue and orange
+    images[[0, 2], :, 8:56, 20:44] = images[1, :, 20:40, 20:44] = 0.1
+    monkeypatch.setattr(Study, "images", lambda study, prompt, method, *, k: images)
+    study, measures = Study(None, None, (0, 1, 2), None), cases.readings("big owl on blue")
+    values = [cases.scores(study, measure, ["owl"], "base", k=1).tolist() for measure in measures]
+    assert values == [[[100, 0, 100]], [[100, 100, 0]]]
+    assert cases.readings("green apple") == []
+
+
 def test_effects_are_those_of_the_arrays():
     rng = np.random.default_rng(0)
     arrays = {model: (rng.normal(size=(8, 3)), rng.normal(size=(8, 3))) for model in ("base", "LCM")}
@@ -119,6 +128,5 @@ def test_effects_are_those_of_the_arrays():
     table = cases.effects(pd.concat(parts))
     assert table.columns[:3].tolist() == ["control", "measure", "model"]
     pd.testing.assert_frame_equal(table.drop(columns=["control", "measure"]), controls.effect(arrays, over="prompts"))
-    few = cases.effects(pd.concat(parts).query("prompt != 'p2'"))
-    assert few["over"].tolist() == ["seeds", "seeds"]
+    assert cases.effects(pd.concat(parts).query("prompt != 'p2'"))["over"].tolist() == ["seeds", "seeds"]
     assert [line.split(":")[0] for line in cases.conclude_effects(table)] == ["age, score, base", "age, score, LCM"]

@@ -3,8 +3,8 @@
     python data/recipes/controls.py                          # leaves what is done
     python data/recipes/controls.py --only age --on base     # several at once, each in a process of its own
 
-Sliders are trained from texts alone. Styles are trained on drawings of artists in no model's training set (`styles.py`), of
-the concepts that the pairs are not studied on. Writes `data/controls`.
+Sliders are trained from texts alone. Styles are trained on painted pictures by artists in no model's training set (`styles.py`),
+of the concepts that the pairs are not studied on. Writes `data/controls`.
 """
 
 import argparse
@@ -15,17 +15,18 @@ import numpy as np
 import torch
 from common import DATA, stage
 from diffusers.models.attention_processor import AttnProcessor
-from styles import collect, studied
+from styles import collect
 
 import dtviz
 from dtviz.controls import Control, train_customisation, train_slider
+from dtviz.experiments.paper import EMOJI_PROMPTS
 
 CONTROLS = DATA / "controls"
 BASE = "emoji-dmd"  # a pair that has the base
 DISTILLED = ("emoji-dmd", "emoji-lcm", "emoji-turbo", "emoji-lightning")
 REVERSED = ("age", "high-contrast")  # trained on every distilled model too
 
-# Both ends are concepts of the base, which knows hardly any other words; they are among the targets, so that a slider is
+# Both ends are concepts of the base, which knows hardly any other words. They are among the targets, so that a slider is
 # trained to leave either end.
 SLIDERS = {
     "age": {"positive": "man", "negative": "baby", "target": ["man", "baby", "woman", "girl"]},
@@ -43,19 +44,30 @@ SLIDERS = {
         "target": ["green apple", "red apple", "tomato", "strawberry", "pear"],
     },
 }
-# Published, for SDXL: eta 4, alpha 1, lr 2e-4, 1000 iterations of one sample, rollouts of 50 steps. Here the two ends are
-# whole concepts and not words added to one, so that eta 1 is strong already (4, as published, was not tried); and a network of 7 M needs and bears
-# larger steps.
+# Sliders of known factors: the ends are words added to the target, as published. A plain target has either size and any
+# colour. Blue and orange are opposite hues. Eight prompts are the fewest that a sign-flip test over prompts can use.
+TARGETS = ("dog face", "cat face", "penguin", "mushroom", "strawberry", "crown", "rocket", "house")
+FACTORS = {"size": ("big {}", "small {}"), "background": ("{} on blue", "{} on orange")}
+SLIDERS |= {
+    name: {
+        "positive": [high.format(target) for target in TARGETS],
+        "negative": [low.format(target) for target in TARGETS],
+        "target": list(TARGETS),
+    }
+    for name, (high, low) in FACTORS.items()
+}
+# Published, for SDXL: eta 4, alpha 1, lr 2e-4, 1000 iterations of one sample, rollouts of 50 steps. Here larger steps, since
+# the network has 7 M parameters. Eta 1 was enough between whole concepts on an earlier base; the published 4 was not tried.
 SLIDER = {"eta": 1.0, "rank": 4, "alpha": 4.0, "lr": 2e-3, "iterations": 300, "batch_size": 8}
 
-# Name: the set, and the scale that was chosen by eye on the base: at more the drawings fall apart.
+# Name: the set, and the scale, chosen by eye on an earlier base: at 1 its drawings fell apart.
 STYLES = {
     "openmoji": ("openmoji", 0.75),
     "high-contrast": ("fluent-emoji-high-contrast", 0.75),
     "emojione-v1": ("emojione-v1", 0.75),
 }
-# Keys and values of the cross-attention alone, as Custom Diffusion has them, cannot draw outlines on this base, which has
-# learnt its drawings by heart; attention alone cannot either.
+# More than Custom Diffusion's keys and values of the cross-attention. On an earlier base, of drawings on white, neither these
+# nor attention alone drew outlines.
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
 STYLE = {"lr": 1e-3, "batch_size": 16, "drop": 0.1, "modules": LAYERS}
 SIZES = {
@@ -67,14 +79,14 @@ SIZES = {
 def slider(name: str, distilled: str | None, pair: dtviz.Pair) -> Control:
     """One slider."""
     on = {"on": "base", "steps": 8} if distilled is None else {"on": "distilled"}
-    return train_slider(pair, name=name, licence="MIT", **on, **SLIDERS[name], **SLIDER)
+    return train_slider(pair, name=name, licence="MIT", **on, **SLIDER | SLIDERS[name])
 
 
 def style(name: str, distilled: str | None, pair: dtviz.Pair) -> Control:
-    """One style."""
+    """One style, of the concepts that the pairs are not studied on."""
     source, scale = STYLES[name]
     data = collect()
-    chosen = (data["style"] == source) & ~np.isin(data["prompt"], list(studied()))
+    chosen = (data["style"] == source) & ~np.isin(data["prompt"], EMOJI_PROMPTS)
     images = torch.from_numpy(data["images"][chosen]).permute(0, 3, 1, 2).float() / 255
     made = train_customisation(
         pair,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as memoize
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..controls import Control, effect, outside, shipped
 from ..controls import load as load_control
 from ..files import reading
 from ..metrics.embedders import Embedder, embedder
+from ..metrics.factors import FACTORS, named_factors, read_factors
 from ..metrics.statistics import LEVEL, mean_interval
 from ..models.classifiers import Classifier, load_classifier
 from ..models.registry import spec_of
@@ -36,7 +38,7 @@ class Measure:
     """A score of images: `score(prompt, features)` takes the embedder's features (n, d) and returns (n,)."""
 
     name: str
-    embedder: str
+    embedder: str  # "": `score` takes the images (n, 3, height, width) themselves
     score: Callable[[str, np.ndarray], np.ndarray]
 
 
@@ -102,16 +104,16 @@ def _shipped(trained_on: str, clip: Embedder) -> Iterator[Case]:
         if trained_on != ("base" if origin["role"] == "base" else origin["pair"]):
             continue
         if control.kind == "style":
-            classifier, prompts, similarities = load_classifier("style"), EMOJI_PROMPTS, ()
+            classifier, prompts = load_classifier("style"), EMOJI_PROMPTS
             truth, among = dict.fromkeys(prompts, facts["towards"]), dict.fromkeys(prompts, classifier.classes)
+            measures = [posterior(classifier, truth, among)]
         else:
-            classifier = load_classifier("concept")
             truth, away = (dict(zip(facts["prompts"], facts[end], strict=True)) for end in ("positive", "negative"))
             among = {prompt: (truth[prompt], away[prompt]) for prompt in truth}
             prompts = tuple(sorted(truth, key=lambda prompt: prompt == truth[prompt]))  # last those already at the end
-            similarities = _similarities(clip, truth, away)
-        measures = (*similarities, posterior(classifier, truth, among))
-        yield Case(control, prompts, measures, float(facts.get("scale", 1.0)))
+            last = readings(facts["positive"][0]) or [posterior(load_classifier("concept"), truth, among)]
+            measures = _similarities(clip, truth, away) + last
+        yield Case(control, prompts, tuple(measures), float(facts.get("scale", 1.0)))
 
 
 def posterior(classifier: Classifier, truth: Mapping[str, str], among: Mapping[str, tuple[str, ...]]) -> Measure:
@@ -122,6 +124,18 @@ def posterior(classifier: Classifier, truth: Mapping[str, str], among: Mapping[s
         return 100 * shares[:, among[prompt].index(truth[prompt])]
 
     return Measure(f"{classifier.kind} classifier", classifier.embedder, score)
+
+
+def readings(text: str) -> list[Measure]:
+    """Return a measure for each known factor that a text such as "big rocket" names: 100 if an image has it, else 0."""
+    return [
+        Measure(f"read as {FACTORS[name][value]}", "", partial(_has_factor, name, value))
+        for name, value in named_factors(text).items()
+    ]
+
+
+def _has_factor(name: str, value: int, prompt: str, images: np.ndarray) -> np.ndarray:
+    return 100.0 * (read_factors(images)[name] == value)
 
 
 def _similarities(clip: Embedder, towards: Mapping[str, str], away: Mapping[str, str]) -> list[Measure]:
@@ -138,15 +152,16 @@ def _similarities(clip: Embedder, towards: Mapping[str, str], away: Mapping[str,
 
 _embedder = memoize(embedder)
 _DIFFERENCES = ("before", "after", "difference", "difference_low", "difference_high")
-EFFECT_UNITS = dict.fromkeys(_DIFFERENCES, "100 x cosine or posterior")
+EFFECT_UNITS = dict.fromkeys(_DIFFERENCES, "100 x cosine, posterior or share")
 EFFECT_UNITS |= dict.fromkeys(("percent", "percent_low", "percent_high"), "%")
 EFFECT_UNITS |= dict.fromkeys(("p", "transfer", "transfer_low", "transfer_high"), "1")
 
 
 def scores(study: Study, measure: Measure, prompts: Iterable[str], method: str, **settings: Any) -> np.ndarray:
     """Return a case's measure of the images of every prompt, (prompt, seed)."""
-    study = replace(study, embed=_embedder(measure.embedder))
-    return np.stack([measure.score(prompt, study.features(prompt, method, **settings)) for prompt in prompts])
+    study = replace(study, embed=_embedder(measure.embedder) if measure.embedder else None)
+    inputs = study.features if measure.embedder else study.images
+    return np.stack([measure.score(prompt, inputs(prompt, method, **settings)) for prompt in prompts])
 
 
 def gains(study: Study, measure: Measure, prompts: Sequence[str], method: str, controls: Mapping, **settings: Any):
