@@ -1,8 +1,10 @@
-"""Stage 3: a tiny CLIP on the same drawings: its text half conditions the UNet, its image half is an embedder.
+"""Stage 3: a tiny CLIP of painted pictures: its text half conditions the UNet, its image half is an embedder.
 
-    python data/recipes/clip.py --steps 1200
+    python data/recipes/clip.py
+    python data/recipes/clip.py --steps 0    # measures the published one
 
-A small BPE tokenizer is learnt from the captions; drawings of one concept in a batch are all positives for it.
+A small BPE tokenizer is learnt from the captions. A caption may fit several pictures of a batch, and a picture several captions:
+the positives are all captions that are true of it. The held-out concepts' names are known to the tokenizer alone.
 """
 
 import json
@@ -10,30 +12,26 @@ import json
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import (
-    DEVICE,
-    MODELS,
-    Checkpoint,
-    arguments,
-    as_images,
-    caption,
-    concepts,
-    cosine,
-    drawings,
-    eight_bits,
-    record,
-    stage,
-)
+from common import DEVICE, MODELS, Checkpoint, arguments, concepts, cosine, eight_bits, record, stage
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
+from world import World, caption, sample_factors
 
+from dtviz.metrics.factors import COLOURS, SIZES
+
+FOLDER = MODELS / "emoji-clip"
+MENTION = 0.4  # how often a caption says the colour, or the size
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 16  # tokens a caption
 MEAN = STD = [0.5, 0.5, 0.5]
 
 
-def learn_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """CLIP's lower-case BPE with word ends, its vocabulary learnt from the captions."""
+def learn_tokenizer(names: list[str]) -> CLIPTokenizer:
+    """CLIP's lower-case BPE with word ends, its vocabulary learnt from the captions of these concepts."""
+    # Every name once, and words for size and colour as often as in some hundreds of captions
+    captions = [caption(name) for name in names] + [
+        f"{size} x on {colour}" for size in SIZES for colour in COLOURS
+    ] * 40
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=EOS))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False, use_regex=False)]
@@ -55,7 +53,7 @@ def learn_tokenizer(captions: list[str]) -> CLIPTokenizer:
 
 
 def build(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """The untrained model: 64x64 images in 16x16 patches, 128-wide features."""
+    """The untrained model: 64x64 images in 8x8 patches, 128-wide features."""
     text = {
         "vocab_size": len(tokenizer), "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3,
         "num_attention_heads": 4, "max_position_embeddings": LENGTH, "bos_token_id": tokenizer.bos_token_id,
@@ -63,23 +61,11 @@ def build(tokenizer: CLIPTokenizer) -> CLIPModel:
     }  # fmt: skip
     vision = {
         "hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 5, "num_attention_heads": 6,
-        "image_size": 64, "patch_size": 16, "projection_dim": 128,
+        "image_size": 64, "patch_size": 8, "projection_dim": 128,
     }  # fmt: skip
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
     model.set_attn_implementation("eager")  # the fused attention's backward is three times slower on a CPU
     return model
-
-
-def augment(images: torch.Tensor) -> torch.Tensor:
-    """Each image mirrored or not, moved by up to 10% and scaled by up to 15%, on white."""
-    n = len(images)
-    theta = torch.zeros(n, 2, 3, device=images.device)
-    scale = 1 + 0.15 * (2 * torch.rand(n, device=images.device) - 1)
-    theta[:, 0, 0] = scale * torch.where(torch.rand(n, device=images.device) < 0.5, -1, 1)
-    theta[:, 1, 1] = scale
-    theta[:, :, 2] = 0.2 * (torch.rand(n, 2, device=images.device) - 0.5)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return 1 + F.grid_sample(images - 1, grid, align_corners=False)  # zero padding is white here
 
 
 def embed_images(model: CLIPModel, images: torch.Tensor) -> torch.Tensor:
@@ -92,44 +78,60 @@ def embed_texts(model: CLIPModel, tokens: torch.Tensor) -> torch.Tensor:
     return F.normalize(model.text_projection(model.text_model(tokens).pooler_output), dim=1)
 
 
-def loss(model: CLIPModel, images: torch.Tensor, tokens: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """CLIP's symmetric contrastive loss with every pair of the same concept a positive."""
+def loss(model: CLIPModel, images: torch.Tensor, tokens: torch.Tensor, fits: torch.Tensor) -> torch.Tensor:
+    """CLIP's symmetric contrastive loss. fits: (image, caption), 1 where a caption is true of an image, else 0."""
     features = embed_images(model, images).float(), embed_texts(model, tokens).float()
     logits = model.logit_scale.exp().clamp(max=50) * features[0] @ features[1].T
-    same = (label[:, None] == label[None]).float()
-    target = same / same.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    pairs = (logits, fits), (logits.T, fits.T)
+    return sum(F.cross_entropy(scores, true / true.sum(1, keepdim=True)) for scores, true in pairs) / 2
 
 
-def accuracy(model: CLIPModel, images: torch.Tensor, label: torch.Tensor, tokens: torch.Tensor) -> float:
-    """Share of images whose nearest caption among all is their own."""
-    text = embed_texts(model, tokens)
-    nearest = torch.cat([(embed_images(model, batch) @ text.T).argmax(1) for batch in images.split(256)])
-    return float((nearest == label).float().mean())
+class Captions:
+    """Painted pictures of the drawings in `rows` with a caption for each, `batch` at a time."""
+
+    def __init__(self, world: World, rows: torch.Tensor, batch: int) -> None:
+        self.world, self.rows, self.batch, self.generator = world, rows, batch, torch.Generator().manual_seed(0)
+        self.label = torch.from_numpy(np.unique(world.concept, return_inverse=True)[1])
+
+    def draw(self) -> tuple[torch.Tensor, list[str], torch.Tensor]:
+        """Images (n, 3, 64, 64), captions, and which caption is true of which image, (n, n) float."""
+        rows = self.rows[torch.randint(len(self.rows), (self.batch,), generator=self.generator)]
+        factors = sample_factors(len(rows), generator=self.generator)
+        fits, said = self.label[rows][:, None] == self.label[rows], {}
+        for name in ("colour", "size"):
+            mention = torch.rand(len(rows), generator=self.generator) < MENTION
+            said[name] = torch.where(mention, factors[name], -1)
+            fits &= (said[name] == -1) | (said[name] == factors[name][:, None])
+        texts = map(caption, self.world.concept[rows], said["colour"].tolist(), said["size"].tolist())
+        return self.world.paint(rows, factors), list(texts), fits.float()
 
 
-def main() -> None:
-    args = arguments(steps=900, batch=224, lr=1e-3)
-    data = drawings()
-    names = sorted(set(data["concept"]))
-    tokenizer = learn_tokenizer([caption(name) for name in names])
-    tokens = tokenizer(
-        [caption(name) for name in names], padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
-    ).input_ids.to(DEVICE)
-    images = as_images(data["images"])
-    label = torch.from_numpy(np.searchsorted(names, data["concept"]))
-    seen = torch.from_numpy(np.flatnonzero(~data["held_out"]))
+@torch.inference_mode()
+def accuracy(model: CLIPModel, world: World, names: list[str], tokens: torch.Tensor) -> float:
+    """Share of painted pictures, one a drawing of these concepts, whose nearest caption among `names` is right."""
+    rows, generator = torch.from_numpy(np.isin(world.concept, names).nonzero()[0]), torch.Generator().manual_seed(1)
+    text, right = embed_texts(model, tokens), []
+    for part in rows.split(256):
+        images = world.paint(part, sample_factors(len(part), generator=generator)).to(DEVICE)
+        nearest = (embed_images(model, images) @ text.T).argmax(1).tolist()
+        right += [names[i] == concept for i, concept in zip(nearest, world.concept[part], strict=True)]
+    return float(np.mean(right))
 
-    model = build(tokenizer).to(DEVICE).train()
+
+def train(tokenizer: CLIPTokenizer, world: World, args) -> CLIPModel:
+    """Train on the drawings of all concepts but the held-out ones, and publish."""
+    model, data = (
+        build(tokenizer).to(DEVICE).train(),
+        Captions(world, torch.from_numpy(~world.held_out).nonzero()[:, 0], args.batch),
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.1)
     checkpoint = Checkpoint("clip", every=100, model=model, optimizer=optimizer)
     for step in range(checkpoint.resume(), args.steps):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * cosine(step, args.steps)
-        chosen = seen[torch.randint(len(seen), (args.batch,))]
-        batch, which = augment(images[chosen].to(DEVICE)), label[chosen].to(DEVICE)
+        images, texts, fits = data.draw()
         with torch.autocast(DEVICE.type, torch.bfloat16):
-            value = loss(model, batch, tokens[which], which)
+            value = loss(model, images.to(DEVICE), tokenize(tokenizer, texts), fits.to(DEVICE))
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -137,29 +139,42 @@ def main() -> None:
         checkpoint.save(step + 1, last=step + 1 == args.steps)
         if step % 50 == 0:
             print(step, f"loss {value.item():.4f}", flush=True)
-
-    model.eval()
-    with torch.inference_mode():
-        chosen = torch.from_numpy(np.isin(data["concept"], concepts()))
-        rows = torch.from_numpy(np.searchsorted(names, sorted(concepts())))
-        among = torch.searchsorted(rows, label[chosen]).to(DEVICE)
-        record(
-            "clip",
-            steps=args.steps,
-            accuracy_all=accuracy(model, images.to(DEVICE), label.to(DEVICE), tokens),
-            accuracy_chosen=accuracy(model, images[chosen].to(DEVICE), among, tokens[rows]),
-            concepts_all=len(names),
-            concepts_chosen=len(rows),
-        )
-    folder, base = MODELS / "emoji-clip", MODELS / "emoji-base"
-    model.save_pretrained(folder)
-    CLIPTextModel.from_pretrained(folder).save_pretrained(base / "text_encoder")  # what the UNets are trained on
+    base = MODELS / "emoji-base"
+    model.save_pretrained(FOLDER)
+    CLIPTextModel.from_pretrained(FOLDER).save_pretrained(base / "text_encoder")  # what the UNets are trained on
     tokenizer.save_pretrained(base / "tokenizer")
-    eight_bits(folder / "model.safetensors")
-    tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(FOLDER)
+    eight_bits(FOLDER / "model.safetensors")
     CLIPImageProcessor(
         do_resize=True, size={"height": 64, "width": 64}, do_center_crop=False, image_mean=MEAN, image_std=STD
-    ).save_pretrained(folder)
+    ).save_pretrained(FOLDER)
+    return model
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
+    """(n, LENGTH) token numbers."""
+    settings = {"padding": "max_length", "max_length": LENGTH, "truncation": True, "return_tensors": "pt"}
+    return tokenizer(texts, **settings).input_ids.to(DEVICE)
+
+
+def main() -> None:
+    args = arguments(steps=4000, batch=224, lr=1e-3)
+    world = World()
+    names = sorted(set(world.concept.tolist()))
+    if args.steps:
+        tokenizer = learn_tokenizer(names)
+        model = train(tokenizer, world, args)
+    else:
+        tokenizer = CLIPTokenizer.from_pretrained(FOLDER)
+        model = CLIPModel.from_pretrained(FOLDER, dtype=torch.float32).to(DEVICE)
+    model.eval()
+    among = {"all": names, "chosen": concepts(), "held_out": concepts("held_out")}
+    right = {
+        f"accuracy_{name}": accuracy(model, world, those, tokenize(tokenizer, [caption(one) for one in those]))
+        for name, those in among.items()
+    }
+    counts = {f"concepts_{name}": len(those) for name, those in among.items()}
+    record("clip", steps=args.steps, batch=args.batch, **right, **counts)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,24 @@
-"""Stage 6: check the schedule's shift by how much of a drawing each noise level leaves.
+"""Stage 6: check the schedule's shift by how much of a picture each noise level leaves.
 
     python data/recipes/commitment.py
 
-Noise real latents to a level, let the base finish without guidance, and ask whether the result is still nearest to
-the same artist's drawing of its concept. SDXL's distilled models take their second step at sigma 4.1, where SDXL's layout is
-mostly fixed (Figure 5 of the paper: the base is as near to its final image after 30% of its steps as the distilled model
-after one). SHIFT is right when the embedded base keeps most drawings at its own second timestep.
+Noise real latents to a level, let the base finish without guidance, and ask of each factor whether it is still what it was: colour,
+size and place as `read_factors` reads them, the artist by the classifier. SDXL's distilled models take their second step at sigma
+4.1, where SDXL's layout is mostly fixed (Figure 5 of the paper: the base is as near to its final image after 30% of its steps as
+the distilled model after one). SHIFT is right when the embedded base keeps most of a picture at its own second timestep.
 """
 
 from itertools import pairwise
 
 import numpy as np
 import torch
-from base import Conditioning
+from base import Bank
 from common import DEVICE, SHIFT, arguments, record, stage
 from distil import Denoiser, copies
 
-from dtviz.metrics.diversity import nearest
 from dtviz.metrics.embedders import embedder
+from dtviz.metrics.factors import read_factors
+from dtviz.models.classifiers import load_classifier
 
 LEVELS = (999, 899, 799, 749, 699, 599, 499, 399, 249)
 
@@ -35,30 +36,26 @@ def finish(base: Denoiser, x_t: torch.Tensor, start: int, text: torch.Tensor, st
 
 
 def main() -> None:
-    args = arguments(drawings=160, steps=8)
-    data, embed = Conditioning(), embedder("efficientnet-lite0")
-    (base,) = copies(1, frozen=(0,))
-    features = embed(data.decode(data.latents).add(1).div(2).cpu())
-    chosen = torch.randperm(len(data.latents))[: args.drawings].tolist()
-    x0, label = data.latents[chosen], data.label[chosen]
-    noise = torch.randn_like(x0)
-    kept = {}
+    args = arguments(pictures=160, steps=8)
+    bank, artist = Bank(), load_classifier("artist")
+    embed, (base,) = embedder(artist.embedder), copies(1, frozen=(0,))
+    rows = torch.randperm(len(bank.latents))[: args.pictures].to(DEVICE)
+    x0, text = bank.latents[rows], bank.named(bank.facts["label"][rows])
+
+    def read(latents: torch.Tensor) -> dict[str, np.ndarray]:
+        images = bank.decode(latents).add(1).div(2).cpu()
+        return read_factors(images) | {"artist": np.array(artist(embed(images)))}
+
+    before, noise, kept = read(x0), torch.randn_like(x0), {}
     for level in LEVELS:
         t = torch.full((len(x0),), level, device=DEVICE)
-        made = finish(base, base.add_noise(x0, t, noise), level, data.text[label], args.steps)
-        ends = embed(data.decode(made).add(1).div(2).cpu())
-        same = []
-        for row, drawing in enumerate(chosen):
-            others = (data.label == label[row]).nonzero()[:, 0].tolist()
-            same.append(others[int(nearest(ends[row : row + 1], features[others])[0])] == drawing)
+        after = read(finish(base, base.add_noise(x0, t, noise), level, text, args.steps))
         sigma = float(((1 - base.alpha[level]) / base.alpha[level]).sqrt())
-        kept[f"{sigma:.2f}"] = float(np.mean(same))
-        print(
-            f"timestep {level} sigma {sigma:.2f} (SDXL's {sigma * SHIFT:.2f}): same drawing {kept[f'{sigma:.2f}']:.2f}",
-            flush=True,
-        )
-    chance = float(np.mean([1 / int((data.label == c).sum()) for c in label]))
-    record("commitment", shift=SHIFT, chance=chance, kept=kept)
+        same = kept[f"{sigma:.2f}"] = {name: float((after[name] == before[name]).mean()) for name in before}
+        print(f"timestep {level} sigma {sigma:.2f} (SDXL's {sigma * SHIFT:.2f}):", same, flush=True)
+    # two pictures of the world agree in a factor with the sum of its squared shares
+    shares = {name: np.unique(values, return_counts=True)[1] / len(rows) for name, values in before.items()}
+    record("commitment", shift=SHIFT, kept=kept, chance={name: float((p**2).sum()) for name, p in shares.items()})
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def arguments(**defaults: float) -> argparse.Namespace:
 
 @contextmanager
 def stage(name: str, seed: int = 0):
-    """Seeds every generator, makes the work folder, prints the time that the stage took."""
+    """Seeds every generator, makes the work folder, keeps the seconds that the stage took in `work/seconds.json`."""
     WORK.mkdir(parents=True, exist_ok=True)
     random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
     start = time.time()
@@ -48,7 +48,11 @@ def stage(name: str, seed: int = 0):
     (MODELS / HASHES).unlink(missing_ok=True)  # what was trained anew is what `dtviz.load` expects from now on
     hashes = check_hashes(MODELS, ["."])
     (MODELS / HASHES).write_text("".join(f"{digest}  {name}\n" for name, digest in hashes.items()))
-    print(f"== {name} done in {time.time() - start:.0f} s", flush=True)
+    path, seconds = WORK / "seconds.json", round(time.time() - start)
+    times = json.loads(path.read_text()) if path.exists() else {}
+    times.setdefault(name, {})[DEVICE.type] = seconds
+    path.write_text(json.dumps(times, indent=1) + "\n")
+    print(f"== {name} done in {seconds} s", flush=True)
 
 
 def cosine(step: int, steps: int, warmup: int = 100) -> float:
@@ -88,7 +92,7 @@ class Checkpoint:
         os.replace(self.path.with_suffix(".tmp"), self.path)
 
 
-def record(name: str, **measures: float | str | list) -> None:
+def record(name: str, **measures: float | str | list | dict) -> None:
     """Print measures and keep them in `work/<name>.json`, from which the model cards are written."""
     (WORK / f"{name}.json").write_text(json.dumps(measures, indent=1) + "\n")
     print(name, json.dumps(measures), flush=True)

@@ -2,7 +2,7 @@
 
     python data/recipes/noisy_x0_classifier.py
 
-The concept classifier was trained on clean drawings and is wrong on early x0. This one is trained on the base's own x0, at several noise
+The concept classifier was trained on clean pictures and is wrong on early x0. This one is trained on the base's own x0, at several noise
 levels, each labelled by what the concept classifier sees in the final image: one linear classifier for all levels, and a
 temperature for each, fitted on seeds that the classifier did not see. So are the measures, and the posterior `shown` from
 which on an x0 counts as showing a concept: the least at which no more than `false_alarms` of these samples, each of one
@@ -13,8 +13,7 @@ import json
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from common import MODELS, WORK, arguments, caption, concepts, record, stage
+from common import MODELS, arguments, concepts, record, stage
 from safetensors.numpy import save_file
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
@@ -22,8 +21,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
+from world import caption
 
-from dtviz.core.decode import decode_latents
 from dtviz.experiments.study import Study
 from dtviz.metrics.concepts import changes_of_mind
 from dtviz.models import classifiers
@@ -52,15 +51,8 @@ def calibration(posteriors, truth, *, bins: int = 10) -> Calibration:
 
 def collect(study: Study, prompt: str, stride: int) -> np.ndarray:
     """(level, seed, d): features of every `stride`-th x0 of a prompt and, last, of the final images."""
-    path = WORK / f"plans_{prompt.replace(' ', '-')}.npz"
-    if not path.exists():
-        trace = study.trace(prompt, "base")
-        levels = torch.cat([trace.x0[::stride], trace.final[None]])
-        features = study.embed(decode_latents(levels.flatten(0, 1), study.pair))
-        np.savez(path.with_suffix(".tmp.npz"), features=features.astype(np.float16).reshape(*levels.shape[:2], -1))
-        path.with_suffix(".tmp.npz").replace(path)
-    with np.load(path) as kept:
-        return kept["features"].astype(np.float32)
+    levels = study.features(prompt, "base", steps=True)[::stride]
+    return np.concatenate([levels, study.features(prompt, "base")[None]])
 
 
 def fit(features: np.ndarray, label: np.ndarray, strength: float):
@@ -98,7 +90,7 @@ def main() -> None:
     args = arguments(seeds=10, stride=3, folds=5, strength=0.03, gone=0.1, false_alarms=0.01)
     study = Study.open("emoji-dmd", seeds=range(args.seeds))
     names, clean = [caption(concept) for concept in concepts()], classifiers.load_classifier("concept")
-    found = [collect(study, name, args.stride) for name in tqdm(names, desc="plans", mininterval=10)]
+    found = [collect(study, name, args.stride) for name in tqdm(names, desc="x0", mininterval=10)]
     features = np.concatenate(found, axis=1)  # (level, concept and seed, d)
     sigmas = np.array([*study.trace(names[0], "base").sigmas[:: args.stride].tolist(), 0.0])
     label = np.array(clean(features[-1]))
@@ -127,7 +119,7 @@ def main() -> None:
     path = MODELS / "emoji-judges" / "plan.safetensors"
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, facts)
     record(
-        "plans",
+        "noisy_x0_classifier",
         samples=len(label),
         seeds=args.seeds,
         concepts=len(classes),
@@ -139,10 +131,10 @@ def main() -> None:
         accuracy=[check.accuracy for check in checks],
         confidence=[check.confidence for check in checks],
         error=[check.error for check in checks],
-        clean_judge=misnamed,
+        clean=misnamed,
     )
 
 
 if __name__ == "__main__":
-    with stage("plans"):
+    with stage("noisy_x0_classifier"):
         main()

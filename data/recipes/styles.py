@@ -7,68 +7,63 @@ in `concepts.txt` into `data/recipes/work/styles.npz`, and trains the style clas
 concepts that the pairs are not studied on. Writes `data/models/emoji-judges/style.safetensors`.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
-import pandas as pd
 import torch
-from classifiers import fit, publish
-from common import DATA, DEVICE, MODELS, WORK, arguments, as_images, caption, concepts, drawings, record, stage
-from diffusers import AutoencoderKL
+from classifiers import features, fit, publish, scores
+from common import WORK, arguments, concepts, record, stage
 from drawings import load_set, render
-from tqdm.auto import tqdm
+from world import World, caption, sample_factors
 
-import dtviz
-from dtviz.core.decode import reconstruct
+from dtviz.experiments.paper import EMOJI_PROMPTS
 
 STYLES = ("openmoji", "fluent-emoji-high-contrast", "emojione-v1")
 
 
-def studied() -> set[str]:
-    """The prompts that the pairs are studied on; no style is trained on them."""
-    return set(pd.read_csv(DATA / "prompts" / "emoji.csv")["prompt"])
-
-
-def collect() -> dict[str, np.ndarray]:
-    """`images` (n, 64, 64, 3) uint8, `prompt` (n,), `style` (n,), kept in the work folder."""
+def drawn() -> World:
+    """The three artists' drawings of the chosen concepts, kept in the work folder. `held_out`: those the pairs are studied on."""
     path = WORK / "styles.npz"
     if not path.exists():
-        found = []
+        parts = []
         for style in STYLES:
             icons = load_set(style)
             for name in concepts():
                 icon = icons["icons"].get(icons.get("aliases", {}).get(name, {"parent": name})["parent"])
                 if icon is not None:
-                    found.append((render(icon, icons), caption(name), style))
-        images, prompts, styles = zip(*found, strict=True)
-        np.savez_compressed(path, images=np.stack(images), prompt=np.array(prompts), style=np.array(styles))
-    with np.load(path) as data:
-        return dict(data)
+                    parts.append((render(icon, icons), name, style, caption(name) in EMOJI_PROMPTS))
+        columns = (np.array(column) for column in zip(*parts, strict=True))
+        np.savez_compressed(path, **dict(zip(("images", "concept", "artist", "held_out"), columns, strict=True)))
+    return World("styles")
+
+
+def collect(paintings: int = 5) -> dict[str, np.ndarray]:
+    """Painted pictures of these drawings: `images` (n, 64, 64, 3) uint8, `prompt` (n,), `style` (n,)."""
+    world = drawn()
+    rows = torch.arange(len(world.rgba)).repeat(paintings)
+    images = world.paint(rows, sample_factors(len(rows), generator=torch.Generator().manual_seed(0)))
+    prompts = np.array([caption(name) for name in world.concept[rows]])
+    images = images.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return {"images": images, "prompt": prompts, "style": world.artist[rows]}
 
 
 def main() -> None:
-    args = arguments(strength=1.0)
-    new, old = collect(), drawings()
-    known = np.isin(old["concept"], concepts())
-    images = np.concatenate([old["images"][known], new["images"]])
-    label = np.concatenate([old["artist"][known], new["style"]])
-    prompts = np.concatenate([[caption(name) for name in old["concept"][known]], new["prompt"]])
-    unseen = np.isin(prompts, list(studied()))
-
-    plain, embed = as_images(images) / 2 + 0.5, dtviz.embedder("efficientnet-lite0-style")
-    vae = AutoencoderKL.from_pretrained(MODELS / "emoji-base" / "vae", dtype=torch.float32).to(DEVICE).eval()
-    both = plain, reconstruct(plain, SimpleNamespace(vae=vae))
-    x = np.stack([np.concatenate([embed(part) for part in tqdm(those.split(64), desc="look")]) for those in both])
+    args = arguments(strength=1.0, paintings=5)
+    x, label, unseen = [], [], []
+    for world in (World(), drawn()):
+        rows = torch.from_numpy(np.isin(world.concept, concepts()).nonzero()[0]).repeat(args.paintings)
+        x.append(features("style", world, rows, seed=0))
+        label.append(world.artist[rows])
+        unseen.append(np.isin([caption(name) for name in world.concept[rows]], EMOJI_PROMPTS))
+    x, label, unseen = np.concatenate(x, axis=1), np.concatenate(label), np.concatenate(unseen)
     model = fit(x[:, ~unseen], label[~unseen], args.strength)
     publish("style", model, list(model.classes_))
     ours = unseen & np.isin(label, STYLES)
     record(
         "styles",
         styles=len(model.classes_),
-        drawings=int((~unseen).sum()),
-        accuracy=model.score(x[0, unseen], label[unseen]),
-        accuracy_copies=model.score(x[1, unseen], label[unseen]),
-        new_styles_copies=model.score(x[1, ours], label[ours]),
+        paintings=args.paintings,
+        drawings=int((~unseen).sum()) // args.paintings,
+        new_concepts=scores(model, x[:, unseen], label[unseen]),
+        new_concepts_and_styles=scores(model, x[:, ours], label[ours]),
     )
 
 

@@ -42,8 +42,8 @@ def sample_factors(n: int, *, generator: torch.Generator) -> dict[str, torch.Ten
 class World:
     """The drawings with transparency: `rgba` (n, 4, 96, 96) uint8, premultiplied, `concept`, `artist`, `held_out`."""
 
-    def __init__(self) -> None:
-        with np.load(WORK / "rgba.npz") as data:
+    def __init__(self, name: str = "rgba") -> None:
+        with np.load(WORK / f"{name}.npz") as data:
             self.concept, self.artist, self.held_out = data["concept"], data["artist"], data["held_out"]
             self.rgba = torch.from_numpy(data["images"]).permute(0, 3, 1, 2)
 
