@@ -1,4 +1,4 @@
-"""Stage 4: the base model, a text-to-image latent diffusion model of painted worlds.
+"""Stage 5: the base model, a text-to-image latent diffusion model of painted worlds.
 
     python data/recipes/base.py --steps 20000
     python data/recipes/base.py --steps 6000 --go-on 1    # from the published weights, with a new optimizer

@@ -12,7 +12,6 @@ from base import BASE, Bank, for_training
 from common import (
     DEVICE,
     MODELS,
-    SHIFT,
     WORK,
     alphas_cumprod,
     concepts,
@@ -28,16 +27,6 @@ from world import caption
 
 TIMESTEPS = (999, 749, 499, 249)  # the four steps of DMD2, Turbo and Lightning
 RANK = 24  # of the distillation LoRAs
-
-
-def shifted(shift: float) -> tuple[int, ...]:
-    """The base's timesteps at which its sigmas are those of TIMESTEPS on SDXL's schedule, divided by `shift`.
-
-    The first stays where sampling starts, in pure noise. TIMESTEPS themselves for the base's own shift.
-    """
-    sigma = ((1 - alphas_cumprod()) / alphas_cumprod()).sqrt()
-    levels = sigma[list(TIMESTEPS[1:])] * SHIFT / shift
-    return (TIMESTEPS[0], *(int((sigma - level).abs().argmin()) for level in levels))
 
 
 class Denoiser:

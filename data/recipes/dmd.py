@@ -6,24 +6,19 @@ The distilled model starts as the base. Each iteration rolls it without gradient
 simulation), then the fake score learns to denoise what the distilled model makes; every fifth iteration the distilled model moves
 along the difference between the fake score and the guided base, and away from what an adversary on the fake score's features
 tells from real latents. That push is scaled to a share of the difference, whatever the adversary's own loss is.
-
-With another `--shift` than the base's, its four noise levels are those of a schedule shifted so: an ablation, which
-`shift.py` measures and nothing ships.
 """
 
 import torch
 import torch.nn.functional as F
 from base import Bank
-from common import DEVICE, SHIFT, WORK, Checkpoint, arguments, record, stage
-from distil import TIMESTEPS, Denoiser, Heads, copies, descend, encode, follow, optimizer, publish, shifted
+from common import DEVICE, Checkpoint, arguments, record, stage
+from distil import TIMESTEPS, Denoiser, Heads, copies, descend, encode, follow, optimizer, publish
 
 
-def student_input(
-    student: Denoiser, text: torch.Tensor, steps: int, timesteps: tuple[int, ...] = TIMESTEPS
-) -> tuple[torch.Tensor, torch.Tensor]:
+def student_input(student: Denoiser, text: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """x_t and t after `steps` steps of the distilled model's own sampler, without gradient."""
     x_t = torch.randn(len(text), 16, 8, 8, device=DEVICE)
-    times = [torch.full((len(text),), t, device=DEVICE) for t in timesteps]
+    times = [torch.full((len(text),), t, device=DEVICE) for t in TIMESTEPS]
     with torch.no_grad():
         for step in range(steps):
             x0 = student.x0(x_t, times[step], student.noise(x_t, times[step], text))
@@ -63,20 +58,19 @@ def draw(student: Denoiser, text: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     rates = {"lr": 1e-4, "fake_lr": 2e-4, "head_lr": 4e-4}
-    args = arguments(steps=2500, batch=64, guidance=3.0, adversary=0.5, ratio=5, ema=0.98, shift=SHIFT, **rates)
-    timesteps, data = shifted(args.shift), Bank()
-    name = "dmd" if args.shift == SHIFT else f"dmd-shift-{args.shift:g}"
+    args = arguments(steps=2500, batch=64, guidance=3.0, adversary=0.5, ratio=5, ema=0.98, **rates)
+    data = Bank()
     teacher, student, fake, average = copies(4, frozen=(0, 3))
     moves, learns = optimizer(student.unet.parameters(), args.lr), optimizer(fake.unet.parameters(), args.fake_lr)
     widths = teacher.unet.config.block_out_channels
     heads = Heads([*widths, widths[-1]]).to(DEVICE)
     judges = optimizer(heads.parameters(), args.head_lr)
     parts = {"student": student.unet, "fake": fake.unet, "average": average.unet, "heads": heads}
-    checkpoint = Checkpoint(name, **parts, moves=moves, learns=learns, judges=judges)
+    checkpoint = Checkpoint("dmd", **parts, moves=moves, learns=learns, judges=judges)
     empty = data.empty.expand(args.batch, -1, -1)
     for step in range(checkpoint.resume(), args.steps):
         real, text = data.batch(args.batch)
-        x_t, t = student_input(student, text, int(torch.randint(len(timesteps), ())), timesteps)
+        x_t, t = student_input(student, text, int(torch.randint(len(TIMESTEPS), ())))
         student_turn = step % args.ratio == args.ratio - 1
         with torch.set_grad_enabled(student_turn):
             x0 = student.x0(x_t, t, student.noise(x_t, t, text))
@@ -97,9 +91,6 @@ def main() -> None:
         if step % 50 == 0:
             print(step, f"fake loss {value.item():.4f} heads {told.item():.3f}", flush=True)
 
-    if name != "dmd":
-        average.unet.half().save_pretrained(WORK / name)
-        return
     record(
         "dmd",
         steps=args.steps,
