@@ -6,9 +6,10 @@ from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionPipeline
 
 import dtviz
 from dtviz.controls.control import DOWN, UP
+from dtviz.controls.train import CROSS_ATTENTION
 
 from .repos import clip_text, tiny_tokenizer
-from .tiny import SD, _vae, tiny_unet
+from .tiny import SD, _vae, add_lora, tiny_unet
 
 torch.set_num_threads(1)
 
@@ -80,7 +81,22 @@ def pair(pipe: StableDiffusionPipeline) -> dtviz.Pair:
     return dtviz.Pair(pipe, tiny_unet(2), distilled_scheduler=scheduler, **settings)
 
 
+@pytest.fixture
+def one_network(pipe) -> dtviz.Pair:
+    """A pair whose distilled model is a LoRA on the base, switched off as `dtviz.load` leaves it."""
+    add_lora(pipe.unet, "distilled", modules=CROSS_ATTENTION)
+    pipe.unet.disable_adapters()
+    pipe.unet.requires_grad_(False)
+    scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    return dtviz.Pair(pipe, "distilled", distilled_scheduler=scheduler, base_steps=8, base_guidance=3.0)
+
+
 @pytest.fixture(scope="session")
 def emoji() -> dtviz.Pair:
     """The shipped pair, loaded once. Tests leave it as it is."""
     return dtviz.load("emoji-dmd")
+
+
+@pytest.fixture(scope="session")
+def lite():
+    return dtviz.embedder("efficientnet-lite0", device="cpu", batch_size=2)

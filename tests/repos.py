@@ -74,13 +74,11 @@ def sd15() -> diffusers.DiffusionPipeline:
 
 def sd35() -> diffusers.DiffusionPipeline:
     width, clip, t5 = 2 * WIDTH, CLIPTextModelWithProjection, _t5(2 * WIDTH)
-    transformer = _model(
-        "SD3Transformer2DModel", joint_attention_dim=width, pooled_projection_dim=width, qk_norm="rms_norm"
-    )
+    sizes = {"joint_attention_dim": width, "pooled_projection_dim": width, "qk_norm": "rms_norm"}
     return diffusers.StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=_flow(shift=3.0), text_encoder=clip_text(clip), text_encoder_2=clip_text(clip),
-        vae=_vae(scaling_factor=1.5305, shift_factor=0.0609, **NO_QUANT), text_encoder_3=t5["text_encoder"],
-        tokenizer=tiny_tokenizer(), tokenizer_2=tiny_tokenizer(), tokenizer_3=t5["tokenizer"],
+        transformer=_model("SD3Transformer2DModel", **sizes), scheduler=_flow(shift=3.0), text_encoder=clip_text(clip),
+        text_encoder_2=clip_text(clip), text_encoder_3=t5["text_encoder"], tokenizer=tiny_tokenizer(),
+        tokenizer_2=tiny_tokenizer(), tokenizer_3=t5["tokenizer"], vae=_vae(scaling_factor=1.5305, shift_factor=0.0609, **NO_QUANT),
     )  # fmt: skip
 
 

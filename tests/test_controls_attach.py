@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import LCMScheduler
 from safetensors.torch import load_file
 
 import dtviz
 from dtviz import controls
 from dtviz.controls.control import DOWN, UP, Control
+from dtviz.controls.train import CROSS_ATTENTION
 
 from .conftest import answer, assert_same, change, random_factors, snapshot
 from .tiny import PIPELINES, add_lora, tiny_unet
@@ -30,9 +30,9 @@ def changed(unet, control: Control, scale: float):
 
 
 @pytest.fixture
-def smile(pipe) -> Control:
+def smile() -> Control:
     """A control of the tiny network."""
-    return Control("smile", "slider", random_factors(pipe.unet))
+    return Control("smile", "slider", random_factors(tiny_unet(1)))
 
 
 # On networks
@@ -103,12 +103,7 @@ def test_fused_attention_is_refused_until_it_is_unfused(family, ending):
 def test_other_families_equal_diffusers_own_loading(family, tmp_path):
     tiny = PIPELINES[family]()
     denoiser, part = getattr(tiny.pipe, tiny.denoiser), tiny.denoiser
-    generator, tensors = torch.Generator().manual_seed(0), {}
-    for name, module in denoiser.named_modules():
-        if name.endswith(("to_q", "to_v")):
-            tensors[name + DOWN] = torch.randn(2, module.in_features, generator=generator)
-            tensors[name + UP] = torch.randn(module.out_features, 2, generator=generator)
-    path = Control("x", "lora", tensors, part=part).save(tmp_path / "x.safetensors")
+    path = Control("x", "lora", random_factors(denoiser), part=part).save(tmp_path / "x.safetensors")
     assert all(key.startswith(f"{part}.") for key in load_file(path))
     plain = tiny.run("latent")
     with controls.attach(tiny.pipe, controls.load(path)):
@@ -208,22 +203,17 @@ def test_a_window_is_of_noise_levels(pair, smile, method):
 
 
 @pytest.mark.parametrize("segment", ["both", "base", "distilled"])
-def test_one_network_whose_distilled_model_is_an_adapter(pipe, smile, segment):
+def test_one_network_whose_distilled_model_is_an_adapter(one_network, smile, segment):
     """As with two networks."""
-    distilled, method = tiny_unet(1), "hybrid"
-    for unet in (distilled, pipe.unet):  # which have the same weights
-        add_lora(unet, "distilled", modules=("to_q", "to_v", "proj_in"))
-    pipe.unet.disable_adapters()
+    pair, distilled, method = one_network, tiny_unet(1), "hybrid"  # the base has the same weights
+    add_lora(distilled, "distilled", modules=CROSS_ATTENTION)
     distilled.fuse_lora()
     distilled.unload_lora()
-    scheduler = LCMScheduler.from_config(pipe.scheduler.config)
-    settings = {"distilled_scheduler": scheduler, "base_steps": 8, "base_guidance": 3.0, "batch_size": 2}
-    pair = dtviz.Pair(pipe, "distilled", **settings)
     plain = dtviz.generate(pair, **RUN, method=method).final
     final, _ = run(pair, smile.at(0.7, segment=segment), method=method)
     assert torch.equal(dtviz.generate(pair, **RUN, method=method).final, plain)
-    pipe.unet.unload_lora()
-    assert near(final, by_hand(dtviz.Pair(pipe, distilled, **settings), smile, 0.7, segment, method=method))
+    pair.base.unload_lora()
+    assert near(final, by_hand(replace(pair, distilled=distilled), smile, 0.7, segment, method=method))
     assert not near(final, plain)
 
 

@@ -17,7 +17,7 @@ from dtviz.core.decode import encode
 
 from . import repos
 from .conftest import assert_same, snapshot
-from .tiny import PIPELINES, add_lora
+from .tiny import PIPELINES, Tiny, _build
 
 TEXTS = {"target": ["a dog", "a cat"], "positive": "happy", "negative": "sad"}
 QUICK = {"iterations": 1, "batch_size": 2, "progress": False}
@@ -27,25 +27,11 @@ BOTH = pytest.mark.parametrize("on", ["base", "distilled"])
 @pytest.fixture
 def sdxl() -> dtviz.Pair:
     """Stable Diffusion XL's classes at tiny size, with two text encoders, pooled states and time ids."""
-    torch.manual_seed(0)
-    pipe = repos.sdxl()
-    pipe.set_progress_bar_config(disable=True)
-    for part in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2, pipe.vae):
-        part.eval()
+    pipe = _build(lambda: Tiny(repos.sdxl(), {})).pipe
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     distilled = type(pipe.unet).from_config(pipe.unet.config).eval()
     scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
     return dtviz.Pair(pipe, distilled, distilled_scheduler=scheduler, size=(16, 16), base_steps=6, base_guidance=3.0)
-
-
-@pytest.fixture
-def one_network(pipe) -> dtviz.Pair:
-    """A pair whose distilled model is a LoRA on the base, switched off as `dtviz.load` leaves it."""
-    add_lora(pipe.unet, "distilled", modules=CROSS_ATTENTION)
-    pipe.unet.disable_adapters()
-    pipe.unet.requires_grad_(False)
-    scheduler = LCMScheduler.from_config(pipe.scheduler.config)
-    return dtviz.Pair(pipe, "distilled", distilled_scheduler=scheduler, base_steps=8, base_guidance=3.0)
 
 
 @BOTH

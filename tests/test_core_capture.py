@@ -300,12 +300,10 @@ def test_guidance_of_another_kind_ends_the_block_and_not_the_call(pipe):
     assert trace.conditional[0].isfinite().all() and trace.conditional[1:].isnan().all()
 
 
-@pytest.mark.parametrize(
-    ("kind", "calls"), [("HeunDiscreteScheduler", 7), ("KDPM2DiscreteScheduler", 7), ("PNDMScheduler", 5)]
-)
+@pytest.mark.parametrize(("kind", "calls"), [("HeunDiscrete", 7), ("KDPM2Discrete", 7), ("PNDM", 5)])
 def test_every_call_and_the_step_it_belongs_to(pipe, kind, calls):
-    options = {"skip_prk_steps": True} if kind == "PNDMScheduler" else {}
-    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
+    options = {"skip_prk_steps": True} if kind == "PNDM" else {}
+    pipe.scheduler = getattr(diffusers, f"{kind}Scheduler").from_config(pipe.scheduler.config, **options)
     with dtviz.capture(pipe, x_t=True) as trace:
         run(pipe)
     steps = [call.step for call in trace.calls]

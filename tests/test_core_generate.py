@@ -44,22 +44,23 @@ def reference(
 
 
 @pytest.mark.parametrize(
-    ("method", "options", "roles"),
+    ("method", "options", "roles", "evaluations"),
     [
-        ("distilled", {}, ["distilled"] * 4),
-        ("hybrid", {"k": 1}, ["base"] + ["distilled"] * 3),
-        ("hybrid", {"k": 3}, ["base"] * 3 + ["distilled"]),
-        ("hybrid", {"k": 2, "base_guidance": 4.0}, ["base"] * 2 + ["distilled"] * 2),
-        ("hybrid", {"k": 2, "base_guidance": [0.0, 4.0]}, ["base"] * 2 + ["distilled"] * 2),
-        ("skip", {"k": 1}, ["distilled"] * 3),
+        ("distilled", {}, ["distilled"] * 4, 4),
+        ("hybrid", {"k": 1}, ["base"] + ["distilled"] * 3, 4),
+        ("hybrid", {"k": 3}, ["base"] * 3 + ["distilled"], 4),
+        ("hybrid", {"k": 2, "base_guidance": 4.0}, ["base"] * 2 + ["distilled"] * 2, 6),
+        ("hybrid", {"k": 2, "base_guidance": [0.0, 4.0]}, ["base"] * 2 + ["distilled"] * 2, 5),
+        ("skip", {"k": 1}, ["distilled"] * 3, 3),
     ],
 )
-def test_equals_the_reference_loop(pair, method, options, roles):
+def test_equals_the_reference_loop(pair, method, options, roles, evaluations):
     trace = dtviz.generate(pair, "a dog", method=method, seeds=[5, 11], **options)
     for row, seed in enumerate(trace.seeds):
         times = TIMES[-len(roles) :]
         expected = reference(pair, seed, roles, base_guidance=options.get("base_guidance", 0.0), times=times)
         torch.testing.assert_close(trace.final[row : row + 1], expected, **CLOSE)
+    assert sum(trace.provenance["nfe"].values()) == evaluations
 
 
 @pytest.mark.parametrize(("guidance", "evaluations"), [(0.0, 1), (0.5, 2), (1.0, 1), (3.0, 2)])
@@ -242,6 +243,7 @@ def test_bad_input_is_refused(pair):
         ({"steps": 0}, "steps=0 must be an integer of at least 1"),
         ({"batch_size": -1}, "batch_size=-1"),
         ({"guidance": -1.0}, "guidance=-1.0 must be at least 0"),
+        ({"method": "hybrid", "k": 2, "base_guidance": [0.0] * 3}, "base_guidance has 3 values for 2 base steps"),
     ):
         with pytest.raises(ValueError, match=words):
             dtviz.generate(**({"pair": pair, "prompt": "a dog"} | arguments))

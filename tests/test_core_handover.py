@@ -166,17 +166,6 @@ def test_flow_models_hand_over_on_sigma(base):
     assert trace.provenance["nfe"]["base"] == (2 * len(first) - 1 if base == "FlowMatchHeun" else len(first))
 
 
-def test_guidance_may_change_from_step_to_step(pair):
-    """Equal scales are one scale. Different ones are in the reference loop of test_core_generate.py."""
-    options = {"method": "hybrid", "k": 2, "handover": "distilled-scheduler", "seeds": [5]}
-    scales = (4.0, [4.0, 4.0], [0.0, 4.0])
-    one, same, mixed = (dtviz.generate(pair, "a dog", base_guidance=scale, **options) for scale in scales)
-    assert torch.equal(one.final, same.final)
-    assert mixed.provenance["nfe"] == {"base": 3, "distilled": 2}
-    with pytest.raises(ValueError, match="base_guidance has 3 values for 2 base steps"):
-        dtviz.generate(pair, "a dog", base_guidance=[0.0, 4.0, 4.0], **options)
-
-
 # The schedulers that known pairs have, each as a base or a distilled model's
 META = {
     "DDIM": "LCM", "EulerDiscrete": "EulerAncestralDiscrete", "PNDM": "TCD", "DPMSolverMultistep": "DDIM",

@@ -44,9 +44,7 @@ def family_of(name: str) -> Tiny:
     return tiny
 
 
-@pytest.mark.parametrize(
-    ("family", "k"), [*((family, 1) for family in FAMILIES), ("sd", 2), ("sd-heun", 2), ("wan22", 3)]
-)
+@pytest.mark.parametrize(("family", "k"), [*((name, 1) for name in FAMILIES), ("sd", 2), ("sd-heun", 2), ("wan22", 3)])
 def test_the_distilled_model_takes_over_after_k_steps(family, k):
     """The oracle puts it in the pipeline's own place from a callback at the end of step k."""
     tiny = family_of(family)
@@ -204,7 +202,7 @@ def test_an_adapter_of_another_kind_is_left_to_peft(few):
 
 
 def test_fused_or_not_a_calls_scale_hooks_and_compilation_are_obeyed(few, monkeypatch):
-    pipe, _, run = few
+    pipe, distilled, run = few
     add_lora(pipe.unet, "fast", seed=0)
     calls, latents, scaled = [], [], {"cross_attention_kwargs": {"scale": 0.5}}
     for fuse in (False, True):
@@ -223,9 +221,12 @@ def test_fused_or_not_a_calls_scale_hooks_and_compilation_are_obeyed(few, monkey
     with pytest.warns(UserWarning, match="fuse=True would copy .* left to peft"), dtviz.hybrid(pipe, "fast"):
         assert torch.equal(run(), latents[0][0])
     monkeypatch.undo()
+    with dtviz.hybrid(pipe, distilled):
+        expected = {"fast": latents[1][0], distilled: run()}
     pipe.unet = torch.compile(pipe.unet, backend="eager")
-    with torch.compiler.set_stance("force_eager"), dtviz.hybrid(pipe, "fast"):
-        assert torch.equal(run(), latents[1][0])
+    for network, latent in expected.items():
+        with torch.compiler.set_stance("force_eager"), dtviz.hybrid(pipe, network):
+            assert torch.equal(run(), latent)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -318,16 +319,6 @@ def test_guidance_by_more_evaluations_can_be_left_to_the_pipeline(few, kind):
     with dtviz.hybrid(pipe, distilled, base_guidance=None) as facts:
         run()
     assert (facts.steps_run, facts.nfe) == ({"base": 1, "distilled": 3}, nfe)
-
-
-def test_a_compiled_network_is_routed(few):
-    pipe, distilled, run = few
-    with dtviz.hybrid(pipe, distilled):
-        expected = run()
-    pipe.unet = torch.compile(pipe.unet, backend="eager")
-    with torch.compiler.set_stance("force_eager"), dtviz.hybrid(pipe, distilled) as facts:
-        assert torch.equal(run(), expected)
-    assert facts.nfe == {"base": 1, "distilled": 3}
 
 
 def test_every_call_in_the_block_is_a_hybrid_also_after_another_scheduler(few):

@@ -38,8 +38,9 @@ def letters(pair):
     return pair, [Row(f"{i:03}", prompt, 10 * i) for i, prompt in enumerate(names)]
 
 
-def contents(folder) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (Path(folder) / "images").iterdir()}
+def contents(folder: Path, suffix: str = ".png") -> dict[str, bytes]:
+    """Return the files by name, without locks."""
+    return {path.name: path.read_bytes() for path in folder.rglob(f"*{suffix}") if path.suffix != ".lock"}
 
 
 # The prompts file
@@ -211,9 +212,7 @@ def forked(work, out) -> int:
     """Start a process that does the work with what this one has loaded, so that a kill costs no seconds."""
     child = os.fork()
     if not child:
-        tqdm.set_lock(
-            threading.RLock()
-        )  # its own is shared with the child's parent, which would wait for a killed holder
+        tqdm.set_lock(threading.RLock())  # the parent shares its own, and would wait for a killed holder
         try:
             work(out)
         finally:
@@ -254,11 +253,6 @@ def paint(folder, count, *, size=(64, 64), shade=0.5, suffix="png"):
         coarse = np.clip(rng.normal(shade, 0.25, (8, 8, 3)), 0, 1)
         Image.fromarray((coarse * 255).astype(np.uint8)).resize(size).save(folder / f"{i:03}.{suffix}")
     return folder
-
-
-@pytest.fixture(scope="module")
-def lite():
-    return embedder("efficientnet-lite0", device="cpu")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import dtviz
 from dtviz.core.handover import DenoiserCall
 from dtviz.experiments.interventions import anneal, annealing_noise, cads, edit_named, repel
 
-from .test_core_generate import CLOSE, TIMES
+from .test_core_generate import CLOSE, reference
 
 
 def test_text_is_unchanged_below_the_interval_and_all_noise_above():
@@ -59,24 +60,19 @@ def annealed(pair, **settings):
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 def test_cads_beside_a_reference_loop(pair, guidance):
-    """DMD2's loop written out. With guidance only the prompt's half of the batch is annealed, in the first step too."""
-    trace = annealed(pair, seeds=[5], guidance=guidance)
-    text, empty = pair.pipeline.encode_prompt(["a dog"], "cpu", 1, True)
-    alphas, generator = pair.pipeline.scheduler.alphas_cumprod, torch.Generator().manual_seed(5)
-    annealing = annealing_noise(5)
-    x = torch.randn(1, 4, 8, 8, generator=generator)
-    for i, t in enumerate(TIMES):
-        changed = anneal(text, time=t / 1000, scale=0.25, noise=torch.randn(text.shape[1:], generator=annealing)[None])
-        with torch.no_grad():
-            noise = pair.distilled(x, t, changed).sample
-            if guidance > 1:
-                unguided = pair.distilled(x, t, empty).sample
-                noise = unguided + guidance * (noise - unguided)
-        x0 = (x - (1 - alphas[t]).sqrt() * noise) / alphas[t].sqrt()
-        torch.testing.assert_close(trace.x0[i], x0, **CLOSE)
-        if i + 1 < len(TIMES):
-            after = alphas[TIMES[i + 1]]
-            x = after.sqrt() * x0 + (1 - after).sqrt() * torch.randn(x.shape, generator=generator)
+    """With guidance only the prompt's half of the batch is annealed, in the first step too."""
+    trace, annealing, x0 = annealed(pair, seeds=[5], guidance=guidance), annealing_noise(5), []
+    prompt = pair.pipeline.encode_prompt(["a dog"], "cpu", 1, False)[0]
+
+    def network(x, t, text):
+        if torch.equal(text, prompt):
+            noise = torch.randn(text.shape[1:], generator=annealing)[None]
+            text = anneal(text, time=t / 1000, scale=0.25, noise=noise)
+        return pair.distilled(x, t, text)
+
+    other = SimpleNamespace(pipeline=pair.pipeline, base=network)
+    reference(other, 5, ["base"] * 4, base_guidance=guidance, edit=lambda each, _: x0.append(each) or each)
+    torch.testing.assert_close(trace.x0, torch.stack(x0), **CLOSE)
     plain = dtviz.generate(pair, "a dog", seeds=[5], guidance=guidance)
     assert not torch.allclose(trace.x0[0], plain.x0[0], atol=1e-3)
 

@@ -223,9 +223,6 @@ def test_save_writes_the_figure_with_caption_table_and_provenance(tiny, tmp_path
     assert (tmp_path / "figures" / "x.png").read_bytes() == before  # the same figure again
 
 
-# Prompts and drawings
-
-
 def test_bad_input_is_refused(tiny):
     for call, words in (
         (lambda: tiny.choose(99), "n_prompts=99 must be from 1 to 5"),

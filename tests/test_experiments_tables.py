@@ -198,7 +198,7 @@ def test_steps_are_read_and_the_last_is_the_final_image():
 
 
 def test_decisions_count_samples_and_steps_one_by_one():
-    rng, n = np.random.default_rng(0), 5
+    rng, n = np.random.default_rng(0), 20
     models = {"base": rng.integers(0, 3, (8, n)), "DMD": rng.integers(0, 2, (4, n))}
     table = tables.decisions({("p", model, "size"): read for model, read in models.items()})
     decided = {}

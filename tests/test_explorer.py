@@ -62,10 +62,8 @@ def test_view_has_the_numbers_of_the_library(session, emoji, trace):
 
 def test_factors_are_marked_where_x0_has_those_of_the_final_image(trace):
     """Painted: white with a big square in the middle; green with a small one at the bottom right, once moved left."""
-    images = np.empty((4, 1, 3, 64, 64), np.float32)
-    for image, (colour, side, top, left) in zip(
-        images, [(0, 48, 8, 8), *[(4, 24, 28, x) for x in (28, 20, 28)]], strict=True
-    ):
+    images, squares = np.empty((4, 1, 3, 64, 64), np.float32), [(0, 48, 8, 8), *((4, 24, 28, x) for x in (28, 20, 28))]
+    for image, (colour, side, top, left) in zip(images, squares, strict=True):
         image[:] = np.array([*COLOURS.values()])[colour, :, None, None]
         image[..., top : top + side, left : left + side] = 0
     x0, preview = torch.from_numpy(images), {"weights": np.eye(4, 3).tolist(), "scale": 1, "r2": 1.0}

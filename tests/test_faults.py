@@ -27,16 +27,11 @@ from dtviz.experiments.study import Study, save_figure
 from dtviz.files import ROOT
 
 from .test_experiments_cache import never
+from .test_experiments_dataset import PROMPTS, contents
 from .test_experiments_notebooks import write
 from .tiny import add_lora
 
-PROMPTS = ROOT / "data" / "prompts" / "emoji.csv"
 ROWS = [Row(f"{i:03}", "a dog", i) for i in range(8)]
-
-
-def contents(folder: Path, suffix: str = ".*") -> dict[str, bytes]:
-    """Return the files by name, without locks."""
-    return {path.name: path.read_bytes() for path in folder.rglob(f"*{suffix}") if path.suffix != ".lock"}
 
 
 # Disks
@@ -79,13 +74,13 @@ def test_a_full_disk_is_named_and_earlier_files_stay(disk):
     }
     cache.get_or_compute("a", {"seed": 1}, lambda: {"x": np.zeros(1)})
     writes["figure.png"]()
-    before = contents(disk)
+    before = contents(disk, ".*")
     with full(disk, left=4096):  # enough to begin a file
         for name, write in writes.items():
             with pytest.raises(OSError, match=f"No space left on device: '.*/{name}'"):
                 write()
         cache.get_or_compute("a", {"seed": 1}, never)
-        assert contents(disk) == before
+        assert contents(disk, ".*") == before
     for write in writes.values():
         write()
     assert torch.equal(dtviz.Trace.load(disk / "x.trace").x0, trace.x0)
@@ -100,11 +95,7 @@ def test_a_job_on_a_full_disk_goes_on_when_there_is_space(pair, disk):
     with full(disk), pytest.raises(OSError, match="No space left on device"):
         generate_images(pair, ROWS, disk, progress=False)
     assert len(contents(disk, ".png")) >= 5 and contents(disk, ".png").items() <= expected.items()
-    flipped = bytearray(expected["007.png"])
-    flipped[len(flipped) // 2] ^= 4
-    (disk / "images" / "007.png").write_bytes(flipped)
-    with pytest.warns(UserWarning, match=r"007\.png cannot be read, is it damaged.*generated again"):
-        generate_images(pair, ROWS, disk, progress=False)
+    generate_images(pair, ROWS, disk, progress=False)
     assert contents(disk, ".png") == expected and not contents(disk, ".partial")
 
 

@@ -51,9 +51,7 @@ def mutations(whole: bytes) -> st.SearchStrategy[bytes]:
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10)
-trees = st.recursive(
-    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=10), inner), max_leaves=9
-)
+trees = st.recursive(scalars, lambda one: st.lists(one) | st.dictionaries(st.text(max_size=10), one), max_leaves=9)
 texts = st.one_of(trees.map(json.dumps), st.just("[" * 100_000), st.text(max_size=30), st.just("1" * 5000))
 json_files = texts.map(str.encode)
 names = st.sampled_from(["x0", "sigmas", "timesteps", "final", "x_t", "call_steps", "seeds", "other"])
@@ -117,9 +115,8 @@ def load_image(path: Path):
     return None if damaged else pixels
 
 
-OWN_HEADERS, LORA_HEADERS = (
-    texts.map(lambda text, key=key: save(FACTORS, {key: text})) for key in ("dtviz", "lora_adapter_metadata")
-)
+OWN_HEADERS = texts.map(lambda text: save(FACTORS, {"dtviz": text}))
+LORA_HEADERS = texts.map(lambda text: save(FACTORS, {"lora_adapter_metadata": text}))
 X0 = torch.ones(3, 2, 1, 16, 16)
 TRACE = dtviz.Trace(X0, torch.ones(3), torch.ones(3), X0[0], seeds=(1, 2), prompt="a dog")
 PROMPTS = 'case_number,prompt,evaluation_seed\n1,"a dog, sitting",5\n2,"a\ncat",6\n'

@@ -17,7 +17,7 @@ def test_bad_input_is_one_line_and_exit_status_2(tmp_path, monkeypatch, capsys):
     for arguments, words in (
         ("figures --only fig55", "fig55"),
         ("figures --jobs 0", "jobs=0"),
-        ("figures --pair emoji-dmdd", "emoji-dmdd"),
+        ("figures --pair emoji-dmdd", "did you mean 'emoji-dmd'"),
         ("figures -p n_sed 3", "n_sed"),
         ("figures --pair sdxl-dmd", "sdxl-dmd"),
         (f"generate --prompts {tmp_path / 'bad.csv'} --out {tmp_path / 'out'}", "line 2: evaluation_seed 'x'"),

@@ -54,9 +54,7 @@ def test_sure_posteriors_are_labels():
     """One certain value an image: the information is the labels' entropy, its correction included."""
     labels = np.random.default_rng(1).integers(0, 4, 25)
     assert mutual_information(np.eye(6)[labels]) == pytest.approx(entropy(labels), abs=1e-15)  # two are never said
-    assert mutual_information(np.full((40, 5), 0.2)) == pytest.approx(
-        0, abs=1e-15
-    )  # an unsure classifier tells nothing
+    assert mutual_information(np.full((40, 5), 0.2)) == pytest.approx(0, abs=1e-15)  # unsure: it tells nothing
 
 
 def test_information_is_the_mean_divergence_from_the_mean():
@@ -117,12 +115,7 @@ def test_the_box_is_around_what_the_score_sees(truth):
 
 def test_the_box_is_the_connected_region_of_the_largest_drop():
     places = concepts.occlusion_windows(2, 6, size=2, stride=2)
-    assert concepts.occlusion_box([0.6, 0.0, 1.0], places, shape=(2, 6)) == (
-        0,
-        4,
-        2,
-        6,
-    )  # the left one is not connected
+    assert concepts.occlusion_box([0.6, 0.0, 1.0], places, shape=(2, 6)) == (0, 4, 2, 6)  # the left one is apart
     assert concepts.occlusion_box([0.6, 0.5, 1.0], places, shape=(2, 6)) == (0, 0, 2, 6)
     for drops, message in (([-1.0, 0.0, -0.5], "nothing to box"), ([1.0, 0.0], r"drops \(2,\)")):
         with pytest.raises(ValueError, match=message):

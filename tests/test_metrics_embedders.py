@@ -29,16 +29,10 @@ def images() -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, size=64, mode="bilinear")
 
 
-@pytest.fixture(scope="module")
-def lite():
-    before = torch.random.get_rng_state()
-    embed = embedder("efficientnet-lite0", device="cpu", batch_size=2)
-    assert torch.equal(before, torch.random.get_rng_state())  # the caller's seed is left alone
-    return embed
-
-
 def test_efficientnet_and_its_style_equal_the_package_called_by_hand(lite, images):
+    before = torch.random.get_rng_state()
     style = embedder("efficientnet-lite0-style", device="cpu", batch_size=3)
+    assert torch.equal(before, torch.random.get_rng_state())  # the caller's seed is left alone
     network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=WEIGHTS).eval()
     pooled, blocks = [], []
     network._dropout.register_forward_pre_hook(lambda module, inputs: pooled.append(inputs[0]))

@@ -1,10 +1,8 @@
 """The pairs that have a name: their list, licences, commits and documentation, and the cards of the shipped models."""
 
-import pytest
-
 import dtviz
 from dtviz.files import ROOT, data
-from dtviz.models.registry import REPOS, SPECS, spec_of
+from dtviz.models.registry import REPOS, SPECS
 
 
 def test_every_pair_is_listed_with_its_kind_and_whether_it_is_here(monkeypatch, tmp_path):
@@ -16,11 +14,6 @@ def test_every_pair_is_listed_with_its_kind_and_whether_it_is_here(monkeypatch, 
     assert (pairs["available"] == (pairs["kind"] == "embedded")).all()
     assert pairs.loc["sdxl-dmd", "licence"] == "OpenRAIL++ (base), CC-BY-NC-4.0 (distilled)"
     assert (pairs["licence"] != "").all()
-
-
-def test_an_unknown_pair_gets_a_hint():
-    with pytest.raises(ValueError, match=r"pair 'emoji-dmb' is not known.*did you mean 'emoji-dmd'"):
-        spec_of("emoji-dmb")
 
 
 def test_revisions_are_commits_and_every_repository_is_used():

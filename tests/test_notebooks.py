@@ -21,11 +21,7 @@ INDEX = FOLDER / "index.ipynb"  # leads through the others, and runs nothing
 NOTEBOOKS = sorted(set(FOLDER.glob("*.ipynb")) - {INDEX})
 SMALL = {"n_seeds": 3, "n_prompts": 2}
 # Of the controls the intervals are over seeds, and one prompt will do. Seeds 10 and 11 are in one block
-SMALLEST = {
-    "control_beyond": {"n_prompts": 1},
-    "control_sweep": {"n_prompts": 1},
-    "fig3_change_of_mind": {"n_seeds": 2},
-}
+LEAST = {"control_beyond": {"n_prompts": 1}, "control_sweep": {"n_prompts": 1}, "fig3_change_of_mind": {"n_seeds": 2}}
 PARTS = 4
 # A study makes whole blocks of samples, ten by default, whatever the number of seeds
 SMALLER = """
@@ -136,7 +132,7 @@ def test_notebooks_run_under_nbval(part, store, python, tmp_path):
     for name in names:
         notebook = load_notebook_node(str(FOLDER / f"{name}.ipynb"))
         parameters = next(cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-        values = {key: value for key, value in (SMALL | SMALLEST.get(name, {})).items() if f"{key}:" in parameters}
+        values = {key: value for key, value in (SMALL | LEAST.get(name, {})).items() if f"{key}:" in parameters}
         notebook = parameterize_notebook(notebook, values | {"out": str(out)})
         joined = joined or nbformat.v4.new_notebook(metadata=notebook.metadata)
         joined.cells += [nbformat.v4.new_code_cell(f"%reset -f\n# {name}"), *notebook.cells]

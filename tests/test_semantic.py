@@ -1,6 +1,5 @@
 """notebooks/semantic_diversity.ipynb on a hub pair, at tiny size: CLIP reads the listed attributes, nothing asks for drawings."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -8,28 +7,20 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from dtviz import embedder
 from dtviz.experiments import study, tables
 from dtviz.models.registry import SPECS
 
-from .repos import save_clip, sdxl
+from .repos import save_clip
+from .test_models_load import bases, lay_out  # noqa: F401
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "semantic_diversity.ipynb"
 
 
 @pytest.fixture
-def tiny_pair(tmp_path, monkeypatch):
+def tiny_pair(lay_out, lite, tmp_path, monkeypatch):  # noqa: F811
     """The pair "sdxl-dmd" with random weights, few base steps and a stand-in for DreamSim; results are kept in tmp_path."""
-    base, distilled = tmp_path / "org" / "base", tmp_path / "org" / "distilled"
-    pipe, spec = sdxl(), SPECS["sdxl-dmd"]
-    pipe.save_pretrained(base)
-    distilled.mkdir()
-    save_file(pipe.unet.state_dict(), distilled / spec.file)
-    settings = spec.settings | {"base_steps": 4, "batch_size": 3, "size": (16, 16)}
-    monkeypatch.setitem(SPECS, "sdxl-dmd", replace(spec, base=str(base), distilled=str(distilled), settings=settings))
-    lite = embedder("efficientnet-lite0", device="cpu")
+    SPECS[lay_out("sdxl-dmd")].settings.update(base_steps=4, batch_size=3, size=(16, 16))
     monkeypatch.setattr(study, "embedder", lambda name: lite)
     monkeypatch.setenv("DTVIZ_STORE", str(tmp_path / "store"))
     return "sdxl-dmd"

@@ -32,9 +32,7 @@ def run(name: str) -> str:
         venv.create(python.parents[1], with_pip=True)
     install = [python, "-m", "pip", "install", "--quiet", "--no-compile", *options, *requirements(sign)]
     subprocess.run(install, check=True)
-    code = (
-        f"from importlib.metadata import version as v; print(*(f'{{name}} {{v(name)}}' for name in {SHOWN}), sep=', ')"
-    )
+    code = f"from importlib.metadata import version as v; print(*(f'{{it}} {{v(it)}}' for it in {SHOWN}), sep=', ')"
     versions = subprocess.check_output([python, "-c", code], text=True).strip()
     paths = [path for pattern in TESTS for path in sorted(ROOT.glob(f"tests/test_{pattern}.py"))]
     # warnings of other versions are no errors

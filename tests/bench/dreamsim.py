@@ -44,11 +44,8 @@ def main() -> None:
             start = time.process_time()
             features = embed(images[:size])
             value = diversity.mean_pairwise(features).value
-            ours, what = (
-                time.process_time() - start,
-                f"mean pairwise DreamSim (clip_vitb32) of {size:,} images on a CPU",
-            )
-            what += ": each embedded once, against pair by pair"
+            ours, what = time.process_time() - start, f"mean pairwise DreamSim (clip_vitb32) of {size:,} images"
+            what += " on a CPU: each embedded once, against pair by pair"
             cost = row(what, "processor s", ours, each * math.comb(size, 2))
             rows.append(cost | {"pairs timed": COUNT, "value": value})
     gap = max(abs(1 - features[i] @ features[j] - d) for (i, j), d in zip(pairs, theirs, strict=True))

@@ -36,9 +36,8 @@ def main(arguments: list[str]) -> list[dict]:
 
     def add(what: str, asked: float, other: Callable) -> None:
         without, seconds, ratio = beside(plain, other, repeats, clock=time.process_time)
-        rows.append(
-            {"what": f"4 steps inside {what}", "plain s": without, "s": seconds, "ratio": ratio, "asked": asked}
-        )
+        row = {"what": f"4 steps inside {what}", "plain s": without, "s": seconds, "ratio": ratio}
+        rows.append(row | {"asked": asked})
 
     add("dtviz.capture", 1.02, partial(call, pipe, partial(dtviz.capture, pipe)))
     add("dtviz.hybrid, two networks", 1.05, partial(call, pipe, partial(dtviz.hybrid, pipe, distilled)))
