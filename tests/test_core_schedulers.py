@@ -22,7 +22,9 @@ REQUIRED = {
     "HeliosDMDScheduler": {"stages": 1},
     "SCMScheduler": {"sigma_data": 1.0},
     "KarrasVeScheduler": {"sigma_max": 10.0},  # its noise levels are the squares
-    "RFD4ProteinaScheduler": {"schedule_mode": "log", "noise_mode": "tan", "tsr_k": 1.0, "tsr_sigma": 1.0, "tail_steps": 0},
+    "RFD4ProteinaScheduler": {
+        "schedule_mode": "log", "noise_mode": "tan", "tsr_k": 1.0, "tsr_sigma": 1.0, "tail_steps": 0,
+    },
 }  # fmt: skip
 
 
@@ -199,6 +201,37 @@ def test_a_timestep_outside_the_schedule_is_refused(name):
     scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match=f"timestep=123 is not one of the {name}'s timesteps"):
         dtviz.predict_x0(scheduler, x, 123, x)
+
+
+# The schedulers whose `pred_original_sample` is a true x0 of the sample given: not LCM's (boundary scaling) nor TCD's
+TRUE_X0 = [
+    "DDIMScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler", "DDPMScheduler", "DDPMParallelScheduler",
+    "UnCLIPScheduler", "RePaintScheduler", "CogVideoXDDIMScheduler", "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "DPMSolverSDEScheduler", "EDMEulerScheduler", "SCMScheduler",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRUE_X0)
+@pytest.mark.filterwarnings("ignore:Should have t:UserWarning")  # torchsde, on rounded noise levels
+def test_agrees_with_diffusers_own(name):
+    """On arbitrary outputs, where the class does not clip."""
+    options = {"clip_sample": False} if "clip_sample" in accepts(name) else {}
+    scheduler, steps = CLASSES[name](**options), 2 if name == "SCMScheduler" else 5
+    scheduler.set_timesteps(steps)
+    generator = torch.Generator().manual_seed(0)
+    x_t = torch.randn(2, 4, 8, 8, generator=generator) * float(scheduler.init_noise_sigma)
+    for timestep in scheduler.timesteps[:steps]:
+        timestep = int(timestep) if name.startswith("DDIM") else timestep
+        if name != "SCMScheduler":
+            scheduler.scale_model_input(x_t, timestep)
+        output = torch.randn(x_t.shape, generator=generator)
+        ours = dtviz.predict_x0(scheduler, output, timestep, x_t)
+        extra = {"original_image": x_t, "mask": torch.zeros_like(x_t)} if name == "RePaintScheduler" else {}
+        stepped = scheduler.step(output, timestep, x_t, **extra)
+        # relative: random outputs make x0 as large as sigma
+        torch.testing.assert_close(ours, stepped.pred_original_sample, rtol=1e-4, atol=1e-3 * float(ours.abs().max()))
+        x_t = stepped.prev_sample
 
 
 def test_a_class_without_x0_is_refused_by_name_and_reason():
