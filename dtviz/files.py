@@ -66,6 +66,25 @@ def load_weights_only(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as weights only; nothing in it was run ({kind})") from error
 
 
+def read_safetensors(path: Path, framework: str = "numpy") -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the tensors of a safetensors file by name, and its metadata. ValueError: it is damaged."""
+    from safetensors import safe_open
+
+    with reading(path), safe_open(path, framework=framework) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
+
+
+def local_snapshot(repo: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a repository in the hub's cache. None: it is not there, or this is no name of one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
 def hub_reachable(seconds: float = 4.0) -> bool:
     """Return whether the model hub answers, through the proxy if there is one. `HF_HUB_OFFLINE=1` means no."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):

@@ -152,8 +152,7 @@ def test_missing_concepts_finds_the_change_of_mind():
     changed = np.stack([[[0.02, 0.96, 0.01, 0.01]], [[0.03, 0.95, 0.01, 0.01]], final])  # shows b, ends as a
     posteriors = {("base", "a and b"): changed, ("base", "a"): np.stack([final] * 3)}
     posteriors["base", "b"] = posteriors["base", "a"][..., [1, 0, 2, 3]]
-    rules = {"classes": classes, "seeds": [10], "present": 0.9, "absent": 0.1}
-    table = tables.missing_concepts(posteriors, asked, alone, **rules)
+    table = tables.missing_concepts(posteriors, asked, alone, classes=classes, seeds=[10], absent=0.1)
     [row] = table[table["level"] >= 0.9].to_dict("records")
     assert (row["condition"], row["concept"], row["seed"], row["step"], row["final"]) == ("asked for", "b", 10, 1, "a")
     assert table["condition"].value_counts().to_dict() == {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dtviz import similarity_to_final
-from dtviz.metrics.similarity import concept_timeline, fraction_of_commitment, level_after_first_step
+from dtviz.metrics.similarity import concept_timeline, fraction_of_commitment
 
 rng = np.random.default_rng(0)
 
@@ -47,9 +47,8 @@ def test_bad_features_are_refused():
 
 
 def test_commitment_by_eye():
-    distances = np.array([[0.9, 0.2, 0.9], [0.5, 0.8, 0.8], [0.1, 0.1, 0.7]])
-    np.testing.assert_allclose(fraction_of_commitment(distances, 0.5), [2 / 3, 1 / 3, np.nan])
-    np.testing.assert_array_equal(fraction_of_commitment(distances, [0.1, 0.1, 0.7]), [1, 1, 1])
+    assert fraction_of_commitment([0.9, 0.5, 0.1], 0.5) == 2 / 3
+    assert fraction_of_commitment([0.2, 0.8, 0.1], 0.5) == 1 / 3  # the first time counts
     assert fraction_of_commitment([0.9, 0.5], 0.5) == 1.0  # at equality too
     assert np.isnan(fraction_of_commitment([0.9, 0.5], 0.4))
 
@@ -57,15 +56,12 @@ def test_commitment_by_eye():
 def test_figure_5_the_distilled_model_commits_in_step_one():
     distilled = np.array([[0.3, 0.5], [0.2, 0.2], [0.1, 0.1], [0.0, 0.0]])
     base = np.linspace(0.7, 0.0, 11)[1:]  # .63 .56 .49 .42 .35 ...
-    level = level_after_first_step(distilled)
-    assert level == 0.4
-    assert fraction_of_commitment(distilled.mean(axis=1), level) == 0.25
-    assert fraction_of_commitment(base, level) == 0.5
+    curve = distilled.mean(axis=1)
+    assert fraction_of_commitment(curve, curve[0]) == 0.25
+    assert fraction_of_commitment(base, curve[0]) == 0.5
 
 
-@pytest.mark.parametrize("distances", [[], [np.nan, 0.1], np.zeros((2, 2, 2)), 0.3])
+@pytest.mark.parametrize("distances", [[], [np.nan, 0.1], np.zeros((2, 2)), 0.3])
 def test_commitment_refuses(distances):
     with pytest.raises(ValueError, match="distances"):
         fraction_of_commitment(distances, 0.1)
-    with pytest.raises(ValueError, match="level"):
-        fraction_of_commitment([0.2, 0.1], [0.1, 0.2])

@@ -95,7 +95,7 @@ def test_the_papers_own_table_cannot_show_its_claims():
     ],
 )
 def test_the_words(mean, p, n, sign, outcome, direction):
-    one = Comparison("a - b", PairedTest(mean, mean - 0.0104, mean + 0.0104, p / 3, n), p)
+    one = Comparison("a - b", PairedTest(mean, mean - 0.0104, mean + 0.0104, n, p / 3), p)
     assert one.outcome(sign=sign) == outcome
     assert one.conclude("A claim", sign=sign) == f"A claim: {outcome} ({mean:+.3f}, p = {p:.2g})."
     assert one.direction() == f"a - b: {direction} ({mean:+.3f}, p = {p:.2g})."

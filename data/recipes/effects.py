@@ -43,8 +43,9 @@ def main() -> None:
                 whole = sweep(SCALES, of)
                 row = {"slider": case.control.name, "measure": measure, "model": model, "monotone": whole.monotone}
                 row |= {f"{scale:+g}": value for scale, value in zip(SCALES, whole.table["value"], strict=True)}
-                row |= {"spearman": whole.spearman.value, "spearman_low": whole.spearman.low}
-                sweeps.append(row | {"spearman_high": whole.spearman.high, "p": whole.p, "rising": whole.rising})
+                rho = whole.spearman
+                row |= {"spearman": rho.value, "spearman_low": rho.low, "spearman_high": rho.high, "p": rho.p}
+                sweeps.append(row | {"rising": whole.rising})
     for (slider, measure), of in measured.items():
         for low, high in PARTS:
             table = effect({model: (one[SCALES.index(low)], one[SCALES.index(high)]) for model, one in of.items()})

@@ -20,10 +20,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 
-from ..files import Unavailable, data, hub_reachable, load_weights_only, one_line, reading, write_atomic
+from ..files import Unavailable, data, hub_reachable, load_weights_only, one_line, read_safetensors, write_atomic
 
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 SEGMENTS = ("both", "base", "distilled")
@@ -141,8 +140,7 @@ def load(path: str | Path, *, weight_name: str | None = None, name: str = "") ->
     """
     file, header = _find(path, weight_name), {}
     if file.suffix == ".safetensors":
-        with reading(file), safe_open(file, framework="pt") as opened:
-            tensors, header = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+        tensors, header = read_safetensors(file, "pt")
     else:
         tensors = load_weights_only(file)
     try:

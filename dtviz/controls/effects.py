@@ -1,6 +1,5 @@
 """Measure the effect of a control on scores and pixels (Table 1 of the paper)."""
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..metrics.statistics import Estimate, checked, holm, mean_interval, paired_test, ratio
+from ..metrics.statistics import Estimate, PairedTest, checked, holm, mean_interval, paired_test, ratio
 
 OVER = ("prompts", "seeds")
 
@@ -17,11 +16,8 @@ OVER = ("prompts", "seeds")
 class Sweep:
     """A score over a control's scale."""
 
-    # One row per scale: mean `value` with `low`, `high`, and of the step from the scale before `step`, `step_low`, `step_high`
-    # and sign-flip `p`, Holm-corrected for all steps
-    table: pd.DataFrame
-    spearman: Estimate  # mean over images of the rank correlation of score and scale (Page's trend test, rescaled)
-    p: float  # two-sided sign-flip p of that correlation
+    table: pd.DataFrame  # one row per scale: mean `value` with `low`, `high`
+    spearman: PairedTest  # mean over images of the rank correlation of score and scale (Page's trend test, rescaled)
     rising: float  # share of all seeds' steps that rise; 0.5 for noise
     monotone: bool  # the mean rises at every step
 
@@ -49,9 +45,8 @@ def effect(scores: Mapping[str, tuple], *, base: str = "base", over: str = "prom
         if base in means and model != base:
             transfer = ratio(after - before, means[base][1] - means[base][0])
         row = {"model": model, "before": before.mean(), "after": after.mean()}
-        row |= _columns("percent", *(scale * (value - 1) for value in (percent.value, percent.low, percent.high)))
-        row |= _columns("difference", test.mean, test.low, test.high) | {"p": test.p}
-        row |= _columns("transfer", transfer.value, transfer.low, transfer.high)
+        row |= {name: scale * (value - 1) for name, value in _columns("percent", percent).items()}
+        row |= _columns("difference", test) | {"p": test.p} | _columns("transfer", transfer)
         rows.append(row | dict(zip(OVER, shapes[0], strict=True)) | {"over": over})
     table = pd.DataFrame(rows)
     table["p"] = holm(table["p"])
@@ -67,19 +62,16 @@ def sweep(scales, scores, *, over: str = "prompts") -> Sweep:
         raise ValueError(f"scores of shape {scores.shape} must be ({len(scales)} scales, prompt, seed), all finite")
     axis = _axis(over)
     units = scores.mean(axis=1 + axis)  # (scale, prompt) or (scale, seed)
-    tests = [paired_test(above, below) for below, above in itertools.pairwise(units)]
-    steps = [_columns("step", test.mean, test.low, test.high) for test in tests]
     table = pd.DataFrame([vars(mean_interval(values)) for values in units]).drop(columns="n")
     table.insert(0, "scale", scales)
-    table = table.join(pd.DataFrame([{}, *steps]).assign(p=[np.nan, *holm([test.p for test in tests])]))
     order = stats.rankdata(scales) - (len(scales) + 1) / 2
     ranks = stats.rankdata(scores, axis=0) - (len(scales) + 1) / 2
     norm = np.sqrt((ranks**2).sum(axis=0) * (order**2).sum())
     products = np.einsum("s,sij->ij", order, ranks)
     rho = np.divide(products, norm, out=np.zeros_like(norm), where=norm > 0)  # a score that never changes has no trend
     trend = paired_test(rho.mean(axis=axis), np.zeros(units.shape[1]))
-    rising, monotone = float((np.diff(scores, axis=0) > 0).mean()), all(test.mean > 0 for test in tests)
-    return Sweep(table, Estimate(trend.mean, trend.low, trend.high, trend.n), trend.p, rising, monotone)
+    rising, monotone = float((np.diff(scores, axis=0) > 0).mean()), bool((np.diff(table["value"]) > 0).all())
+    return Sweep(table, trend, rising, monotone)
 
 
 def outside(before, after) -> np.ndarray:
@@ -97,8 +89,8 @@ def outside(before, after) -> np.ndarray:
     return np.take_along_axis(change, least, axis=1).mean(axis=1)
 
 
-def _columns(name: str, value: float, low: float, high: float) -> dict[str, float]:
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
+def _columns(name: str, one: Estimate) -> dict[str, float]:
+    return {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
 
 
 def _axis(over: str) -> int:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.numpy import save
 
-from ..files import content_hash, reading, write_atomic
+from ..files import content_hash, read_safetensors, reading, write_atomic
 
 FORMAT = "dtviz.trace/1"
 _FACTS = {"seeds": list | None, "prompt": str | list | None, "steps_run": dict, "provenance": dict}  # types in JSON
@@ -158,10 +157,8 @@ class Trace:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no trace at {path}")
+        arrays, header = read_safetensors(path, "pt")
         with reading(f"trace {path}"):
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             if header.get("format") != FORMAT:
                 raise ValueError(f"its format is {header.get('format')!r}, not {FORMAT!r}")
             numbers = {name: part.numpy() for name, part in arrays.items()}

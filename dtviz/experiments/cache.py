@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..files import HOME, content_hash, write_atomic
+from ..files import HOME, content_hash, read_safetensors, write_atomic
 
 
 class Cache:
@@ -52,18 +51,16 @@ class Cache:
 def _read(path: Path, settings: Mapping[str, Any], *, warn: bool = False) -> dict[str, np.ndarray] | None:
     """Return the arrays of a file. None if it is missing or damaged."""
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        arrays, metadata = read_safetensors(path)
         if metadata.get("sha256") == content_hash(_canonical(settings), arrays):
             return arrays
-        problem = "its contents do not match its hash"
+        problem = f"{path} does not match its hash"
     except FileNotFoundError:
         return None
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except ValueError as error:
         problem = str(error)
     if warn:
-        warnings.warn(f"{path} is damaged and is computed again: {problem}", stacklevel=3)
+        warnings.warn(f"{problem}; it is computed again", stacklevel=3)
     return None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as memoize
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +127,11 @@ def posterior(classifier: Classifier, truth: Mapping[str, str], among: Mapping[s
 
 def readings(text: str) -> list[Measure]:
     """Return a measure for each known factor that a text such as "big rocket" names: 100 if an image has it, else 0."""
-    return [
-        Measure(f"read as {FACTORS[name][value]}", "", partial(_has_factor, name, value))
-        for name, value in named_factors(text).items()
-    ]
-
-
-def _has_factor(name: str, value: int, prompt: str, images: np.ndarray) -> np.ndarray:
-    return 100.0 * (read_factors(images)[name] == value)
+    measures = []
+    for name, value in named_factors(text).items():
+        score = lambda _, images, name=name, value=value: 100.0 * (read_factors(images)[name] == value)  # noqa: E731
+        measures.append(Measure(f"read as {FACTORS[name][value]}", "", score))
+    return measures
 
 
 def _similarities(clip: Embedder, towards: Mapping[str, str], away: Mapping[str, str]) -> list[Measure]:

@@ -141,13 +141,13 @@ def diversity_by_factor(readings: np.ndarray, artist, among: Sequence[str]) -> d
     return row | {"artists": float(np.exp(entropy(artist(features, among=among))))}
 
 
-def missing_concepts(posteriors, asked, alone, *, classes, seeds, present: float, absent: float) -> pd.DataFrame:
+def missing_concepts(posteriors, asked, alone, *, classes, seeds, absent: float) -> pd.DataFrame:
     """List the concepts that a final image lacks, and how clearly x0 showed each on the way (Figure 3).
 
     Args:
         posteriors: (model, prompt) -> (step + 1, seed, class), of each step's x0 and last of the final image.
         asked, alone: prompt of two concepts -> their `ConceptPair`, and concept -> its own prompt.
-        classes, seeds, present, absent: of the posteriors, and as for `changes_of_mind`.
+        classes, seeds: of the posteriors. absent: posterior up to which a final image lacks a concept.
 
     Columns: `source` is the image's prompt, `step` counts from 1, `final` is the concept of the final image.
     """
@@ -159,11 +159,11 @@ def missing_concepts(posteriors, asked, alone, *, classes, seeds, present: float
         images += [("not asked for, own prompt", alone[a], b) for a, b in ((first, second), (second, first))]
         for condition, source, concept in images:
             *steps, final = posteriors[model, source]
-            change = concepts.changes_of_mind(steps, final, present=present, absent=absent)
+            level, step = concepts.clearest_steps(steps)
             column = classes.index(concept)
             for i in np.flatnonzero(final[:, column] <= absent):
-                row = (model, prompt, condition, concept, seeds[i], source, change.level[i, column])
-                rows.append((*row, change.step[i, column] + 1, classes[final[i].argmax()]))
+                row = (model, prompt, condition, concept, seeds[i], source, level[i, column])
+                rows.append((*row, step[i, column] + 1, classes[final[i].argmax()]))
     names = ["model", "prompt", "condition", "concept", "seed", "source", "level", "step", "final"]
     return pd.DataFrame(rows, columns=names)
 
@@ -185,15 +185,14 @@ def case_images(study: Study, classifier: Any, case: Any, *, columns: int) -> di
     return {"x0": x0, "final": final, "steps": steps, "mark": step, "box": box, "columns": columns}
 
 
-def with_errors(features: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return copies of each prompt's features (seed, d), where every fourth sample is one of another prompt."""
+def with_errors(features: Sequence[np.ndarray]) -> np.ndarray:
+    """Return a copy of features (prompt, seed, d), where every fourth sample is one of another prompt."""
     if len(features) < 2:
         raise ValueError(f"features of {len(features)} prompt: at least 2 are needed, errors are of other prompts")
-    mixed = [rows.copy() for rows in features]
-    for i, rows in enumerate(mixed):
-        others = [*features[:i], *features[i + 1 :]]
-        for row in range(2, len(rows), 4):
-            rows[row] = others[(i + row) % len(others)][row]
+    mixed = np.array(features)
+    for row in range(2, mixed.shape[1], 4):
+        shift = 1 + (row // 4) % (len(mixed) - 1)
+        mixed[:, row] = np.roll(mixed[:, row], shift, axis=0)
     return mixed
 
 

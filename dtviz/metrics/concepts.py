@@ -1,21 +1,13 @@
 """Concepts and attributes that a classifier reads in images, and where in the image it reads them (Figure 3).
 
-changes = changes_of_mind(posteriors, final)  # of each step's x0, of the final image
-changes.changed.any(axis=1).mean()  # share of samples that changed
+level, step = clearest_steps(posteriors)  # of each step's x0
+((level >= 0.9) & (final <= 0.1)).any(axis=1).mean()  # share of samples that change their mind
 """
 
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage, special
-
-
-class Changes(NamedTuple):
-    """Result of `changes_of_mind`, each (sample, concept)."""
-
-    changed: np.ndarray  # bool, x0 showed the concept and the final image lacks it
-    level: np.ndarray  # in [0, 1], the highest posterior that several consecutive steps all reach
-    step: np.ndarray  # int, the one of these steps (from 0) that shows the concept best
 
 
 class ConceptPair(NamedTuple):
@@ -26,24 +18,23 @@ class ConceptPair(NamedTuple):
     others: tuple[str, str]
 
 
-def changes_of_mind(posteriors, final, *, present: float = 0.9, absent: float = 0.1, steps: int = 2) -> Changes:
-    """Find the concepts that x0 shows for `steps` consecutive steps and that the final image lacks.
+def clearest_steps(posteriors, *, steps: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Return how clearly x0 shows each concept on the way, and at which step best, two arrays (sample, concept).
 
-    posteriors: (step, sample, concept) in [0, 1]. final: (sample, concept). x0 shows a concept from `present` on, and the
-    final image lacks one up to `absent`.
+    posteriors: (step, sample, concept) in [0, 1]. The first array is the highest posterior that `steps` consecutive steps all
+    reach, so that a flicker does not count. The second is the one of these steps, from 0, with the highest posterior.
     """
-    posteriors, final = _in_unit_range(posteriors, name="posteriors"), _in_unit_range(final, name="final")
-    if posteriors.ndim != 3 or posteriors.shape[1:] != final.shape:
-        raise ValueError(f"posteriors {posteriors.shape}, final {final.shape} must be (step, n, concept), (n, concept)")
-    if not 0 <= absent < present <= 1:
-        raise ValueError(f"absent={absent} and present={present} must be in [0, 1], absent below present")
+    posteriors = np.asarray(posteriors, dtype=np.float64)
+    # the rounding of a sum may exceed 1
+    if posteriors.ndim != 3 or not posteriors.size or not ((posteriors >= 0) & (posteriors <= 1 + 1e-6)).all():
+        raise ValueError(f"posteriors of shape {posteriors.shape} must be (step, sample, concept) in [0, 1]")
     if not 1 <= steps <= len(posteriors):
         raise ValueError(f"steps={steps} must be from 1 to the {len(posteriors)} steps of the posteriors")
     runs = np.lib.stride_tricks.sliding_window_view(posteriors, steps, axis=0)  # (start, sample, concept, steps)
     lowest = runs.min(axis=-1)
-    start, level = lowest.argmax(axis=0), lowest.max(axis=0)
+    start = lowest.argmax(axis=0)
     best = np.take_along_axis(runs, start[None, ..., None], axis=0)[0].argmax(axis=-1)
-    return Changes((level >= present) & (final <= absent), level, start + best)
+    return lowest.max(axis=0), start + best
 
 
 def concept_pairs(concepts) -> list[ConceptPair]:
@@ -90,9 +81,6 @@ def occlusion_box(drops, places, *, shape: tuple[int, int]) -> tuple[int, int, i
     drops: (n,) how far the score falls when each of the places (n, 4) is hidden. shape: height and width of the image.
     The region is connected and has at least half of the largest mean drop everywhere.
     """
-    drops, places = np.asarray(drops, dtype=np.float64), np.asarray(places)
-    if places.shape != (*drops.shape, 4):
-        raise ValueError(f"drops {drops.shape}, places {places.shape} must be (n,) and (n, 4)")
     total, count = np.zeros(shape), np.zeros(shape)
     for drop, (top, left, bottom, right) in zip(drops, places, strict=True):
         total[top:bottom, left:right] += drop
@@ -103,13 +91,6 @@ def occlusion_box(drops, places, *, shape: tuple[int, int]) -> tuple[int, int, i
     regions, _ = ndimage.label(mean >= 0.5 * mean.max())
     rows, columns = ndimage.find_objects(regions)[regions.flat[mean.argmax()] - 1]
     return rows.start, columns.start, rows.stop, columns.stop
-
-
-def _in_unit_range(posteriors, *, name: str) -> np.ndarray:
-    posteriors = np.asarray(posteriors, dtype=np.float64)
-    if not posteriors.size or not ((posteriors >= 0) & (posteriors <= 1 + 1e-6)).all():  # a sum's rounding may exceed 1
-        raise ValueError(f"{name} of shape {posteriors.shape} must be posteriors in [0, 1], at least one")
-    return posteriors
 
 
 def checked_probabilities(values, *, name: str, atol: float = 1e-6) -> np.ndarray:

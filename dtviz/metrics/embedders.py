@@ -267,15 +267,9 @@ def _clip(device: torch.device, place: str) -> Network:
 
 def _pretrained(model_class: type, device: torch.device, place: str, *more: str) -> tuple:
     """Return a transformers model, its image settings, its normalisation of pixels, and the text of its JSON files."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
     folder = Path(place).expanduser()
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(place, local_files_only=True))
-        except (FileNotFoundError, HFValidationError):  # not in the cache, or no name of a repository
-            raise FileNotFoundError(f"{place!r} is no folder here and not in the hub's cache") from None
+    if not folder.is_dir() and (folder := files.local_snapshot(place)) is None:
+        raise FileNotFoundError(f"{place!r} is no folder here and not in the hub's cache")
     texts = [(folder / name).read_text() for name in ("config.json", "preprocessor_config.json", *more)]
     config, settings, expected = json.loads(texts[0]), json.loads(texts[1]), model_class.config_class.model_type
     if (kind := config.get("model_type")) != expected:

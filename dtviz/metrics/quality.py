@@ -9,6 +9,7 @@ import numpy as np
 from scipy import special
 
 from .concepts import checked_probabilities
+from .diversity import unit_rows
 from .statistics import Estimate, mean_interval
 
 
@@ -17,7 +18,10 @@ def frechet_distance(features, reference) -> float:
 
     |mu_a - mu_b|² + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), biased upwards by about 1 / n: compare at equal n only.
     """
-    a, b = _feature_pair(features, reference, least=2)
+    a, b = (np.asarray(values, dtype=np.float64) for values in (features, reference))
+    for name, values in (("features", a), ("reference", b)):
+        if values.ndim != 2 or len(values) < 2 or not np.isfinite(values).all() or a.shape[-1] != b.shape[-1]:
+            raise ValueError(f"{name} of shape {values.shape} must be (n, d), finite, n >= 2, of the same d")
     mean = ((a.mean(0) - b.mean(0)) ** 2).sum()
     a, b = ((values - values.mean(0)) / np.sqrt(len(values) - 1) for values in (a, b))
     # A rotation of the rows changes no norm: of more rows than columns the triangle of QR is enough.
@@ -46,21 +50,11 @@ def clip_score(images, texts, *, prompts=None) -> Estimate:
 
     images, texts: (n, d) features of a CLIP, row for row. With prompts (n,), mean and interval are over the prompts' means.
     """
-    a, b = _feature_pair(images, texts, least=1)
-    if len(a) != len(b) or not (a.any(axis=1).all() and b.any(axis=1).all()):
-        raise ValueError(f"images {a.shape}, texts {b.shape} must have as many rows, one prompt an image, none zero")
-    values = 100 * (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    a, b = unit_rows(images, name="images"), unit_rows(texts, name="texts")
+    if a.shape != b.shape:
+        raise ValueError(f"images {a.shape}, texts {b.shape} must be of one shape, one prompt an image")
+    values = 100 * (a * b).sum(axis=1)
     if prompts is not None:
-        if len(prompts) != len(a):
-            raise ValueError(f"prompts has {len(prompts)} entries for {len(a)} images")
         _, which = np.unique(np.asarray(prompts), return_inverse=True)
-        values = np.bincount(which, values) / np.bincount(which)
+        values = np.bincount(which, values) / np.bincount(which)  # refuses another number of prompts
     return mean_interval(values)
-
-
-def _feature_pair(features, reference, *, least: int) -> tuple[np.ndarray, np.ndarray]:
-    a, b = (np.asarray(values, dtype=np.float64) for values in (features, reference))
-    for name, values in (("features", a), ("reference", b)):
-        if values.ndim != 2 or len(values) < least or not np.isfinite(values).all() or a.shape[-1] != b.shape[-1]:
-            raise ValueError(f"{name} of shape {values.shape} must be (n, d), finite, n >= {least}, of the same d")
-    return a, b

@@ -1,13 +1,13 @@
 """When a model decides: the distance of each step's x0 to the final image, and the step that comes close (Figure 5).
 
 distances = similarity_to_final(step_features, final_features)  # (step, sample)
-level = level_after_first_step(distilled_distances)
-fraction_of_commitment(distances.mean(axis=1), level)  # .30: the base needs 30% of its steps
+fraction_of_commitment(distances.mean(axis=1), 0.4)  # .30: after 30% of the steps it is as near as .4
 """
 
 import numpy as np
 
 from .diversity import unit_rows
+from .statistics import checked
 
 
 def similarity_to_final(step_features, final_features) -> np.ndarray:
@@ -35,27 +35,8 @@ def concept_timeline(step_features, text_features) -> np.ndarray:
     return steps @ words.T
 
 
-def level_after_first_step(distances) -> float:
-    """Return the mean over samples of distances (step, sample) or (step,) after the first step."""
-    return float(_curves(distances)[0].mean())
-
-
-def fraction_of_commitment(distances, level):
-    """Return the fraction of all steps, in (0, 1], after which a distance is first at most `level`; nan where never.
-
-    distances: (step,) or (step, sample). level: a number or (sample,). Returns a float for one curve, else (sample,) float64.
-    """
-    curves = _curves(distances)
-    level = np.asarray(level, dtype=np.float64)
-    if not np.isfinite(level).all() or level.shape not in ((), curves.shape[1:]):
-        raise ValueError(f"level {level} must be a finite number, or one for each sample of distances {curves.shape}")
-    within = curves <= level
-    fraction = (np.where(within.any(axis=0), within.argmax(axis=0), np.nan) + 1) / len(curves)
-    return float(fraction) if curves.ndim == 1 else fraction
-
-
-def _curves(distances) -> np.ndarray:
-    curves = np.asarray(distances, dtype=np.float64)
-    if curves.ndim not in (1, 2) or not curves.size or not np.isfinite(curves).all():
-        raise ValueError(f"distances of shape {curves.shape} must be finite, (step,) or (step, sample), and not empty")
-    return curves
+def fraction_of_commitment(distances, level: float) -> float:
+    """Return the fraction of all steps, in (0, 1], after which distances (step,) are first at most `level`; nan if never."""
+    distances = checked(distances, name="distances")
+    within = np.flatnonzero(distances <= level)
+    return float((within[0] + 1) / len(distances)) if len(within) else np.nan

@@ -27,14 +27,10 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class PairedTest:
-    """Mean of a - b, its t interval, the two-sided sign-flip p, and the number of pairs."""
+class PairedTest(Estimate):
+    """Mean of a - b over n pairs with its t interval, and the two-sided sign-flip p."""
 
-    mean: float
-    low: float
-    high: float
     p: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -46,24 +42,24 @@ class Comparison:
     p: float  # with Holm's correction for all comparisons made together
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.test.mean:+.3f} [{self.test.low:+.3f}, {self.test.high:+.3f}], p = {self.p:.2g}"
+        return f"{self.name}: {self.test.value:+.3f} [{self.test.low:+.3f}, {self.test.high:+.3f}], p = {self.p:.2g}"
 
     def outcome(self, *, sign: int = 1) -> str:
         """Return whether a - b has this sign, 1 or -1: "holds", "does not hold", "is not shown", or cannot be shown."""
         if sign not in (1, -1):
             raise ValueError(f"sign={sign!r} must be 1 or -1")
         if self.p < LEVEL:
-            return "holds" if sign * self.test.mean > 0 else "does not hold"
+            return "holds" if sign * self.test.value > 0 else "does not hold"
         return "is not shown" if self.test.n >= LEAST_PROMPTS else f"cannot be shown with {self.test.n} prompts"
 
     def conclude(self, claim: str, *, sign: int = 1) -> str:
         """Return the claim, its `outcome` for `sign`, the mean and p on one line."""
-        return f"{claim}: {self.outcome(sign=sign)} ({self.test.mean:+.3f}, p = {self.p:.2g})."
+        return f"{claim}: {self.outcome(sign=sign)} ({self.test.value:+.3f}, p = {self.p:.2g})."
 
     def direction(self) -> str:
         """Return on one line whether a is higher or lower than b, for a comparison without a claim."""
-        words = "no difference is shown" if self.p >= LEVEL else "higher" if self.test.mean > 0 else "lower"
-        return f"{self.name}: {words} ({self.test.mean:+.3f}, p = {self.p:.2g})."
+        words = "no difference is shown" if self.p >= LEVEL else "higher" if self.test.value > 0 else "lower"
+        return f"{self.name}: {words} ({self.test.value:+.3f}, p = {self.p:.2g})."
 
 
 def mean_interval(values) -> Estimate:
@@ -106,8 +102,7 @@ def paired_test(a, b) -> PairedTest:
     100,000 random choices with a fixed seed (Phipson & Smyth 2010).
     """
     a, b = _paired(a, b)
-    mean = mean_interval(a - b)
-    return PairedTest(mean.value, mean.low, mean.high, _sign_flip_p(a - b), mean.n)
+    return PairedTest(**vars(mean_interval(a - b)), p=_sign_flip_p(a - b))
 
 
 def _sign_flip_p(difference: np.ndarray) -> float:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 from scipy.special import expit, logsumexp, softmax
 
-from ..files import Unavailable, check_hashes, data, reading
+from ..files import Unavailable, check_hashes, data, read_safetensors
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,6 @@ def _read(name: str) -> dict[str, Any]:
     if not path.exists():
         raise Unavailable(f"classifier {name!r} lacks {path}: restore it from the repository, or run `make models`")
     check_hashes(data("models"), ["emoji-judges"])
-    with reading(path), safe_open(path, framework="numpy") as file:
-        arrays = {key: file.get_tensor(key).astype(np.float64) for key in file.keys()}  # noqa: SIM118
-        return file.metadata() | arrays | {"classes": tuple(json.loads(file.metadata()["classes"]))}
+    arrays, header = read_safetensors(path)
+    arrays = {key: array.astype(np.float64) for key, array in arrays.items()}
+    return header | arrays | {"classes": tuple(json.loads(header["classes"]))}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from .. import files
 from ..files import Unavailable, one_line, reading
@@ -111,12 +110,7 @@ def local_folders(spec: Spec, variants: tuple = ANY) -> tuple:
 def _local_folder(repo: str, revision: str | None) -> Path | None:
     """Return a folder, or that of a repository in the hub's cache, or None."""
     folder = Path(repo) if "/" in repo else files.data("models", missing_ok=True) / repo
-    if folder.is_dir() or "/" not in repo:
-        return folder
-    try:
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):  # the last: no name of a repository
-        return None
+    return folder if folder.is_dir() or "/" not in repo else files.local_snapshot(repo, revision)
 
 
 def _networks(pipeline: Path) -> list[Path]:
