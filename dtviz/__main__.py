@@ -3,8 +3,6 @@
 Exit status: 0; 1 when a notebook failed; 2 for bad input, explained in one line on stderr; 130 after Ctrl-C.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import os

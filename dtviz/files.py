@@ -1,7 +1,5 @@
 """Files: where dtviz keeps its own, atomic writes, hashes, and one-line errors for damaged input."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

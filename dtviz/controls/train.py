@@ -5,8 +5,6 @@ style = dtviz.controls.train_customisation(pair, images, name="line art", prompt
 dog = dtviz.controls.train_customisation(pair, photos, name="rex", prompts="sks dog", class_prompt="dog", modules=ATTENTION)
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Let one network be the base and, with its distillation LoRA, the distilled model."""
 
-from __future__ import annotations
-
 import functools
 import math
 import re

@@ -1,7 +1,5 @@
 """Decode latents to images, by the pipeline's autoencoder or a linear preview of it."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from typing import Any

@@ -7,8 +7,6 @@ with router.active():
 The `forward` of the base is replaced on the instance, so that all that the pipeline passes reaches the network that denoises.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections import Counter

@@ -3,8 +3,6 @@
 The pair's own pipeline runs: `HandoverScheduler` makes the steps, `DenoiserRouter` routes the denoiser calls, `capture` records.
 """
 
-from __future__ import annotations
-
 import operator
 import platform
 from collections import Counter

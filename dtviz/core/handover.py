@@ -1,7 +1,5 @@
 """Algorithm 1 of the paper: the base denoises the first steps, the distilled model the remaining ones."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections import Counter

@@ -1,7 +1,5 @@
 """A pair: a base model, the few-step model distilled from it, their schedulers, and checks that they are compatible."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field

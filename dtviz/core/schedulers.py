@@ -9,8 +9,6 @@ A sample of clean x0 and unit noise eps is, in the three spaces,
 Classes with continuous samples have a rule in `RULES`, the others a reason in `REFUSED`. A class in neither is refused.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 `schedulers.py` says how each scheduler keeps its samples. Coefficients are computed in float64 and applied in float32.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ generate_images(dtviz.load("sdxl-dmd"), read_prompts("coco_30k.csv"), "out/hybri
 table = score_images("out/hybrid", embed=embedder("inception"), reference="val2014")
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

@@ -5,8 +5,6 @@ with cads(pair, 0.25) as on_call:
     generate(pair, prompt, method="distilled", on_call=on_call)
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -3,8 +3,6 @@
 run(["fig5", "table3"], pair="emoji-dmd", parameters={"n_seeds": 4})
 """
 
-from __future__ import annotations
-
 import html
 import itertools
 import json

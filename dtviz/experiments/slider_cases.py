@@ -5,8 +5,6 @@ study = Study.open("emoji-dmd", seeds=range(10), measure=False)
 scores(study, age.measures[0], age.prompts, "distilled", controls=[age.control.at(age.scale)])  # (prompt, seed)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as memoize

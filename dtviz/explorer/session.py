@@ -1,7 +1,5 @@
 """Generate, measure, plot and save what an explorer shows, without widgets."""
 
-from __future__ import annotations
-
 import functools
 import math
 import os

@@ -5,8 +5,6 @@ variety(factors["colour"], "colour").value      # 1 if the samples vary as the t
 decided_at(read_factors(step_images)["place"])  # (n,) step after which the place no longer changes
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from .diversity import entropy

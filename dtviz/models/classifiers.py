@@ -1,7 +1,5 @@
 """Linear classifiers of the embedded models' images by artist, concept or style, and of x0 at every noise level."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
