@@ -6,7 +6,7 @@ import pytest
 
 from dtviz.core.generate import METHODS as GENERATE_METHODS
 from dtviz.experiments import paper
-from dtviz.experiments.paper import beside_paper, long, printed, seeds_of
+from dtviz.experiments.paper import beside_paper, printed, seeds_of
 from dtviz.models import drawings
 
 
@@ -17,7 +17,7 @@ def test_the_printed_tables_are_the_papers():
     np.testing.assert_allclose(table3.drop("Average").mean(), table3.loc["Average"], atol=5.0001e-4)
     table1 = printed("table1").set_index(["method", "concept"])
     assert table1.loc[("Concept Sliders", "muscular")].tolist() == [34.6, 26.7, 33.8, 39.0, 33.2]
-    table2 = long(printed("table2"), rows="method", name="quantity")  # only two times are known
+    table2 = printed("table2").melt("method", var_name="quantity").dropna()  # only two times are known
     assert table2.values.tolist() == [["base", "seconds", 9.22], ["hybrid", "seconds", 0.64]]
     table4 = printed("table4").set_index("method")
     assert table4.loc["hybrid"].tolist() == [4, 10.79, 26.13, 32.12, 0.64]
@@ -26,7 +26,7 @@ def test_the_printed_tables_are_the_papers():
 
 
 def test_the_paper_beside_itself():
-    table = long(printed("table3"), rows="prompt")
+    table = printed("table3").melt("prompt", var_name="method")
     assert len(table) == 6 * 3
     ours = table.assign(low=table["value"] - 0.01, high=table["value"] + 0.01)
     ours["prompt"] = ours["prompt"].str.upper()  # matched in any case, and returned as the paper has it
@@ -37,7 +37,7 @@ def test_the_paper_beside_itself():
 
 
 def test_only_what_both_have_is_compared():
-    table = long(printed("table3"), rows="prompt")
+    table = printed("table3").melt("prompt", var_name="method")
     prompts, methods = ["dog face", "Average", "Average"], ["base", "base", "hybrid σ"]
     ours = pd.DataFrame({"prompt": prompts, "method": methods, "value": 0.5})
     both = beside_paper(ours, table)

@@ -21,19 +21,16 @@ from dtviz.metrics.diversity import entropy
     ],
 )
 def test_clearest_steps_of_known_cases(steps, level, step):
-    levels, best = clearest_steps(np.array(steps)[:, None, None], steps=2)
+    levels, best = clearest_steps(np.array(steps)[:, None, None])
     assert (levels.item(), best.item()) == (level, step)
 
 
-def test_clearest_steps_refuse():
-    for settings, message in (
-        ({"posteriors": np.zeros((2, 2))}, "must be"),
-        ({"posteriors": np.full((4, 1, 1), 1.1)}, "posteriors of shape"),
-        ({"posteriors": np.full((4, 1, 1), np.nan)}, "posteriors of shape"),
-        ({"steps": 5}, "steps=5 must be from 1 to the 4"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            clearest_steps(**({"posteriors": np.zeros((4, 1, 1))} | settings))
+@pytest.mark.parametrize(
+    "bad", [np.zeros((2, 2)), np.zeros((1, 1, 1)), np.full((4, 1, 1), 1.1), np.full((4, 1, 1), np.nan)]
+)
+def test_clearest_steps_refuse(bad):
+    with pytest.raises(ValueError, match="posteriors of shape"):
+        clearest_steps(bad)
 
 
 def test_concept_pairs_use_every_concept_once_in_each_place():

@@ -1,7 +1,7 @@
 """The paper's prompts, methods, profiles and printed numbers.
 
 methods = {label: METHODS[label] for label in ("base", "distilled", "hybrid")}
-beside_paper(table, long(printed("table3"), rows="prompt"))     # prompt, method, ours, paper, difference
+beside_paper(table, printed("table3").melt("prompt", var_name="method"))  # prompt, method, ours, paper, difference
 """
 
 from __future__ import annotations
@@ -66,20 +66,15 @@ def printed(name: str) -> pd.DataFrame:
     return load(data("paper") / f"{name}.csv")
 
 
-def long(table: pd.DataFrame, *, rows: str, name: str = "method") -> pd.DataFrame:
-    """Return a printed table in long form: `rows`, `name` (its column) and `value`, without empty cells."""
-    return table.melt(id_vars=rows, var_name=name, value_name="value").dropna(subset="value").reset_index(drop=True)
-
-
 def beside_paper(ours: pd.DataFrame, paper: pd.DataFrame, *, on: Sequence[str] = ("prompt", "method")) -> pd.DataFrame:
-    """Return the rows that both long tables have, in the paper's order, matched in any case: `paper` and `ours`.
+    """Return the rows with a value in both long tables, in the paper's order, matched in any case: `paper` and `ours`.
 
     `difference` is ours - paper, `ratio` ours / paper. `within`: the interval from `low` to `high` holds the paper's value.
     """
     folded = [table.set_index([table[column].astype(str).str.casefold() for column in on]) for table in (ours, paper)]
     ours, paper = (side.rename(columns={"value": name}) for side, name in zip(folded, ("ours", "paper"), strict=True))
     both = paper[[*on, "paper"]].join(ours.filter(["ours", "low", "high"]), how="inner", validate="1:1")
-    both = both.reset_index(drop=True)
+    both = both.dropna(subset=["ours", "paper"]).reset_index(drop=True)
     both["difference"], both["ratio"] = both["ours"] - both["paper"], both["ours"] / both["paper"]
     if "low" in both:
         both["within"] = both["paper"].between(both["low"], both["high"])

@@ -246,7 +246,6 @@ class Study:
         return replace(trace, provenance=trace.provenance | {"controls": attached.facts()})
 
     def _trace(self, prompt: str, method: str, seeds: tuple[int, ...], **settings: Any) -> Trace:
-        """Return the run of a block of seeds."""
         arrays, facts = self._block(prompt, method, seeds, settings, "trace", Trace.arrays, {})
         return Trace.build({name: torch.as_tensor(array) for name, array in arrays.items()}, facts)
 

@@ -28,7 +28,6 @@ from ..metrics.factors import FACTORS, FactorReader, coverage, decided_at, split
 from ..metrics.similarity import fraction_of_commitment
 from ..metrics.statistics import mean_interval
 from ..models import drawings
-from ..models.classifiers import load_classifier
 
 if TYPE_CHECKING:
     from .study import Methods, Study
@@ -100,14 +99,18 @@ def plus_minus(estimates: pd.DataFrame, *, digits: int = 3, sign: str = "") -> l
     return [f"{value:{sign}.{digits}f} ±{(high - low) / 2:.{digits}f}" for value, low, high in columns]
 
 
-def measure(study: Study, prompts: Sequence[str], methods: Methods, *, classifier=None, clip=None) -> pd.DataFrame:
+def measure(
+    study: Study, prompts: Sequence[str], methods: Methods, *, classifier=None, clip=None, artist=None,
+) -> pd.DataFrame:  # fmt: skip
     """Measure each prompt and method: `value` (mean pairwise distance), `low`, `high`, `n`, `accuracy`, `clip`, `nfe`.
 
     Args:
         classifier: names the concept, for `accuracy`, which is nan without it.
         clip: the study with an embedder of texts, for `clip`, 100 times the mean cosine of image and prompt.
+        artist: classifier of the artists of an embedded pair, for the columns of `diversity_by_factor`.
     """
     texts, rows = clip.embed.text(list(prompts)) if clip else [None] * len(prompts), []
+    reader = replace(study, embed=FactorReader(embedder(artist.embedder))) if artist else None
     for prompt, text in zip(tqdm(prompts, desc="prompts"), texts, strict=True):
         for label, (method, settings) in methods.items():
             features = study.features(prompt, method, **settings)
@@ -115,19 +118,10 @@ def measure(study: Study, prompts: Sequence[str], methods: Methods, *, classifie
             row["accuracy"] = classifier.accuracy(features, prompt) if classifier else np.nan
             if clip:
                 row["clip"] = 100 * (clip.features(prompt, method, **settings) @ text).mean()
+            if artist:
+                among = drawings.load().of(prompt).artists
+                row |= diversity_by_factor(reader.features(prompt, method, **settings), artist, among)
             rows.append(row | {"nfe": sum(study.ran(method, **settings)["nfe"].values())})
-    return pd.DataFrame(rows)
-
-
-def measure_factors(study: Study, prompts: Sequence[str], methods: Methods) -> pd.DataFrame:
-    """Return `diversity_by_factor` of each prompt and method of an embedded pair, beside `prompt` and `method`."""
-    artist = load_classifier("artist")
-    reader, rows = replace(study, embed=FactorReader(embedder(artist.embedder))), []
-    for prompt in tqdm(prompts, desc="prompts"):
-        among = drawings.load().of(prompt).artists
-        for label, (method, settings) in methods.items():
-            row = diversity_by_factor(reader.features(prompt, method, **settings), artist, among)
-            rows.append({"prompt": prompt, "method": label} | row)
     return pd.DataFrame(rows)
 
 

@@ -1,7 +1,5 @@
 """Decode and measure a trace (`View`), and draw the sides of an explorer: saved (`plot_explorer`) or live (`CurvesImage`)."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -30,6 +28,13 @@ _IMAGES, _CURVES, _BAND = 5.5, 2.75, 2.3  # inches: width of three images, width
 
 Box = tuple[int, ...]  # top, left, bottom, right in pixels, bottom and right excluded; () for none
 MAX_SIZE = 384  # pixels on a side of the images that are kept: all steps of all samples are in memory
+
+
+class Line(NamedTuple):
+    name: str
+    y: tuple[float, ...]  # a value for every step
+    colour: str
+    style: str = "-"  # " ": squares in a row of the line's name, at the steps where y is the row's number
 
 
 class View:
@@ -96,13 +101,6 @@ def _to_uint8(images: torch.Tensor) -> np.ndarray:
 
 def _to_float(images: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / 255
-
-
-class Line(NamedTuple):
-    name: str
-    y: tuple[float, ...]  # a value for every step
-    colour: str
-    style: str = "-"  # " ": squares in a row of the line's name, at the steps where y is the row's number
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,7 +56,6 @@ class SideControls(ui.HBox):
         ui.dlink((self.method, "value"), (self.settings, "placeholder"), own.get)
 
     def side(self) -> dict[str, Any]:
-        """Return the method and the settings."""
         side = {"method": self.method.value}
         for setting in filter(str.strip, self.settings.value.split(",")):
             name, _, value = (part.strip() for part in setting.partition("="))
@@ -116,7 +115,6 @@ class PanelWidget(ui.VBox):
         super().__init__([self.title, ui.HBox([*map(ui.VBox, columns), self.curves]).add_class("dtviz-row")])
 
     def show(self, panel: Panel, limits: Sequence[Limits]) -> None:
-        """Show a side's content."""
         self.title.value = f"<b>{html.escape(panel.title)}</b> &emsp; {html.escape(panel.numbers)}"
         self.caption.value = html.escape(panel.caption)
         self.x_t.value, self.x0.value = (b"" if image is None else to_png(image) for image in (panel.x_t, panel.x0))

@@ -18,23 +18,20 @@ class ConceptPair(NamedTuple):
     others: tuple[str, str]
 
 
-def clearest_steps(posteriors, *, steps: int = 2) -> tuple[np.ndarray, np.ndarray]:
+def clearest_steps(posteriors) -> tuple[np.ndarray, np.ndarray]:
     """Return how clearly x0 shows each concept on the way, and at which step best, two arrays (sample, concept).
 
-    posteriors: (step, sample, concept) in [0, 1]. The first array is the highest posterior that `steps` consecutive steps all
-    reach, so that a flicker does not count. The second is the one of these steps, from 0, with the highest posterior.
+    posteriors: (step, sample, concept) in [0, 1], at least two steps. The first array is the highest posterior that two steps in
+    a row both reach, so that a flicker does not count. The second is the better one of these two steps, from 0.
     """
     posteriors = np.asarray(posteriors, dtype=np.float64)
-    # the rounding of a sum may exceed 1
-    if posteriors.ndim != 3 or not posteriors.size or not ((posteriors >= 0) & (posteriors <= 1 + 1e-6)).all():
-        raise ValueError(f"posteriors of shape {posteriors.shape} must be (step, sample, concept) in [0, 1]")
-    if not 1 <= steps <= len(posteriors):
-        raise ValueError(f"steps={steps} must be from 1 to the {len(posteriors)} steps of the posteriors")
-    runs = np.lib.stride_tricks.sliding_window_view(posteriors, steps, axis=0)  # (start, sample, concept, steps)
-    lowest = runs.min(axis=-1)
+    within = (posteriors >= 0) & (posteriors <= 1 + 1e-6)  # the rounding of a sum may exceed 1
+    if posteriors.ndim != 3 or len(posteriors) < 2 or not posteriors.size or not within.all():
+        raise ValueError(f"posteriors of shape {posteriors.shape} must be (step >= 2, sample, concept) in [0, 1]")
+    lowest = np.minimum(posteriors[:-1], posteriors[1:])
     start = lowest.argmax(axis=0)
-    best = np.take_along_axis(runs, start[None, ..., None], axis=0)[0].argmax(axis=-1)
-    return lowest.max(axis=0), start + best
+    rise = np.take_along_axis(np.diff(posteriors, axis=0), start[None], axis=0)[0]
+    return lowest.max(axis=0), start + (rise > 0)
 
 
 def concept_pairs(concepts) -> list[ConceptPair]:

@@ -81,8 +81,6 @@ class TextClassifier:
     shown = 0.9  # posterior from which on an x0 counts as showing a concept; a convention
 
     def __init__(self, text: Callable, concepts: Iterable[str], *, template: str, without: Iterable[str]) -> None:
-        if "{}" not in template:
-            raise ValueError(f"template={template!r} must hold {{}} where the concept belongs")
         self.classes = tuple(concepts)
         self.texts = text([template.format(concept) for concept in self.classes])
         self.without = text(list(without))
