@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from .experiments import notebooks, paper
 from .models import registry
@@ -88,10 +89,9 @@ def _score(args: argparse.Namespace) -> None:
 
 def _value(text: str) -> object:
     """Return a parameter as typed: a Python literal, or else the text itself."""
-    try:
+    with suppress(ValueError, SyntaxError):
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -149,9 +149,9 @@ def test_plane_and_effects_hold_points_intervals_and_names():
     assert bars(ax) == [[[40, 0.28], [40, 0.32]], [[4, 0], [4, 0.1]]]  # none below 0
     assert [line.get_color() for line in ax.lines] == [plot.COLOURS[name] for name in ("base", "hybrid")]
     assert [text.get_text() for text in ax.texts] == ["base", "hybrid"]
-    ax = plot.plot_effects(EFFECTS, x_label="score", limits=(-1.5, 2.5))
+    ax = plot.plot_effects(EFFECTS, x_label="score")
     assert ax.lines[1].get_xydata().tolist() == [[2, 0], [-1, 1]]
-    assert bars(ax) == [[[1, 0], [2.5, 0]], [[-1.5, 1], [0.5, 1]]]
+    assert bars(ax) == [[[1, 0], [3, 0]], [[-2, 1], [0.5, 1]]]
     assert [label.get_text() for label in ax.get_yticklabels()] == EFFECTS["row"].tolist()
 
 

@@ -138,11 +138,9 @@ def load(path: str | Path, *, weight_name: str | None = None, name: str = "") ->
         weight_name: file of the folder or repository. None: diffusers' name for a LoRA.
         name: name of the control. "": the one in the file, or the file's own.
     """
-    file, header = _find(path, weight_name), {}
-    if file.suffix == ".safetensors":
-        tensors, header = read_safetensors(file, "pt")
-    else:
-        tensors = load_weights_only(file)
+    file = _find(path, weight_name)
+    safe = file.suffix == ".safetensors"
+    tensors, header = read_safetensors(file, "pt") if safe else (load_weights_only(file), {})
     try:
         if HEADER in header:
             record = json.loads(header[HEADER])

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ..metrics.statistics import Estimate, PairedTest, checked, holm, mean_interval, paired_test, ratio
 
@@ -64,12 +63,9 @@ def sweep(scales, scores, *, over: str = "prompts") -> Sweep:
     units = scores.mean(axis=1 + axis)  # (scale, prompt) or (scale, seed)
     table = pd.DataFrame([vars(mean_interval(values)) for values in units]).drop(columns="n")
     table.insert(0, "scale", scales)
-    order = stats.rankdata(scales) - (len(scales) + 1) / 2
-    ranks = stats.rankdata(scores, axis=0) - (len(scales) + 1) / 2
-    norm = np.sqrt((ranks**2).sum(axis=0) * (order**2).sum())
-    products = np.einsum("s,sij->ij", order, ranks)
-    rho = np.divide(products, norm, out=np.zeros_like(norm), where=norm > 0)  # a score that never changes has no trend
-    trend = paired_test(rho.mean(axis=axis), np.zeros(units.shape[1]))
+    flat = pd.DataFrame(scores.reshape(len(scales), -1))
+    rho = flat.rank().corrwith(pd.Series(scales).rank()).fillna(0)  # a score that never changes has no trend
+    trend = paired_test(rho.to_numpy().reshape(scores.shape[1:]).mean(axis=axis), np.zeros(units.shape[1]))
     rising, monotone = float((np.diff(scores, axis=0) > 0).mean()), bool((np.diff(table["value"]) > 0).all())
     return Sweep(table, trend, rising, monotone)
 

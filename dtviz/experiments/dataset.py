@@ -15,7 +15,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -233,7 +232,7 @@ def score_images(
         one = value if isinstance(value, Estimate) else Estimate(float(value), np.nan, np.nan, len(files))
         formats = " and ".join(sorted({file.suffix[1:].lower() for file in (*files, *real)}))
         facts = {"n_reference": len(real), "embedder": by.name, "resize": by.resize, "images": formats}
-        rows.append({"measure": measure} | asdict(one) | facts)
+        rows.append({"measure": measure} | vars(one) | facts)
 
     features = image_features(files, embed, cache=cache)
     if reference is not None:

@@ -99,9 +99,7 @@ def plus_minus(estimates: pd.DataFrame, *, digits: int = 3, sign: str = "") -> l
     return [f"{value:{sign}.{digits}f} ±{(high - low) / 2:.{digits}f}" for value, low, high in columns]
 
 
-def measure(
-    study: Study, prompts: Sequence[str], methods: Methods, *, classifier=None, clip=None, artist=None,
-) -> pd.DataFrame:  # fmt: skip
+def measure(study: Study, prompts: Sequence[str], methods: Methods, *, classifier=None, clip=None, artist=None):
     """Measure each prompt and method: `value` (mean pairwise distance), `low`, `high`, `n`, `accuracy`, `clip`, `nfe`.
 
     Args:

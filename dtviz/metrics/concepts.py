@@ -57,8 +57,6 @@ def mutual_information(posteriors) -> float:
 
 def occlusion_windows(height: int, width: int, *, size: int, stride: int) -> np.ndarray:
     """Return square patches that cover an image, (n, 4) int: top, left, bottom, right. Those at the border are cut."""
-    if not 1 <= stride <= size:
-        raise ValueError(f"stride={stride} must be from 1 to size={size}, so that every pixel is hidden at least once")
     tops, lefts = (range(0, max(side - size, 0) + stride, stride) for side in (height, width))
     return np.array([(t, x, min(t + size, height), min(x + size, width)) for t in tops for x in lefts])
 

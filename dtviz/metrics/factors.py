@@ -19,11 +19,10 @@ COLOURS = {
 SIZES = {"small": 0.5625, "big": 0.75}  # side of the drawing's frame, as a share of the picture's
 CELL = 8  # pixels between neighbouring places
 LIMIT = 38  # pixels: a longer box is a big drawing, chosen on reconstructions of training pictures
-PLACES = tuple(
-    f"{row} {column}".replace("middle middle", "middle")
-    for row in ("top", "middle", "bottom")
-    for column in ("left", "middle", "right")
-)
+PLACES = (
+    "top left", "top middle", "top right", "middle left", "middle", "middle right",
+    "bottom left", "bottom middle", "bottom right",
+)  # fmt: skip
 FACTORS = {"colour": tuple(COLOURS), "size": tuple(SIZES), "place": PLACES}
 SHARES = {"colour": np.array([2] + [1] * 8) / 10, "size": np.full(2, 1 / 2), "place": np.full(9, 1 / 9)}
 
@@ -37,11 +36,8 @@ def read_factors(images) -> dict[str, np.ndarray]:
     images = np.asarray(images)
     if images.shape[-3:] != (3, SIDE, SIDE):
         raise ValueError(f"images {images.shape} must be (..., 3, {SIDE}, {SIDE}), of an embedded pair")
-    flat = images.reshape(-1, 3, SIDE, SIDE)
-    turned = flat.swapaxes(2, 3)
-    border = np.concatenate(
-        [half[:, :, rows] for half in (flat, turned) for rows in (slice(2), slice(-2, None))], axis=2
-    )
+    flat, edge = images.reshape(-1, 3, SIDE, SIDE), [0, 1, -2, -1]
+    border = np.concatenate([flat[:, :, edge], flat.swapaxes(2, 3)[:, :, edge]], axis=2)
     background = np.median(border, axis=(2, 3))
     colour = np.linalg.norm(background[:, None] - np.array([*COLOURS.values()]), axis=2).argmin(axis=1)
     mask = np.abs(flat - background[..., None, None]).max(axis=1) > 0.12
@@ -51,10 +47,8 @@ def read_factors(images) -> dict[str, np.ndarray]:
         boxes.append((line.argmax(axis=1), SIDE - line[:, ::-1].argmax(axis=1)))
     size = np.max([high - low for low, high in boxes], axis=0) > LIMIT
     row, column = (np.clip(np.round(((low + high) / 2 - SIDE / 2) / CELL), -1, 1) + 1 for low, high in boxes)
-    return {
-        name: index.astype(int).reshape(images.shape[:-3])
-        for name, index in zip(FACTORS, (colour, size, 3 * row + column), strict=True)
-    }
+    labels = {"colour": colour, "size": size, "place": 3 * row + column}
+    return {name: index.astype(int).reshape(images.shape[:-3]) for name, index in labels.items()}
 
 
 class FactorReader:

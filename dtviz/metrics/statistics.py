@@ -46,8 +46,6 @@ class Comparison:
 
     def outcome(self, *, sign: int = 1) -> str:
         """Return whether a - b has this sign, 1 or -1: "holds", "does not hold", "is not shown", or cannot be shown."""
-        if sign not in (1, -1):
-            raise ValueError(f"sign={sign!r} must be 1 or -1")
         if self.p < LEVEL:
             return "holds" if sign * self.test.value > 0 else "does not hold"
         return "is not shown" if self.test.n >= LEAST_PROMPTS else f"cannot be shown with {self.test.n} prompts"

@@ -14,9 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from ..files import data, reading
-from ..metrics.factors import FACTORS
-
-SIZE = 64
+from ..metrics.factors import FACTORS, SIDE
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def load() -> Drawings:
         index = pd.read_csv(folder / "drawings.csv")
         with Image.open(folder / "drawings.png") as sheet:
             pixels = np.asarray(sheet.convert("RGB"), dtype=np.float32) / 255
-        tiles = [pixels[y : y + SIZE, x : x + SIZE] for y, x in SIZE * index[["row", "column"]].to_numpy()]
+        tiles = [pixels[y : y + SIDE, x : x + SIDE] for y, x in SIDE * index[["row", "column"]].to_numpy()]
         prompts = tuple(name.replace("-", " ") for name in index["concept"])
         factors = {name: np.array([values.index(value) for value in index[name]]) for name, values in FACTORS.items()}
         return Drawings(np.stack(tiles).transpose(0, 3, 1, 2), prompts, tuple(index["artist"]), factors)

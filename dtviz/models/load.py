@@ -150,11 +150,8 @@ def _download(spec: Spec, variants: tuple) -> tuple:
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file, or else of the pickle beside it, read as weights only."""
-    from safetensors.torch import load_file
-
     if path.is_file():
-        with reading(path):
-            return load_file(path)
+        return files.read_safetensors(path, "pt")[0]
     warnings.warn(f"there is no {path.name}: {path.stem}.bin is a pickle, read as weights only", stacklevel=2)
     return files.load_weights_only(path.with_suffix(".bin"))
 

@@ -75,12 +75,12 @@ def plot_plane(table: pd.DataFrame, *, x_label: str, y_label: str, ax: Axes | No
     return ax
 
 
-def plot_effects(table: pd.DataFrame, *, x_label: str, limits: Limits = UNLIMITED, ax: Axes | None = None) -> Axes:
+def plot_effects(table: pd.DataFrame, *, x_label: str, ax: Axes | None = None) -> Axes:
     """Draw a dot with its interval for each row, and a line at 0. table: `row`, `value`, `low`, `high`."""
     ax = ax or plt.subplots(figsize=(3.4, 0.6 + 0.17 * len(table)))[1]
-    ends, y = table[["low", "high"]].clip(*limits), np.arange(len(table))
+    y = np.arange(len(table))
     ax.axvline(0, color=GREY, linewidth=0.6, linestyle=":")
-    ax.hlines(y, ends["low"], ends["high"], color=colour_of("base"), linewidth=1)
+    ax.hlines(y, table["low"], table["high"], color=colour_of("base"), linewidth=1)
     ax.plot(table["value"], y, "o", color=colour_of("base"), markeredgecolor="white")
     ax.set_yticks(y, table["row"])
     ax.set(ylim=(len(table) - 0.5, -0.5), xlabel=x_label)
