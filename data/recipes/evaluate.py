@@ -166,7 +166,7 @@ def main() -> None:
     less = {}
     for model in whole:
         comparisons = compare({name: (tested[model][name], tested["emoji-base"][name]) for name in TESTED})
-        less[model] = {name: [c.test.mean, c.test.low, c.test.high, c.p] for name, c in comparisons.items()}
+        less[model] = {name: [c.test.value, c.test.low, c.test.high, c.p] for name, c in comparisons.items()}
     counts = {"prompts": len(prompts), "seeds": args.seeds, "lora_seeds": args.lora_seeds, "near": args.near}
     counts |= {"caption_seeds": args.caption_seeds, "threads": torch.get_num_threads()}
     record("evaluate", **counts, models=models, distilled_less_base=less)

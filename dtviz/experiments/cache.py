@@ -50,13 +50,13 @@ class Cache:
 
 def _read(path: Path, settings: Mapping[str, Any], *, warn: bool = False) -> dict[str, np.ndarray] | None:
     """Return the arrays of a file. None if it is missing or damaged."""
+    if not path.is_file():
+        return None
     try:
         arrays, metadata = read_safetensors(path)
         if metadata.get("sha256") == content_hash(_canonical(settings), arrays):
             return arrays
         problem = f"{path} does not match its hash"
-    except FileNotFoundError:
-        return None
     except ValueError as error:
         problem = str(error)
     if warn:
