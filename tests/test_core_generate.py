@@ -123,12 +123,17 @@ def test_same_seed_same_noise_for_every_method(pair):
 
 @pytest.mark.parametrize("kind", ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
 def test_skip_scales_the_noise_for_its_first_step(pair, kind):
-    """Euler starts at sigma 14.6; its second step is at 4.1, where noise for the first one would be 3.5 times too large."""
+    """Euler starts at sigma 14.6; its second step is at 4.1, where the published code's noise is 3.5 times too large."""
     euler = getattr(diffusers, kind).from_config(pair.base_scheduler.config, timestep_spacing="trailing")
     pair = replace(pair, distilled_scheduler=euler, timesteps=None)
-    trace = dtviz.generate(pair, "a dog", method="skip", seeds=[0, 1], x_t=True)
+    settings = {"method": "skip", "seeds": [0, 1], "x_t": True}
+    ours, published = (dtviz.generate(pair, "a dog", scale_noise=scaled, **settings) for scaled in (True, False))
     noise = torch.stack([torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2)])
-    torch.testing.assert_close(trace.x_t[0], noise)  # unit variance, as the denoiser was trained
+    torch.testing.assert_close(ours.x_t[0], noise)  # unit variance, as the denoiser was trained
+    euler.set_timesteps(4)
+    ratio = euler.init_noise_sigma / (euler.sigmas[1] ** 2 + 1).sqrt()
+    assert ratio > 3
+    torch.testing.assert_close(published.x_t[0], ratio * noise)
 
 
 # The two hooks

@@ -28,7 +28,7 @@ def generate(
     pair: Pair, prompt: str | Sequence[str], *, method: str = "distilled", seeds: Iterable[int] = range(4), k: int = 1,
     steps: int | None = None, base_steps: int | None = None, guidance: float | Sequence[float] | None = None,
     base_guidance: float | Sequence[float] | None = None, convention: str = "diffusers", handover: str | None = None,
-    batch_size: int | None = None, fuse: bool = True, x_t: bool = False,
+    scale_noise: bool = True, batch_size: int | None = None, fuse: bool = True, x_t: bool = False,
     edit_x0: Callable[[torch.Tensor, DenoiserCall], torch.Tensor] | None = None,
     on_call: Callable[[DenoiserCall, torch.Tensor | None], None] | None = None,
 ) -> Trace:  # fmt: skip
@@ -47,6 +47,7 @@ def generate(
             for every scale, so that 0 is the unconditional model.
         handover: "distilled-scheduler" runs the base's `k` steps on the distilled model's scheduler, as published.
             "matched-sigma" runs the base on its own schedule down to the sigma at which step `k` starts. None: the pair's.
+        scale_noise: whether `skip` scales the initial noise for the first step that runs. False: as in the published code.
         batch_size: samples denoised together. None takes the pair's. It is halved with a warning when memory runs out, but not
             with `edit_x0`, which may join a batch.
         fuse: how a LoRA is added, see `hybrid`.
@@ -80,6 +81,7 @@ def generate(
     settings |= {"guidance": _guidance(pair, "distilled", guidance, pair.guidance)}
     settings |= {"base_guidance": _guidance(pair, "base", base_guidance, own)}
     settings |= {"handover": handover if method == "hybrid" else None}
+    settings |= {"scale_noise": scale_noise if method == "skip" else None}
 
     formula = ("base",) if convention == "formula" else ()
     router = DenoiserRouter(pair.pipeline, pair.base, pair.distilled, formula=formula, fuse=fuse)
@@ -98,8 +100,8 @@ def _run(pair: Pair, router: DenoiserRouter, prompts, seeds, settings, *, x_t: b
     pipe, of_run = pair.pipeline, ("method", "k", "steps", "base_steps", "handover")
     guidance = {"base": settings["base_guidance"], "distilled": settings["guidance"]}
     calls = denoising_calls(pair, guidance=guidance, **{name: settings[name] for name in of_run})
-    calls = [replace(call, seeds=seeds) for call in calls]
-    scheduler = HandoverScheduler(calls, edit_x0=edit_x0, keep_x0=on_call is not None)
+    calls, scale_noise = [replace(call, seeds=seeds) for call in calls], settings["scale_noise"] is not False
+    scheduler = HandoverScheduler(calls, edit_x0=edit_x0, keep_x0=on_call is not None, scale_noise=scale_noise)
 
     def next_call() -> DenoiserCall:
         if on_call is not None:

@@ -56,12 +56,14 @@ class DenoiserCall:
 class HandoverScheduler:
     """Stand in for a pipeline's scheduler: make the step of each call, and hand the sample over.
 
-    `edit_x0` is called as for `generate`, `keep_x0` keeps the x0 of the last call in `x0`.
+    `edit_x0` is called as for `generate`, `keep_x0` keeps the x0 of the last call in `x0`. Without `scale_noise` the initial
+    noise is scaled for the scheduler's first step instead of the first that runs, as in the published code.
     """
 
     calls: Sequence[DenoiserCall]
     edit_x0: Callable[[torch.Tensor, DenoiserCall], torch.Tensor] | None = None
     keep_x0: bool = False
+    scale_noise: bool = True
     evaluate: Callable[[DenoiserCall], torch.Tensor] | None = None  # of `DenoiserRouter`, for `DenoiserCall.predict`
     index: int = 0
     x0: torch.Tensor | None = None
@@ -108,8 +110,9 @@ class HandoverScheduler:
 
     @property
     def init_noise_sigma(self):
-        first = self.calls[0]  # a skip begins below the scheduler's own first step
-        if space(first.scheduler) != "ve" or first.timestep == first.scheduler.timesteps[0]:
+        first = self.calls[0]
+        unscaled = not self.scale_noise or space(first.scheduler) != "ve"
+        if unscaled or first.timestep == first.scheduler.timesteps[0]:
             return first.scheduler.init_noise_sigma
         return (first.sigma**2 + 1) ** 0.5
 
