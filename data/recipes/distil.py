@@ -143,5 +143,5 @@ def publish(name: str, unet: UNet2DConditionModel, draw: Callable[[torch.Tensor]
     rows = torch.arange(0, len(concepts()), 4, device=DEVICE).repeat_interleave(8)
     torch.manual_seed(0)
     with torch.no_grad():
-        contact_sheet(data.decode(draw(data.named(rows))), 16, WORK / f"{name}.png")
+        contact_sheet(data.decode(draw(data.named(rows))), 24, WORK / f"{name}.png")
     print("contact sheet of", ", ".join(caption(concepts()[row]) for row in rows[::8]))
