@@ -141,6 +141,7 @@ def assemble(unet: UNet2DConditionModel) -> StableDiffusionPipeline:
     scheduler.register_to_config(clip_sample=False)  # for DDIM in its place, which by default clips latents
     unet = copy.deepcopy(unet).to(memory_format=torch.contiguous_format)
     unet.set_default_attn_processor()
+    unet.register_to_config(_name_or_path="")  # not this machine's path
     pipe = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(BASE / "vae", dtype=torch.float32),
         text_encoder=CLIPTextModel.from_pretrained(BASE / "text_encoder", dtype=torch.float32),
