@@ -144,6 +144,7 @@ def main() -> None:
         output = vae.decode(vae.encode(pictures).latent_dist.mean).sample
     rows = zip(pictures.split(16), output.split(16), strict=True)
     contact_sheet(torch.cat([torch.cat(pair) for pair in rows]), 16, MODELS.parent / "recipes" / "work" / "vae.png")
+    vae.register_to_config(_name_or_path="")  # not this machine's path
     vae.to(memory_format=torch.contiguous_format).half().save_pretrained(FOLDER)
 
 
